@@ -1,0 +1,173 @@
+"""Configurations: frozen dataclasses whose range checks are reported together, with a JSON and YAML round trip."""
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+
+Config = TypeVar("Config", bound="BaseConfig")
+
+
+def _help(text: str, default: Any) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+def parse_amount(text: str) -> int | float:
+    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count: the dot decides, as in `TrainingArguments`."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def matches_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from YAML or JSON fits a field's type; an int is a float, a bool is neither."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return any(matches_type(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe_type(hint: Any) -> str:
+    """A field's type in words a user can act on."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(option) for option in get_args(hint))
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(describe_type(option) for option in get_args(hint))
+    return "null" if hint is type(None) else hint.__name__
+
+
+class BaseConfig:
+    """What the configurations share: type checks, range checks and files. Subclasses are frozen dataclasses."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name, hint in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if not matches_type(value, hint):
+                problems.append(f"`{name}` must be {describe_type(hint)}, got {value!r}")
+        problems = problems or self.range_problems()
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+    def range_problems(self) -> list[str]:
+        """One sentence for every value out of range; called once the types are known to fit."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+        """Build from a mapping.
+
+        Raises:
+            ValueError: for an unknown key, a wrong type or a value out of range, each by name.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(f"{cls.__name__}: expected a mapping of field names to values, got {type(values).__name__}.")
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise ValueError(f"{cls.__name__}: unknown key(s) {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls: type[Config], text: str) -> Config:
+        """Build from JSON text."""
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        """The fields as YAML text, in the order of the class."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls: type[Config], text: str) -> Config:
+        """Build from YAML text."""
+        return cls.from_dict(yaml.safe_load(text) or {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class GISTConfig(BaseConfig):
+    """What GIST selects and how.
+
+    Args:
+        budget (`int` or `float`, defaults to 0.05): how much of the pool to keep: a float is a fraction, an int is a
+            count. The unit is `budget_unit`.
+        budget_unit (`str`, defaults to `"rows"`): `"rows"`, or `"tokens"` for labelled tokens.
+        warmup_ratio (`float`, defaults to 0.05): share of the pool to train on before selecting (paper: 5 %, one
+            epoch), rounded up to whole optimizer steps.
+        warmup_steps (`int`, *optional*): length of the warm-up in optimizer steps; overrides `warmup_ratio`.
+        rank (`int`, *optional*): fixed rank `k` of the subspace. By default the smallest `k` that explains
+            `explained_variance`.
+        explained_variance (`float`, defaults to 0.95): share of the target gradients' squared spectrum to keep.
+        score (`str`, defaults to `"subspace_cosine"`): cosine inside the subspace (the paper's), or `"cosine"` for
+            the plain cosine of the full gradients.
+        strategy (`str`, defaults to `"max"`): how the scores against the target groups become a choice: the `"max"`
+            over groups (the paper's), their `"mean"`, or `"round_robin"`, each group picking its best row in turn.
+        target_group_column (`str`, *optional*): column of the target set that names each row's group (sub-task). The
+            target gradients of a group are averaged. By default every target row is its own group.
+        source_column (`str`, *optional*): column of the candidate pool to report shares by.
+        scoring_tokens_per_batch (`int`, defaults to 4096): padded tokens in one scoring batch.
+        scoring_dtype (`str`, defaults to `"auto"`): `"float32"` or `"bfloat16"` compute for scoring; `"auto"` follows
+            the `bf16`/`fp16` argument of the trainer, or the model's own dtype offline.
+        after_selection (`str`, defaults to `"continue"`): go on with the warmed-up adapter, or `"restart"` from the
+            initial adapter with a fresh optimizer and schedule (the paper's).
+        seed (`int`, defaults to 42): seed of the warm-up sample and of the order of each pass.
+
+    Raises:
+        ValueError: naming every field that has a wrong type or is out of range.
+    """
+
+    budget: int | float = _help("How much of the pool to keep: 0.05 is a fraction, 500 is a count.", 0.05)
+    budget_unit: Literal["rows", "tokens"] = _help("Unit of the budget: rows, or labelled tokens.", "rows")
+    warmup_ratio: float = _help("Share of the pool to train on before selecting.", 0.05)
+    warmup_steps: int | None = _help("Warm-up length in optimizer steps; overrides the ratio.", None)
+    rank: int | None = _help("Fixed rank of the subspace instead of the explained-variance rule.", None)
+    explained_variance: float = _help("Share of the target gradients' squared spectrum to keep.", 0.95)
+    score: Literal["subspace_cosine", "cosine"] = _help("Cosine in the subspace, or plain cosine.", "subspace_cosine")
+    strategy: Literal["max", "mean", "round_robin"] = _help("How scores per target group become a choice.", "max")
+    target_group_column: str | None = _help("Column of the target set naming each row's group.", None)
+    source_column: str | None = _help("Column of the pool to report shares by.", None)
+    scoring_tokens_per_batch: int = _help("Padded tokens in one scoring batch.", 4096)
+    scoring_dtype: Literal["auto", "float32", "bfloat16"] = _help("Compute dtype of scoring.", "auto")
+    after_selection: Literal["continue", "restart"] = _help("Keep the warmed-up adapter or start afresh.", "continue")
+    seed: int = _help("Seed of the warm-up sample and of the order of each pass.", 42)
+
+    def range_problems(self) -> list[str]:
+        """See [`BaseConfig`]."""
+        problems = []
+
+        def require(holds: bool, name: str, rule: str) -> None:
+            if not holds:
+                problems.append(f"`{name}` must be {rule}, got {getattr(self, name)!r}")
+
+        fraction = isinstance(self.budget, float)
+        require(
+            math.isfinite(self.budget) and (0 < self.budget <= 1 if fraction else self.budget >= 1),
+            "budget",
+            f"a fraction in (0, 1] or a count of at least 1 {self.budget_unit}",
+        )
+        require(0 < self.warmup_ratio < 1, "warmup_ratio", "between 0 and 1, both excluded")
+        require(self.warmup_steps is None or self.warmup_steps >= 1, "warmup_steps", "at least 1")
+        require(self.rank is None or self.rank >= 1, "rank", "at least 1")
+        require(0 < self.explained_variance <= 1, "explained_variance", "in (0, 1]")
+        require(self.scoring_tokens_per_batch >= 1, "scoring_tokens_per_batch", "at least 1")
+        require(self.seed >= 0, "seed", "0 or more")
+        return problems

@@ -1,0 +1,13 @@
+"""Named warnings of the library, so that a script can turn any of them into an error."""
+
+
+class NoEffectWarning(UserWarning):
+    """A method ran but changed nothing: a mask that kept everything, a swap that selected the whole pool."""
+
+
+class SelectionNotVerifiedWarning(UserWarning):
+    """The run-time check that only selected rows are trained on could not be made for this data."""
+
+
+class UnscorableRowsWarning(UserWarning):
+    """Some candidate rows have no labelled token, or a gradient that is not finite, and cannot be selected."""

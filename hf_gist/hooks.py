@@ -1,0 +1,80 @@
+"""Hooks that turn tracked modules into reporting ones for as long as a `with` block lasts."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+
+import torch
+from peft.utils.integrations import dequantize_module_weight
+from peft.utils.other import transpose
+from torch import Tensor, nn
+
+from hf_gist.lora import TrackedModule
+from hf_gist.persample import TrackedLinear, TrackedScale
+
+
+Report = Callable[[TrackedModule, Tensor, Tensor], None]
+"""Receives the tracked module and the `(a, d)` of [`hf_gist.persample`]."""
+
+
+def _linear_hook(tracked: TrackedModule, report: Report):
+    def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
+        if not torch.is_grad_enabled():
+            return None
+        return TrackedLinear.apply(args[0], module.weight, module.bias, output.detach(), partial(report, tracked))
+
+    return hook
+
+
+def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+    """`∂y/∂m` `[B, T, o]` of a DoRA layer `y = (s - 1) base + s lora` with `s = m / ‖W + BA‖`: `(base + lora) / ‖·‖`.
+
+    Computed from its parts, because recovering it as `(y + base) / m` loses digits where `m` is small.
+    """
+    x, lora_a, lora_b, scaling = args[0], kwargs["lora_A"], kwargs["lora_B"], kwargs["scaling"]
+    weight = dequantize_module_weight(kwargs["base_layer"]).to(x.dtype)
+    base = kwargs["base_result"]
+    if base is None:
+        base = nn.functional.linear(x, transpose(weight, module.fan_in_fan_out))
+    elif kwargs["base_layer"].bias is not None:
+        base = base - kwargs["base_layer"].bias
+    delta = module.get_lora_weight(lora_A=lora_a, lora_B=lora_b).to(x.dtype)
+    norm = module.get_weight_norm(weight=weight, lora_weight=delta, scaling=scaling)
+    return (base + lora_b(lora_a(x)) * scaling) / norm
+
+
+def _freeze_scale(module: nn.Module, args: tuple) -> None:
+    # The graph of y must not reach m: its gradient is reported per sample instead.
+    module.weight.requires_grad_(False)
+
+
+def _scale_hook(tracked: TrackedModule, report: Report):
+    def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | None) -> Tensor | None:
+        module.weight.requires_grad_(True)
+        if output is None or not torch.is_grad_enabled():
+            return None
+        with torch.no_grad():
+            z = scale_derivative(module, args, kwargs)
+        return TrackedScale.apply(output, z, partial(report, tracked))
+
+    return hook
+
+
+@contextmanager
+def reporting(tracked_modules: Sequence[TrackedModule], report: Report) -> Iterator[None]:
+    """While active, every backward hands `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
+
+    Args:
+        tracked_modules (`Sequence[TrackedModule]`): from [`hf_gist.lora.find_tracked`].
+        report (`Report`): called once per module and backward, from the last module to the first.
+    """
+    with ExitStack() as stack:
+        for tracked in tracked_modules:
+            if tracked.kind == "linear":
+                handle = tracked.module.register_forward_hook(_linear_hook(tracked, report))
+            else:
+                stack.callback(tracked.module.weight.requires_grad_, True)
+                stack.callback(tracked.module.register_forward_pre_hook(_freeze_scale).remove)
+                handle = tracked.module.register_forward_hook(_scale_hook(tracked, report), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield

@@ -1,0 +1,139 @@
+"""What peft put into a model: which trainable parameters exist, which module owns each, and which block it is in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peft import PeftModel
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+OUTSIDE_BLOCKS = ""
+"""Block key of trainable modules that are not inside a repeated block, such as a classification head."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedModule:
+    """A module whose parameters' per-sample gradients can be taken by hooks.
+
+    Args:
+        name (`str`): full name of the module.
+        module (`nn.Module`): the module.
+        kind (`str`): `"linear"` or `"scale"` (a DoRA magnitude).
+        block (`str`): name of the repeated block it is in, or `OUTSIDE_BLOCKS`.
+        parameters (`dict[str, str]`): attribute of the module (`weight`, `bias`) to full parameter name.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    block: str
+    parameters: dict[str, str]
+
+    def numel(self) -> int:
+        """Number of trainable values."""
+        return sum(getattr(self.module, attribute).numel() for attribute in self.parameters)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft model, with the LoRA layers in place; other models are returned as is.
+
+    Calling it directly leaves out wrappers that a trainer put around the outer model, such as autocast.
+    """
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def block_of(model: nn.Module, name: str) -> str:
+    """The repeated block a module is in: its name up to the index in the outermost `nn.ModuleList`."""
+    parts, parent = name.split("."), model
+    for depth, part in enumerate(parts):
+        if isinstance(parent, nn.ModuleList):
+            return ".".join(parts[: depth + 1])
+        parent = getattr(parent, part)
+    return OUTSIDE_BLOCKS
+
+
+def _kind_of(module: nn.Module) -> str | None:
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return "linear"
+    # subclasses are embeddings and convolutions, which scale something else
+    if type(module) is DoraLinearLayer:
+        return "scale"
+    return None
+
+
+def _inactive_adapters(model: nn.Module) -> Iterator[str]:
+    """Names of the modules and parameters of adapters that are loaded but not active."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            for layer_name in module.adapter_layer_names:
+                for adapter in getattr(module, layer_name, {}):
+                    if adapter not in module.active_adapters:
+                        yield f"{name}.{layer_name}.{adapter}"
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def find_tracked(model: nn.Module) -> list[TrackedModule]:
+    """Every trainable parameter of the active adapter, by the module that owns it.
+
+    Args:
+        model (`nn.Module`): a peft model with LoRA layers.
+
+    Returns:
+        `list[TrackedModule]`: in the order of the model.
+
+    Raises:
+        ValueError: if nothing is trainable, if no LoRA layer is, or if a trainable parameter belongs to a module whose
+            per-sample gradients are not supported; each such parameter is named.
+    """
+    inactive = set(_inactive_adapters(model))
+    owners: dict[str, dict[str, str]] = {}
+    refused = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or inactive.intersection(_prefixes(name)):
+            continue
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        kind = _kind_of(module)
+        if kind is None:
+            refused.append(f"{name} (in {type(module).__name__})")
+        else:
+            owners.setdefault(owner, {})[attribute] = name
+    if refused:
+        raise ValueError(
+            "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
+            f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
+            f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
+            "the adapter's `target_modules` and `modules_to_save`."
+        )
+    if not any(".lora_" in name for name in owners):
+        raise ValueError(
+            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
+            "load the adapter with `is_trainable=True`."
+        )
+    return [
+        TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes)
+        for name, attributes in owners.items()
+        for module in [model.get_submodule(name)]
+    ]
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name; what `after_selection="restart"` resets."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def model_identity(model: nn.Module) -> dict[str, str | None]:
+    """Where the base model came from, for a manifest: its name or path, revision and class."""
+    base = unwrapped(model)
+    config = getattr(base, "config", None)
+    return {
+        "name_or_path": getattr(config, "_name_or_path", None) or None,
+        "revision": getattr(config, "_commit_hash", None),
+        "class": type(base).__name__,
+    }

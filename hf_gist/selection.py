@@ -1,0 +1,154 @@
+"""From coordinates to a choice: group directions, cosines, strategies and budgets (paper GIST, Eq. 15-17).
+
+Notation: `N` candidates, `M` target rows, `H` target groups, `q` coordinates. Ties are always broken by row index.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+
+CHUNK_ROWS = 65536
+"""Candidates compared with the groups at a time, so that `[N, H]` need not fit in memory."""
+
+
+def group_directions(coordinates: Tensor, groups: Sequence[int], number_of_groups: int) -> Tensor:
+    """Unit directions of the target groups: the mean of each group's coordinates, normalised.
+
+    Args:
+        coordinates (`Tensor`): target coordinates `[M, k]`.
+        groups (`Sequence[int]`): the group of each target row, `M` values in `[0, H)`.
+        number_of_groups (`int`): `H`.
+
+    Returns:
+        `Tensor`: `[H, k]` float64; a group whose mean is zero has a zero direction and attracts nothing.
+    """
+    index = torch.as_tensor(groups, dtype=torch.long)
+    sums = torch.zeros(number_of_groups, coordinates.shape[1], dtype=torch.float64)
+    sums.index_add_(0, index, coordinates.double())
+    means = sums / torch.bincount(index, minlength=number_of_groups).clamp(min=1).unsqueeze(1)
+    return torch.nn.functional.normalize(means, dim=1)
+
+
+def cosines(coordinates: Tensor, directions: Tensor, norms: Tensor | None = None) -> Tensor:
+    """Cosine of every candidate with every group direction.
+
+    Args:
+        coordinates (`Tensor`): candidate coordinates `[n, k]`.
+        directions (`Tensor`): unit directions `[H, k]`.
+        norms (`Tensor`, *optional*): `[n]` full gradient norms, for the plain cosine; by default the norm inside the
+            subspace.
+
+    Returns:
+        `Tensor`: `[n, H]` float64; a candidate of norm zero scores 0.
+    """
+    coordinates = coordinates.double()
+    norms = coordinates.norm(dim=1) if norms is None else norms.double()
+    inner = coordinates @ directions.T
+    return inner / torch.where(norms > 0, norms, torch.ones_like(norms)).unsqueeze(1)
+
+
+def _chunks(coordinates: Tensor, directions: Tensor, norms: Tensor | None) -> Iterator[Tensor]:
+    for start in range(0, len(coordinates), CHUNK_ROWS):
+        rows = slice(start, start + CHUNK_ROWS)
+        yield cosines(coordinates[rows], directions, None if norms is None else norms[rows])
+
+
+def score_candidates(
+    coordinates: Tensor, directions: Tensor, norms: Tensor | None = None, reduce: str = "max"
+) -> tuple[Tensor, Tensor]:
+    """One score for every candidate.
+
+    Args:
+        coordinates (`Tensor`): candidate coordinates `[N, k]`.
+        directions (`Tensor`): group directions `[H, k]`.
+        norms (`Tensor`, *optional*): see [`cosines`].
+        reduce (`str`): `"max"` over groups (paper Eq. 17) or their `"mean"`.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: scores `[N]` float32 and the best matching group `[N]`.
+    """
+    scores, best = [], []
+    for chunk in _chunks(coordinates, directions, norms):
+        top, group = chunk.max(dim=1)
+        scores.append(chunk.mean(dim=1) if reduce == "mean" else top)
+        best.append(group)
+    return torch.cat(scores).float(), torch.cat(best)
+
+
+def ranked(scores: Tensor) -> Tensor:
+    """Row indices by descending score `[n]`; equal scores in order of the index."""
+    return torch.sort(scores, descending=True, stable=True).indices
+
+
+def round_robin(coordinates: Tensor, directions: Tensor, eligible: Tensor, norms: Tensor | None = None) -> list[int]:
+    """Each group in turn picks its best row that no group has taken, until every eligible row is ranked.
+
+    Args:
+        coordinates (`Tensor`): `[N, k]`.
+        directions (`Tensor`): `[H, k]`.
+        eligible (`Tensor`): `[N]` bool.
+        norms (`Tensor`, *optional*): see [`cosines`].
+
+    Returns:
+        `list[int]`: the eligible rows in the order they are picked.
+    """
+    rows = eligible.nonzero().flatten()
+    per_group = torch.cat(
+        [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
+    )
+    orders = [rows[ranked(column)].tolist() for column in per_group.T]
+    taken, picked, position = set(), [], [0] * len(orders)
+    while len(picked) < len(rows):
+        for group, order in enumerate(orders):
+            while position[group] < len(order) and order[position[group]] in taken:
+                position[group] += 1
+            if position[group] == len(order):
+                continue
+            taken.add(order[position[group]])
+            picked.append(order[position[group]])
+    return picked
+
+
+def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None:
+    """The number of rows a row budget asks for; `None` for a token budget.
+
+    Raises:
+        ValueError: if the budget selects nothing or more than the pool.
+    """
+    if unit == "tokens":
+        return None
+    rows = int(budget * pool_size + 1e-9) if isinstance(budget, float) else budget
+    if rows < 1:
+        raise ValueError(f"`budget={budget}` of {pool_size} rows selects nothing; raise it to at least {1 / pool_size:.2g}.")
+    if rows > pool_size:
+        raise ValueError(f"`budget={budget}` rows is more than the {pool_size} rows of the pool; lower it.")
+    return rows
+
+
+def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor) -> list[int]:
+    """The longest prefix of a ranking that fits the budget.
+
+    Args:
+        order (`Sequence[int]`): scorable rows, best first.
+        budget (`int` or `float`): a fraction of the pool or a count.
+        unit (`str`): `"rows"` or `"tokens"`.
+        label_tokens (`Tensor`): labelled tokens of every pool row `[N]`.
+
+    Returns:
+        `list[int]`: the selected rows, best first.
+
+    Raises:
+        ValueError: if the budget selects nothing.
+    """
+    rows = rows_in_budget(budget, unit, len(label_tokens))
+    if rows is None:
+        total = int(label_tokens.sum())
+        allowed = int(budget * total) if isinstance(budget, float) else budget
+        used = label_tokens[torch.as_tensor(order, dtype=torch.long)].cumsum(0)
+        rows = int((used <= allowed).sum())
+    selected = list(order[:rows])
+    if not selected:
+        raise ValueError(f"`budget={budget}` {unit} selects no row; raise it.")
+    return selected

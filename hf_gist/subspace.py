@@ -1,0 +1,86 @@
+"""The spectral filter of GIST: the subspace spanned by the target set's gradients.
+
+Notation: `G` `[M, D]` target gradients, `C = G Gᵀ` `[M, M]`, `C = U S² Uᵀ`, basis `V = Gᵀ U S⁻¹` `[D, q]`. Everything
+of size `D` is handled one parameter at a time.
+"""
+
+import torch
+from torch import Tensor
+
+
+RELATIVE_TOLERANCE = 1e-5
+"""Singular values below this fraction of the largest are noise of fp32 gradients and are dropped."""
+
+
+def spectrum(gram: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> tuple[Tensor, Tensor]:
+    """Singular values and left singular vectors of `G` from its Gram matrix.
+
+    Args:
+        gram (`Tensor`): `G Gᵀ` `[M, M]`.
+        tolerance (`float`): singular values below `tolerance * largest` are dropped, never divided by.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: `S` `[q]` in descending order and `U` `[M, q]`, float64. The sign of each column of
+        `U` makes its largest entry positive, so that the same input gives the same basis.
+
+    Raises:
+        ValueError: if the Gram matrix is not finite or every gradient is zero.
+    """
+    gram = gram.double()
+    if not torch.isfinite(gram).all():
+        raise ValueError("The Gram matrix of the target gradients is not finite; look for NaN or Inf in the targets.")
+    values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
+    singular = values.flip(0).clamp(min=0).sqrt()
+    if singular[0] == 0:
+        raise ValueError(
+            "Every target gradient is zero. A LoRA adapter whose A and B are both zero, or a target set the model "
+            "already fits exactly, has no direction to select by."
+        )
+    keep = singular > tolerance * singular[0]
+    u = vectors.flip(1)[:, keep]
+    flip = u.gather(0, u.abs().argmax(0, keepdim=True)).sign()
+    return singular[keep], u * flip
+
+
+def choose_rank(singular_values: Tensor, explained_variance: float, rank: int | None = None) -> int:
+    """The smallest `k` with `Σ_{i<=k} S_i² / Σ S_i² >= explained_variance` (paper GIST, section 3), or the fixed rank.
+
+    Args:
+        singular_values (`Tensor`): `S` `[q]`, descending.
+        explained_variance (`float`): in (0, 1].
+        rank (`int`, *optional*): a fixed rank; larger than `q` is cut to `q`.
+
+    Returns:
+        `int`: `k`, between 1 and `q`.
+    """
+    if rank is not None:
+        return min(rank, len(singular_values))
+    shares = captured_variance(singular_values)
+    # 1e-12: a share of 1.0 must be reachable although the cumulative sum is rounded
+    return int((shares < explained_variance - 1e-12).sum().item()) + 1
+
+
+def captured_variance(singular_values: Tensor) -> Tensor:
+    """Share of the squared spectrum that the first `k` directions hold, for every `k`: `[q]`."""
+    squares = singular_values.double().square()
+    return squares.cumsum(0) / squares.sum()
+
+
+def basis_slice(gradients: Tensor, singular_values: Tensor, u: Tensor) -> Tensor:
+    """One parameter's rows of the orthonormal basis `V = Gᵀ U S⁻¹`.
+
+    Args:
+        gradients (`Tensor`): the targets' gradients of this parameter `[M, n]`.
+        singular_values (`Tensor`): `[q]`.
+        u (`Tensor`): `[M, q]`.
+
+    Returns:
+        `Tensor`: `[q, n]`, float32; computed in float64.
+    """
+    weights = (u / singular_values).to(gradients.device)
+    return (weights.T @ gradients.double()).float()
+
+
+def target_coordinates(singular_values: Tensor, u: Tensor) -> Tensor:
+    """Coordinates of the target gradients in the basis: `U S` `[M, q]`, float32."""
+    return (u * singular_values).float()
