@@ -1,0 +1,278 @@
+"""A selection, and its form on disk: Parquet, safetensors and JSON, each written to a temporary name and renamed."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_gist.config import GISTConfig
+from hf_gist.selection import cut_to_budget, group_directions, ranked, round_robin, score_candidates
+from hf_gist.subspace import captured_variance, choose_rank
+
+
+FOLDER = "gist"
+SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
+CONFIG, MANIFEST, TARGETS = "gist_config.json", "manifest.json", "targets.parquet"
+RESELECTABLE = ("budget", "budget_unit", "rank", "explained_variance", "score", "strategy", "target_group_column")
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything scoring measured; any selection can be chosen from it without touching the model again.
+
+    Args:
+        coordinates (`Tensor`): candidates in the full-rank basis `[N, q]` float32.
+        norms (`Tensor`): candidate gradient norms `[N]` float32.
+        label_tokens (`Tensor`): labelled tokens `[N]` int64.
+        singular_values (`Tensor`): of the target gradients `[q]` float64, descending.
+        target_coordinates (`Tensor`): `[M, q]` float32.
+        target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
+        sources (`list[str]`, *optional*): the source of each candidate.
+    """
+
+    coordinates: Tensor
+    norms: Tensor
+    label_tokens: Tensor
+    singular_values: Tensor
+    target_coordinates: Tensor
+    target_columns: dict[str, list[Any]] = field(default_factory=dict)
+    sources: list[str] | None = None
+
+    @property
+    def scorable(self) -> Tensor:
+        """`[N]` bool: rows with a labelled token and a finite gradient."""
+        return (self.label_tokens > 0) & torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
+
+    def groups(self, column: str | None) -> tuple[list[int], list[str]]:
+        """The group index of each target row and the groups' names; without a column every row is its own group.
+
+        Raises:
+            ValueError: if the target rows have no such column.
+        """
+        rows = len(self.target_coordinates)
+        if column is None:
+            return list(range(rows)), [str(i) for i in range(rows)]
+        if column not in self.target_columns:
+            known = ", ".join(self.target_columns) or "none"
+            raise ValueError(f"`target_group_column={column!r}` is not a column of the target set. Columns: {known}.")
+        values = [str(value) for value in self.target_columns[column]]
+        names = sorted(set(values))
+        return [names.index(value) for value in values], names
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of GIST: which rows of the pool to train on, and why.
+
+    Attributes:
+        indices (`list[int]`): selected rows, best first.
+        scores (`Tensor`): `[N]` float32; unscorable rows are `-inf`, never NaN.
+        rank (`int`): rank `k` of the subspace used.
+        explained_variance (`float`): share of the target gradients' squared spectrum inside it.
+        energy (`Tensor`): `[N]` float32, share of each candidate's squared gradient norm inside it.
+        best_group (`Tensor`): `[N]` int64, the target group each candidate matches best.
+        group_names (`list[str]`): names of the target groups.
+        config (`GISTConfig`): what was asked.
+        measurements (`Measurements`): what was measured.
+        manifest (`dict`): versions, fingerprints, counts and seconds of the run that measured it.
+    """
+
+    indices: list[int]
+    scores: Tensor
+    rank: int
+    explained_variance: float
+    energy: Tensor
+    best_group: Tensor
+    group_names: list[str]
+    config: GISTConfig
+    measurements: Measurements
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Singular values of the target gradients `[q]`, descending."""
+        return self.measurements.singular_values
+
+    @classmethod
+    def choose(cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None):
+        """Choose rows from measurements: rank, group directions, scores, strategy, budget (paper Eq. 15-17).
+
+        Raises:
+            ValueError: if the group column is missing or the budget selects nothing.
+        """
+        m, scorable = measurements, measurements.scorable
+        groups, names = m.groups(config.target_group_column)
+        rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
+        coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
+        plain = config.score == "cosine"
+        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms.
+        k = len(m.singular_values) if plain else rank
+        norms = torch.where(scorable, m.norms, torch.zeros(())) if plain else None
+        directions = group_directions(m.target_coordinates[:, :k], groups, len(names))
+        reduce = "mean" if config.strategy == "mean" else "max"
+        scores, best = score_candidates(coordinates[:, :k], directions, norms, reduce)
+        scores = torch.where(scorable, scores, torch.tensor(float("-inf")))
+        if config.strategy == "round_robin":
+            order = round_robin(coordinates[:, :k], directions, scorable, norms)
+        else:
+            order = ranked(scores)[: int(scorable.sum())].tolist()
+        squares = m.norms.double().square()
+        inside = coordinates[:, :rank].double().square().sum(1)
+        energy = torch.where(scorable & (squares > 0), inside / squares, torch.zeros(()).double()).clamp(max=1)
+        return cls(
+            indices=cut_to_budget(order, config.budget, config.budget_unit, m.label_tokens),
+            scores=scores,
+            rank=rank,
+            explained_variance=float(captured_variance(m.singular_values)[rank - 1]),
+            energy=energy.float(),
+            best_group=best,
+            group_names=names,
+            config=config,
+            measurements=m,
+            manifest=manifest or {},
+        )
+
+    def reselect(self, **changes: Any) -> "Selection":
+        """Choose again from the same measurements, without rescoring.
+
+        Args:
+            changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy` or
+                `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
+
+        Raises:
+            ValueError: for any other field, which would need scoring again.
+        """
+        unknown = sorted(set(changes) - set(RESELECTABLE))
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} cannot be changed without scoring again; reselect() takes {', '.join(RESELECTABLE)}."
+            )
+        if "explained_variance" in changes:
+            changes.setdefault("rank", None)
+        return Selection.choose(self.measurements, dataclasses.replace(self.config, **changes), self.manifest)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write all artifacts into `folder`, which is made if need be. The manifest is written last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        m = self.measurements
+        tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
+        spectrum = {"singular_values": m.singular_values, "target_coordinates": m.target_coordinates}
+        write(folder / SCORES, lambda path: _scores_table(self).to_parquet(path))
+        write(folder / TARGETS, lambda path: Dataset.from_dict(_target_table(m)).to_parquet(path))
+        write(folder / COORDINATES, lambda path: save_file(_contiguous(tensors), path))
+        write(folder / SUBSPACE, lambda path: save_file(_contiguous(spectrum), path))
+        write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
+        write_json(folder / MANIFEST, {**self.manifest, **_counts(self)})
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Selection":
+        """Read what [`Selection.save`] wrote.
+
+        Raises:
+            ValueError: if a file is missing or cannot be read, by name.
+        """
+        folder = Path(folder)
+        tensors, spectrum = read(folder / COORDINATES, load_file), read(folder / SUBSPACE, load_file)
+        table = read(folder / SCORES, _read_parquet)
+        targets = read(folder / TARGETS, _read_parquet)
+        config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
+        manifest = read(folder / MANIFEST, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
+        targets.pop("row")
+        measurements = read(
+            folder / COORDINATES,
+            lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),
+        )
+        again = cls.choose(measurements, config, manifest)
+        kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
+        if len(table["row"]) != len(measurements.norms) or sorted(again.indices) != kept:
+            raise ValueError(f"{folder / SCORES} does not belong to {folder / COORDINATES}: their selections differ.")
+        return again
+
+
+def _read_parquet(path: str) -> dict[str, list[Any]]:
+    import pyarrow.parquet
+
+    return pyarrow.parquet.read_table(path).to_pydict()
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _target_table(m: Measurements) -> dict[str, list[Any]]:
+    columns = {name: values for name, values in m.target_columns.items() if name != "row"}
+    return {"row": list(range(len(m.target_coordinates))), **columns}
+
+
+def _scores_table(selection: Selection) -> Dataset:
+    m = selection.measurements
+    position = {row: at for at, row in enumerate(selection.indices)}
+    rows = range(len(m.norms))
+    columns: dict[str, list[Any]] = {"row": list(rows)}
+    if m.sources is not None:
+        columns["source"] = m.sources
+    columns |= {
+        "best_group": [selection.group_names[i] for i in selection.best_group.tolist()],
+        "score": selection.scores.tolist(),
+        "gradient_norm": m.norms.tolist(),
+        "energy": selection.energy.tolist(),
+        "label_tokens": m.label_tokens.tolist(),
+        "selected": [row in position for row in rows],
+        "position": [position.get(row) for row in rows],
+    }
+    return Dataset.from_dict(columns)
+
+
+def _counts(selection: Selection) -> dict[str, Any]:
+    m = selection.measurements
+    finite = torch.isfinite(m.norms) & torch.isfinite(m.coordinates).all(1)
+    return {
+        "candidates": len(m.norms),
+        "targets": len(m.target_coordinates),
+        "target_groups": len(selection.group_names),
+        "selected": len(selection.indices),
+        "rank": selection.rank,
+        "explained_variance": selection.explained_variance,
+        "rows_without_labels": int((m.label_tokens == 0).sum()),
+        "rows_with_non_finite_gradient": (~finite).nonzero().flatten().tolist(),
+    }
+
+
+def write(path: Path, writer: Callable[[str], Any]) -> None:
+    """Call `writer` with a temporary name beside `path`, then rename: the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        writer(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as [`write`] does."""
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def read(path: Path, reader: Callable[[str], Any]) -> Any:
+    """Read one artifact.
+
+    Raises:
+        ValueError: naming the file, if it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; it is written at the end of a selection. Is this the right folder?")
+    try:
+        return reader(str(path))
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write the selection again.") from error

@@ -1,0 +1,346 @@
+"""`GISTDataSelectorCallback`: GIST inside the user's own `trainer.train()`, by public API of Trainer and accelerate."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from safetensors.torch import load_file, save_file
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import BatchSampler, IterableDataset
+from tqdm.auto import tqdm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hf_gist.artifacts import FOLDER, Selection, read, write, write_json
+from hf_gist.collect import Pass, fetch_rows, keep_columns, read_column, signature_columns
+from hf_gist.config import GISTConfig
+from hf_gist.data import tokenize
+from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
+from hf_gist.lora import adapter_parameters, unwrapped
+from hf_gist.pipeline import check_dataset, check_inputs, measure_and_choose, scalar_columns
+from hf_gist.report import summary_line, summary_table
+from hf_gist.sampler import (
+    GISTSampler,
+    StepWitness,
+    is_trainers_own,
+    plan_run,
+    retime,
+    rows_as_collated,
+    warmup_steps_of,
+)
+from hf_gist.selection import rows_in_budget
+
+
+SELECTED, INITIAL_ADAPTER = "selected.json", "initial_adapter.safetensors"
+
+
+class GISTDataSelectorCallback(TrainerCallback):
+    """Selects the training data at the end of a short warm-up and trains on the selected rows from then on.
+
+    The first epoch is the warm-up on a random `warmup_ratio` of the train dataset. At its end the LoRA gradients of
+    the target set give a subspace, every row of the train dataset is scored by its alignment in it, and each further
+    epoch is one pass over the best `budget` of them: `num_train_epochs = 1 + passes`. Learning-rate schedule,
+    `max_steps`, progress bar and `state.epoch` follow. Works as a constructor argument of `Trainer` and TRL's
+    `SFTTrainer` and with `add_callback`. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv 2602.18584.
+
+    Args:
+        config (`GISTConfig`, *optional*): what to select and how.
+        target_dataset: `M` rows that stand for what the model should become good at, tokenised like the train
+            dataset; with `SFTTrainer` also raw rows in one of TRL's formats. They must not be evaluation rows.
+        train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
+            `config.source_column`.
+
+    Attributes:
+        selection (`Selection`): the outcome, from the end of the warm-up on.
+
+    Raises:
+        ValueError: from `trainer.train()`, before any step, for inputs that cannot be selected from.
+        RuntimeError: after the swap, if rows that were not selected reach the model.
+
+    Example:
+
+    ```python
+    callback = GISTDataSelectorCallback(GISTConfig(budget=0.05), target_dataset=targets)
+    trainer = Trainer(model=peft_model, args=args, train_dataset=pool, data_collator=collator, callbacks=[callback])
+    trainer.train()
+    callback.selection.indices
+    ```
+    """
+
+    def __init__(self, config: GISTConfig | None = None, target_dataset: Any = None, *, train_dataset: Any = None) -> None:
+        if config is not None and not isinstance(config, GISTConfig):
+            raise ValueError(f"`config` must be a GISTConfig, got {type(config).__name__}.")
+        if target_dataset is None:
+            raise ValueError("`target_dataset` is missing: GIST selects the rows that align with a small target set.")
+        self.config = config or GISTConfig()
+        self.target_dataset, self.train_dataset = target_dataset, train_dataset
+        self.selection: Selection | None = None
+        self._witness: StepWitness | None = None
+        self._verified = False
+
+    # ---- Before the first step ----
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Check everything, lay out the run and take over the order of the train dataloader."""
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        self._close_witness()
+        self.selection, self._verified = None, False
+        self._check_trainer(args, loader)
+        pool, collator = loader.dataset, loader.collate_fn
+        self._targets = self._prepare_targets(args, kwargs.get("processing_class"), pool, model)
+        self._target_columns = self._read_target_columns()
+        self._sources = self._read_sources(pool)
+        check_inputs(model, pool, self._targets, self.config, collator)
+        self._pool, self._collator = pool, collator
+        self._lay_out(args, loader, self._expected_rows())
+        self._sampler = GISTSampler(self._plan, self.config.seed)
+        loader.set_sampler(self._sampler)
+        self._scheduler = self._own_scheduler(args, state, kwargs["lr_scheduler"])
+        self._apply_plan(args, state)
+        self._initial_adapter = None
+        if self.config.after_selection == "restart":
+            self._initial_adapter = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()}
+        self._skip_next = 0
+        if state.global_step > 0:
+            self._resume(args, state, loader)
+
+    def _check_trainer(self, args: TrainingArguments, loader: Any) -> None:
+        if isinstance(loader.dataset, IterableDataset):
+            raise ValueError(
+                f"`train_dataset` is a streaming dataset ({type(loader.dataset).__name__}); GIST needs row numbers. Load "
+                "it as a map-style dataset (`streaming=False`)."
+            )
+        check_dataset(loader.dataset, "train_dataset")
+        if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+            raise ValueError(
+                "`packing` or `padding_free` is on: several examples share one row, and their gradients cannot be told "
+                "apart. Set both to False."
+            )
+        if not isinstance(getattr(loader, "batch_sampler", None), BatchSampler) or (
+            args.train_sampling_strategy == "batch_rebalance"
+        ):
+            raise ValueError(
+                f"`train_sampling_strategy={args.train_sampling_strategy!r}` uses a batch sampler whose order cannot be "
+                "replaced; set it to 'random'."
+            )
+
+    def _prepare_targets(self, args: TrainingArguments, tokenizer: Any, pool: Any, model: torch.nn.Module) -> Any:
+        targets = self.target_dataset
+        check_dataset(targets, "target_dataset")
+        if not isinstance(targets, Dataset):
+            return targets
+        if "input_ids" not in targets.column_names and hasattr(args, "assistant_only_loss"):
+            answers_only = args.assistant_only_loss or (
+                "prompt" in targets.column_names and args.completion_only_loss is not False
+            )
+            targets = tokenize(
+                targets, tokenizer, args.max_length, "target_dataset", answers_only, args.dataset_text_field
+            )
+        if not isinstance(pool, Dataset):
+            return keep_columns(targets, signature_columns(model))
+        missing = [name for name in pool.column_names if name not in targets.column_names]
+        if missing:
+            raise ValueError(
+                f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
+                "same function."
+            )
+        return targets.select_columns(pool.column_names)
+
+    def _read_target_columns(self) -> dict[str, list[Any]]:
+        columns, group = scalar_columns(self.target_dataset), self.config.target_group_column
+        if group is not None:
+            columns[group] = read_column(self.target_dataset, group, "target_group_column")
+        return columns
+
+    def _read_sources(self, pool: Any) -> list[str] | None:
+        column = self.config.source_column
+        if column is None:
+            return None
+        if self.train_dataset is None and not (isinstance(pool, Dataset) and column in pool.column_names):
+            raise ValueError(
+                f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
+                "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
+            )
+        origin = pool if self.train_dataset is None else self.train_dataset
+        sources = [str(value) for value in read_column(origin, column, "source_column")]
+        if len(sources) != len(pool):
+            raise ValueError(
+                f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
+                "the same rows in the same order."
+            )
+        return sources
+
+    def _expected_rows(self) -> int:
+        """Rows the selection will have; an estimate for a token budget, put right at the swap."""
+        budget, size = self.config.budget, len(self._pool)
+        rows = rows_in_budget(budget, self.config.budget_unit, size)
+        if rows is not None:
+            return rows
+        return max(1, int(budget * size)) if isinstance(budget, float) else max(1, min(size, budget // 64))
+
+    def _lay_out(self, args: TrainingArguments, loader: Any, rows: int) -> None:
+        per_step = loader.total_batch_size * args.gradient_accumulation_steps
+        steps_in_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        warmup = warmup_steps_of(
+            self.config.warmup_ratio, self.config.warmup_steps, len(loader.dataset), per_step, steps_in_epoch
+        )
+        self._plan = plan_run(
+            len(loader.dataset), per_step, steps_in_epoch, warmup, rows, args.num_train_epochs, args.max_steps
+        )
+
+    def _own_scheduler(self, args: TrainingArguments, state: TrainerState, scheduler: Any) -> LambdaLR | None:
+        if is_trainers_own(args, scheduler, state.max_steps):
+            return scheduler
+        if type(scheduler).__name__ not in ("ReduceLROnPlateau", "GreedyLR"):
+            warnings.warn(
+                f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so "
+                "its length was left alone. Build it for the steps that the log names.",
+                stacklevel=2,
+            )
+        return None
+
+    def _apply_plan(self, args: TrainingArguments, state: TrainerState) -> None:
+        before = state.max_steps
+        state.max_steps = self._plan.total_steps
+        state.compute_steps(args, state.max_steps)
+        if self._scheduler is not None:
+            retime(args, self._scheduler, self._plan, self.config.after_selection == "restart")
+        # A callback added with `add_callback` runs after the progress bar was made for the old length.
+        for bar in list(getattr(tqdm, "_instances", ())):
+            if bar.total == before and before != state.max_steps:
+                bar.total = state.max_steps
+                bar.refresh()
+
+    # ---- Epochs and steps ----
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tell the sampler where this epoch starts."""
+        self._sampler.start_epoch(state.global_step, self._skip_next)
+        self._skip_next = 0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Watch the rows of the first step after the swap."""
+        if self.selection is not None and not self._verified and self._witness is None:
+            self._witness = StepWitness(unwrapped(kwargs["model"]))
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Select at the end of the warm-up, end the epoch at the end of each pass, and check what was trained on."""
+        step = state.global_step
+        if self._witness is not None:
+            self._verify(step)
+        if step == self._plan.warmup_steps:
+            self._select_and_swap(args, state, kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"])
+        state.epoch = self._plan.epoch(step)
+        if step == self._plan.epoch_end(step - 1):
+            control.should_epoch_stop = True
+        if step >= state.max_steps:
+            control.should_training_stop = True
+        return control
+
+    def _select_and_swap(self, args, state: TrainerState, model, optimizer, loader) -> None:
+        dtype = "bfloat16" if self.config.scoring_dtype == "auto" and args.bf16 else self.config.scoring_dtype
+        run = Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
+        self.selection = measure_and_choose(
+            run, self._pool, self._targets, self.config, self._target_columns, self._sources
+        )
+        kept = len(self.selection.indices)
+        if kept == len(self._pool):
+            warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)
+        if PartialState().is_main_process:
+            self.selection.save(Path(args.output_dir) / FOLDER)
+        self._sampler.selection = self.selection.indices
+        self._lay_out(args, loader, kept)
+        self._sampler.plan = self._plan
+        self._apply_plan(args, state)
+        if self._initial_adapter is not None:
+            with torch.no_grad():
+                for name, parameter in adapter_parameters(model).items():
+                    parameter.copy_(self._initial_adapter[name])
+            optimizer.state.clear()
+        if state.is_world_process_zero:
+            tqdm.write(summary_line(self.selection, self._plan.total_steps - self._plan.warmup_steps))
+            tqdm.write(summary_table(self.selection))
+
+    def _verify(self, step: int) -> None:
+        seen = self._witness.rows
+        self._close_witness()
+        expected = self._sampler.rows_of_step(step - 1)
+        allowed = rows_as_collated(fetch_rows(self._pool, expected), self._collator) if seen else None
+        if allowed is None:
+            warnings.warn(
+                "Could not check that only selected rows are trained on: the model takes no `input_ids`, or the collator "
+                "makes different tokens each time.",
+                SelectionNotVerifiedWarning,
+                stacklevel=3,
+            )
+        elif not set(seen) <= allowed:
+            strangers = sum(row not in allowed for row in seen)
+            raise RuntimeError(
+                f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something replaced "
+                "the order of the train dataloader. Remove other callbacks or subclasses that change it."
+            )
+        self._verified = True
+
+    def _close_witness(self) -> None:
+        if self._witness is not None:
+            self._witness.close()
+            self._witness = None
+
+    # ---- Checkpoints ----
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put into the checkpoint what a resumed run needs."""
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.selection is not None:
+            write_json(folder / SELECTED, {"indices": self.selection.indices})
+        elif self._initial_adapter is not None:
+            write(folder / INITIAL_ADAPTER, lambda path: save_file(self._initial_adapter, path))
+
+    def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+        if state.global_step >= self._plan.warmup_steps:
+            self.selection = Selection.load(Path(args.output_dir) / FOLDER)
+            indices = read(folder / SELECTED, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))["indices"]
+            if indices != self.selection.indices or len(self.selection.scores) != len(self._pool):
+                raise ValueError(
+                    f"The selection in {folder} is not the one in {Path(args.output_dir) / FOLDER}, or was made from "
+                    "another train dataset. Resume with the output folder and dataset of the interrupted run."
+                )
+            self._sampler.selection = indices
+            self._lay_out(args, loader, len(indices))
+            self._sampler.plan = self._plan
+            self._apply_plan(args, state)
+        elif self._initial_adapter is not None:
+            self._initial_adapter = read(folder / INITIAL_ADAPTER, load_file)
+        if not args.ignore_data_skip:
+            self._skip_next = state.global_step % self._plan.epoch_limit
+
+    # ---- The end ----
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Say so if training ended before anything was trained on the selection."""
+        self._close_witness()
+        if self.selection is None or not self._verified:
+            warnings.warn(
+                f"Training ended at step {state.global_step}, before a step on selected rows was seen: the warm-up alone "
+                f"takes {self._plan.warmup_steps} steps.",
+                NoEffectWarning,
+                stacklevel=2,
+            )

@@ -1,0 +1,17 @@
+import os
+
+
+# No test may reach for a hub; a model or dataset that is not made in code is a mistake.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_DISABLED"] = "true"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+import torch
+import transformers
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_and_single_threaded():
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
