@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
-from datasets import Dataset
+from pyarrow import parquet
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -167,8 +168,8 @@ class Selection:
         m = self.measurements
         tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
         spectrum = {"singular_values": m.singular_values, "target_coordinates": m.target_coordinates}
-        write(folder / SCORES, lambda path: _scores_table(self).to_parquet(path))
-        write(folder / TARGETS, lambda path: Dataset.from_dict(_target_table(m)).to_parquet(path))
+        write(folder / SCORES, lambda path: parquet.write_table(pyarrow.table(_scores_table(self)), path))
+        write(folder / TARGETS, lambda path: parquet.write_table(pyarrow.table(_target_table(m)), path))
         write(folder / COORDINATES, lambda path: save_file(_contiguous(tensors), path))
         write(folder / SUBSPACE, lambda path: save_file(_contiguous(spectrum), path))
         write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
@@ -200,9 +201,7 @@ class Selection:
 
 
 def _read_parquet(path: str) -> dict[str, list[Any]]:
-    import pyarrow.parquet
-
-    return pyarrow.parquet.read_table(path).to_pydict()
+    return parquet.read_table(path).to_pydict()
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +213,7 @@ def _target_table(m: Measurements) -> dict[str, list[Any]]:
     return {"row": list(range(len(m.target_coordinates))), **columns}
 
 
-def _scores_table(selection: Selection) -> Dataset:
+def _scores_table(selection: Selection) -> dict[str, list[Any]]:
     m = selection.measurements
     position = {row: at for at, row in enumerate(selection.indices)}
     rows = range(len(m.norms))
@@ -230,7 +229,7 @@ def _scores_table(selection: Selection) -> Dataset:
         "selected": [row in position for row in rows],
         "position": [position.get(row) for row in rows],
     }
-    return Dataset.from_dict(columns)
+    return columns
 
 
 def _counts(selection: Selection) -> dict[str, Any]:

@@ -1,0 +1,228 @@
+"""The `hf-gist` command."""
+
+import argparse
+import dataclasses
+import sys
+import time
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hf_gist.artifacts import RESELECTABLE, Selection, write
+from hf_gist.config import GISTConfig, describe_type, matches_type, parse_amount
+from hf_gist.data import load_rows, tokenize
+from hf_gist.pipeline import select
+from hf_gist.report import save_selection_figures, summary_line, summary_table
+from hf_gist.version import __version__
+from hf_gist.warmup import (
+    WarmupSettings,
+    fresh_lora,
+    load_adapter,
+    load_base,
+    load_tokenizer,
+    padding_collator,
+    warm_up,
+)
+
+
+def _flag(text: str, default: Any = None) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class SelectArguments:
+    """Where `hf-gist select` reads and writes."""
+
+    model_name_or_path: str | None = _flag("Model folder or Hub id.")
+    model_revision: str | None = _flag("Branch, tag or commit of the model.")
+    adapter_name_or_path: str | None = _flag("Trained LoRA adapter; without one, a fresh LoRA takes its own warm-up.")
+    dtype: str = _flag("Dtype the model is loaded in: auto, float32 or bfloat16.", "auto")
+    trust_remote_code: bool = _flag("Run code that comes with the model.", False)
+    train_file: str | None = _flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
+    dataset_name: str | None = _flag("Candidate pool on the Hub, instead of a file.")
+    dataset_split: str = _flag("Its split.", "train")
+    target_file: str | None = _flag("Target set: a few rows of what the model should become good at.")
+    target_dataset_name: str | None = _flag("Target set on the Hub, instead of a file.")
+    target_dataset_split: str = _flag("Its split.", "train")
+    max_length: int = _flag("Longest row in tokens; longer ones are cut at the end.", 1024)
+    output_dir: str | None = _flag("Folder for the artifacts and the selected rows.")
+    output_format: Literal["jsonl", "parquet"] = _flag("Format of the selected rows.", "jsonl")
+    from_scores: str | None = _flag("Folder with the scores of an earlier run: choose again without scoring.")
+
+
+GROUPS = (SelectArguments, WarmupSettings, GISTConfig)
+
+
+def _flag_type(hint: Any) -> dict[str, Any]:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if hint is bool:
+        return {"action": "store_true"}
+    if get_origin(hint) is Literal:
+        return {"choices": options}
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return {"type": parse_amount if set(options) == {int, float} else options[0]}
+    return {"type": hint}
+
+
+def _add_flags(parser: argparse.ArgumentParser) -> None:
+    for cls in GROUPS:
+        group = parser.add_argument_group(cls.__name__)
+        for field in dataclasses.fields(cls):
+            shown = "" if field.default in (None, False) else f" Default: {field.default}."
+            text = (field.metadata.get("help") or _doc_line(cls, field.name)) + shown
+            kind = _flag_type(get_type_hints(cls)[field.name])
+            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kind)
+
+
+def _doc_line(cls: type, name: str) -> str:
+    line = next(line for line in (cls.__doc__ or "").splitlines() if line.strip().startswith(f"{name} ("))
+    return line.split("): ", 1)[1]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser("hf-gist", description="Pick the training data that fits your target.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="see a selection, a training and the comparison against random")
+    demo.add_argument("--output_dir", default="gist_demo", help="Folder for what the demo writes.")
+    demo.add_argument("--seed", type=int, default=42, help="Seed of everything in the demo.")
+    choose = commands.add_parser("select", help="select the rows of a pool that align with a target set")
+    choose.add_argument("--config", help="YAML file with any of the flags below; flags override it.")
+    _add_flags(choose)
+    for command in (demo, choose):
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"`--config {path}` cannot be read: {error}") from error
+    hints = {name: hint for cls in GROUPS for name, hint in get_type_hints(cls).items()}
+    if not isinstance(values, dict) or set(values) - set(hints):
+        unknown = ", ".join(map(str, set(values) - set(hints))) if isinstance(values, dict) else "not a mapping"
+        raise ValueError(f"`--config {path}`: unknown key(s): {unknown}. Known keys: {', '.join(sorted(hints))}.")
+    for name, value in values.items():
+        if not matches_type(value, hints[name]):
+            raise ValueError(f"`--config {path}`: `{name}` must be {describe_type(hints[name])}, got {value!r}.")
+    return values
+
+
+def _settings(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """What was given explicitly, and one instance of each group with it filled in."""
+    given = _read_yaml(flags.config) if flags.config else {}
+    given |= {name: value for name, value in vars(flags).items() if name not in ("command", "config", "debug")}
+    groups = [
+        cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in GROUPS
+    ]
+    return given, groups
+
+
+def _write_rows(rows: Any, selection: Selection, arguments: SelectArguments) -> Path:
+    path = Path(arguments.output_dir) / f"selected.{arguments.output_format}"
+    chosen = rows.select(selection.indices)
+    write(path, chosen.to_parquet if arguments.output_format == "parquet" else chosen.to_json)
+    return path
+
+
+def _choose_again(arguments: SelectArguments, given: dict[str, Any]) -> Selection:
+    changes = {name: given[name] for name in RESELECTABLE if name in given}
+    selection = Selection.load(arguments.from_scores).reselect(**changes)
+    selection.save(Path(arguments.output_dir))
+    return selection
+
+
+def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
+    if arguments.model_name_or_path is None:
+        raise ValueError("`--model_name_or_path` is missing.")
+    targets = load_rows(
+        arguments.target_file, arguments.target_dataset_name, arguments.target_dataset_split, "target_file"
+    )
+    name, revision, trust = arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
+    tokenizer = load_tokenizer(name, revision, trust)
+    pool = tokenize(rows, tokenizer, arguments.max_length, "train_file")
+    targets = tokenize(targets, tokenizer, arguments.max_length, "target_file")
+    model = load_base(name, revision, arguments.dtype, trust)
+    folder = Path(arguments.output_dir)
+    if arguments.adapter_name_or_path is not None:
+        model = load_adapter(model, arguments.adapter_name_or_path)
+    else:
+        model = fresh_lora(model, warmup, config.seed)
+        model = warm_up(model, pool, tokenizer, config, warmup, folder / "warmup_adapter")
+    return select(
+        model, pool, targets, config, data_collator=padding_collator(tokenizer), output_dir=folder
+    )
+
+
+def run_select(flags: argparse.Namespace) -> None:
+    """`hf-gist select`."""
+    given, (arguments, warmup, config) = _settings(flags)
+    if arguments.output_dir is None:
+        raise ValueError("`--output_dir` is missing: it receives the artifacts and the selected rows.")
+    rows, start = None, time.perf_counter()
+    if arguments.from_scores is None or "train_file" in given or "dataset_name" in given:
+        rows = load_rows(arguments.train_file, arguments.dataset_name, arguments.dataset_split, "train_file")
+    if arguments.from_scores is None:
+        selection = _score(arguments, warmup, config, rows)
+        _draw(selection, arguments.output_dir)
+    else:
+        selection = _choose_again(arguments, given)
+    _say(summary_line(selection))
+    _say(summary_table(selection))
+    if arguments.from_scores is None:
+        _say(_cost(selection, time.perf_counter() - start))
+    _say(f"artifacts: {arguments.output_dir}")
+    if rows is not None:
+        if len(rows) != len(selection.scores):
+            raise ValueError(f"The pool has {len(rows)} rows, but the scores are of {len(selection.scores)}.")
+        _say(f"selected rows: {_write_rows(rows, selection, arguments)}")
+
+
+def _cost(selection: Selection, seconds: float) -> str:
+    rate = len(selection.scores) / selection.manifest["seconds"]["scoring"]
+    memory = selection.manifest["peak_memory_bytes"] / 2**30
+    return f"\nscored {rate:,.1f} rows/s, {seconds:,.0f} s in all, peak memory {memory:.2f} GiB"
+
+
+def _draw(selection: Selection, folder: str) -> None:
+    try:
+        save_selection_figures(selection, folder)
+    except ImportError as error:
+        _say(str(error))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `hf-gist`.
+
+    Returns:
+        `int`: 0, or 2 after an error in what the user gave.
+    """
+    flags = build_parser().parse_args(argv)
+    try:
+        if flags.command == "demo":
+            # it needs what `select` does not, and takes a moment to import
+            from hf_gist.demo import run_demo
+
+            run_demo(Path(flags.output_dir), flags.seed)
+        else:
+            run_select(flags)
+    except (ValueError, OSError, ImportError) as error:
+        if flags.debug:
+            raise
+        sys.stderr.write(f"hf-gist: error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The model of `hf-gist select`: a trained adapter, or a fresh LoRA that takes its own warm-up first."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainingArguments,
+)
+
+from hf_gist.config import GISTConfig
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """LoRA and training values of the warm-up; each is a flag of `hf-gist select`.
+
+    Args:
+        lora_r (`int`): LoRA rank (paper: 128).
+        lora_alpha (`int`): LoRA alpha (paper: 512; the ratio to the rank is kept here).
+        lora_dropout (`float`): LoRA dropout (paper: 0.1).
+        lora_target_modules (`str`): comma-separated module names, or `all-linear` (paper: q, k, v and o projections).
+        learning_rate (`float`): peak learning rate (paper: 2e-5 at rank 128).
+        per_device_train_batch_size (`int`): batch size (paper: 32).
+    """
+
+    lora_r: int = 16
+    lora_alpha: int = 64
+    lora_dropout: float = 0.1
+    lora_target_modules: str = "q_proj,k_proj,v_proj,o_proj"
+    learning_rate: float = 2e-4
+    per_device_train_batch_size: int = 32
+
+
+def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
+    """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token."""
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    return tokenizer
+
+
+def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Pads `input_ids` and `labels`; what the warm-up trains with and what scoring uses."""
+    return DataCollatorForSeq2Seq(tokenizer, padding=True)
+
+
+def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bool) -> torch.nn.Module:
+    """The base model, on an accelerator where there is one."""
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:
+    """A trained LoRA adapter on the base model, ready for gradients."""
+    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+
+
+def fresh_lora(base: torch.nn.Module, settings: WarmupSettings, seed: int) -> PeftModel:
+    """A new LoRA on the base model; `B` is zero until the warm-up."""
+    torch.manual_seed(seed)
+    modules: Any = settings.lora_target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
+    )
+    return get_peft_model(base, config)
+
+
+def warm_up(
+    model: PeftModel,
+    pool: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: GISTConfig,
+    settings: WarmupSettings,
+    folder: Path,
+) -> PeftModel:
+    """Train one epoch on a random share of the pool (paper GIST: 5 %), and save the adapter into `folder`.
+
+    Args:
+        model (`PeftModel`): a fresh LoRA.
+        pool (`Dataset`): tokenised candidates.
+        tokenizer (`PreTrainedTokenizerBase`): for padding.
+        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
+        settings (`WarmupSettings`): learning rate and batch size.
+        folder (`Path`): where the adapter is written.
+
+    Returns:
+        `PeftModel`: the same model, warmed up.
+    """
+    batch = settings.per_device_train_batch_size
+    rows = math.ceil(config.warmup_ratio * len(pool)) if config.warmup_steps is None else config.warmup_steps * batch
+    generator = torch.Generator().manual_seed(config.seed)
+    sample = torch.randperm(len(pool), generator=generator)[:rows].tolist()
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        num_train_epochs=1,
+        logging_steps=max(1, rows // batch // 5),
+        save_strategy="no",
+        report_to=[],
+        seed=config.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    Trainer(
+        model=model, args=arguments, train_dataset=pool.select(sample), data_collator=padding_collator(tokenizer)
+    ).train()
+    model.save_pretrained(folder)
+    return model
