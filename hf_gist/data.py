@@ -59,11 +59,16 @@ def _assistant_labels(tokenizer: PreTrainedTokenizerBase, messages: list[dict[st
     return {"input_ids": ids, "labels": [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]}
 
 
+def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    end = tokenizer.eos_token or ""
+    return text if text.endswith(end) else text + end
+
+
 def _completion_labels(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any) -> dict[str, list[int]]:
     if not isinstance(prompt, str):
         return _assistant_labels(tokenizer, [*prompt, *completion])
     prompt_ids = tokenizer(prompt)["input_ids"]
-    ids = tokenizer(prompt + completion + (tokenizer.eos_token or ""))["input_ids"]
+    ids = tokenizer(_ended(prompt + completion, tokenizer))["input_ids"]
     shared = 0
     while shared < min(len(prompt_ids), len(ids)) and prompt_ids[shared] == ids[shared]:
         shared += 1
@@ -86,7 +91,7 @@ def tokenize_row(
     elif "prompt" in row:
         encoded = _completion_labels(tokenizer, row["prompt"], row["completion"])
     else:
-        ids = tokenizer(row[text_column] + (tokenizer.eos_token or ""))["input_ids"]
+        ids = tokenizer(_ended(row[text_column], tokenizer))["input_ids"]
         encoded = {"input_ids": ids, "labels": list(ids)}
     if not answers_only:
         encoded["labels"] = list(encoded["input_ids"])

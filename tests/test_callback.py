@@ -1,0 +1,444 @@
+"""`GISTDataSelectorCallback` in a stock Trainer: what is trained on, when, and at which learning rate."""
+
+import copy
+
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+
+from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection
+from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
+from tests.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
+
+
+def numbered_rows(size):
+    """Rows that carry their own number in their first two tokens."""
+    rows = token_rows(size, seed=7, low=6, high=10)
+    for number, row in enumerate(rows):
+        row["input_ids"][:2] = [3 + number // 90, 3 + number % 90]
+    return rows
+
+
+class Recorder(TrainerCallback):
+    """Notes the row numbers that reach the model, step by step, and the learning rate used for each step."""
+
+    def __init__(self, model):
+        self.rows, self.rates, self.epochs = [[]], [], []
+        model.get_base_model().register_forward_pre_hook(self.look, with_kwargs=True)
+
+    def look(self, module, args, kwargs):
+        if module.training:
+            self.rows[-1] += [(a - 3) * 90 + b - 3 for a, b in kwargs["input_ids"][:, :2].tolist()]
+
+    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
+        self.rates.append(optimizer.param_groups[0]["lr"])
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.rows.append([])
+        self.epochs.append(state.epoch)
+
+
+def train(tmp_path, config=None, rows=None, callback=None, add=False, trainer_class=Trainer, resume=None, extra=(), **arguments):
+    model = lora_model()
+    callback = callback or GISTDataSelectorCallback(config or GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
+    recorder = Recorder(model)
+    settings = {
+        "per_device_train_batch_size": 4,
+        "num_train_epochs": 3,
+        "learning_rate": 1e-2,
+        "report_to": [],
+        "save_strategy": "no",
+        "logging_steps": 1,
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "max_grad_norm": 0.0,
+    } | arguments
+    trainer = trainer_class(
+        model=model,
+        args=TrainingArguments(str(tmp_path), **settings),
+        train_dataset=as_dataset(rows or numbered_rows(150)),
+        data_collator=PaddingCollator(),
+        callbacks=[*extra, recorder] if add else [*extra, callback, recorder],
+    )
+    if add:
+        trainer.add_callback(callback)
+    trainer.train(resume_from_checkpoint=resume)
+    return trainer, callback, recorder
+
+
+def expected_rates(steps, warmup_steps=0, kind="linear"):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1e-2)
+    scheduler = get_scheduler(kind, optimizer, warmup_steps, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    return rates
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_only_selected_rows_in_whole_passes_at_the_right_rate(tmp_path, accumulation, workers):
+    trainer, callback, recorder = train(
+        tmp_path,
+        GISTConfig(budget=32, warmup_ratio=0.1),
+        gradient_accumulation_steps=accumulation,
+        dataloader_num_workers=workers,
+    )
+    per_step = 4 * accumulation
+    warmup, per_pass = -(-15 // per_step), 32 // per_step
+    steps = [rows for rows in recorder.rows if rows]
+    assert [len(rows) for rows in steps] == [per_step] * (warmup + 2 * per_pass)
+    warm = [row for rows in steps[:warmup] for row in rows]
+    assert len(set(warm)) == len(warm) and not set(warm) <= set(callback.selection.indices)
+    for number in range(2):
+        start = warmup + number * per_pass
+        seen = [row for rows in steps[start : start + per_pass] for row in rows]
+        assert sorted(seen) == sorted(callback.selection.indices)
+    assert steps[warmup : warmup + per_pass] != steps[warmup + per_pass :]
+    total = warmup + 2 * per_pass
+    assert trainer.state.global_step == trainer.state.max_steps == total
+    assert recorder.rates == pytest.approx(expected_rates(total))
+    assert trainer.state.epoch == pytest.approx(3.0)
+    assert recorder.epochs == pytest.approx(
+        [s / warmup for s in range(1, warmup + 1)] + [1 + s / per_pass for s in range(1, 2 * per_pass + 1)]
+    )
+    assert len([entry for entry in trainer.state.log_history if "loss" in entry]) == total
+
+
+def test_a_pass_that_does_not_divide_is_filled_from_its_own_start(tmp_path):
+    trainer, callback, recorder = train(tmp_path, GISTConfig(budget=10, warmup_steps=2), num_train_epochs=2)
+    steps = [rows for rows in recorder.rows if rows][2:]
+    seen = [row for rows in steps for row in rows]
+    assert [len(rows) for rows in steps] == [4, 4, 4]
+    assert set(seen) == set(callback.selection.indices) and seen[10:] == seen[:2]
+
+
+def test_one_by_eight_and_eight_by_one_accumulation_give_the_same_losses(tmp_path):
+    config = GISTConfig(budget=24, warmup_steps=2)
+    losses = []
+    for batch, accumulation in ((1, 8), (8, 1)):
+        trainer, callback, _ = train(
+            tmp_path, config, per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation
+        )
+        losses.append([e["loss"] for e in trainer.state.log_history if "loss" in e])
+    assert len(losses[0]) == 8
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_constructor_and_add_callback_are_the_same(tmp_path):
+    outcomes = [train(tmp_path, add=add) for add in (False, True)]
+    assert outcomes[0][1].selection.indices == outcomes[1][1].selection.indices
+    assert outcomes[0][2].rows == outcomes[1][2].rows
+    assert outcomes[0][2].rates == outcomes[1][2].rates
+
+
+@pytest.mark.parametrize("add", [False, True])
+def test_the_progress_bar_has_the_true_length(tmp_path, add, monkeypatch):
+    from transformers import trainer_callback
+
+    totals = []
+    close = trainer_callback.tqdm.close
+
+    def note(bar):
+        if getattr(bar, "total", None) is not None and bar.desc in (None, ""):
+            totals.append((bar.total, bar.n))
+        close(bar)
+
+    monkeypatch.setattr(trainer_callback.tqdm, "close", note)
+    trainer, _, _ = train(tmp_path, add=add, disable_tqdm=False)
+    assert (trainer.state.max_steps, trainer.state.max_steps) in totals
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"lr_scheduler_type": "cosine", "warmup_steps": 0.2},
+        {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+    ],
+    ids=lambda a: a["lr_scheduler_type"],
+)
+def test_other_schedules_have_the_true_length_too(tmp_path, arguments):
+    trainer, _, recorder = train(tmp_path, **arguments)
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1e-2)
+    total = trainer.state.max_steps
+    scheduler = get_scheduler(
+        arguments["lr_scheduler_type"],
+        optimizer,
+        trainer.args.get_warmup_steps(total),
+        total,
+        scheduler_specific_kwargs=arguments.get("lr_scheduler_kwargs"),
+    )
+    expected = []
+    for _ in range(total):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert recorder.rates == pytest.approx(expected)
+
+
+def test_a_scheduler_of_the_users_own_is_left_alone(tmp_path):
+    class Constant(Trainer):
+        def create_scheduler(self, num_training_steps, optimizer=None):
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.5)
+            return self.lr_scheduler
+
+    with pytest.warns(UserWarning, match="was not made by Trainer from its arguments"):
+        _, _, recorder = train(tmp_path, trainer_class=Constant)
+    assert set(recorder.rates) == {0.005}
+
+
+def test_restart_begins_again_from_the_initial_adapter(tmp_path):
+    start = {n: p.detach().clone() for n, p in lora_model().named_parameters() if p.requires_grad}
+    found = {}
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if state.global_step in (4, 5):
+                values = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+                found[state.global_step] = values, len(optimizer.state)
+
+    config = GISTConfig(budget=20, warmup_steps=4, after_selection="restart")
+    trainer, callback, recorder = train(tmp_path, config, extra=[Look()])
+    values, moments = found[4]
+    assert all(torch.equal(values[n], start[n]) for n in start) and moments == 0
+    assert any(not torch.equal(found[5][0][n], start[n]) for n in start)
+    assert recorder.rates == pytest.approx(expected_rates(4) + expected_rates(10))
+
+    after = [e["loss"] for e in trainer.state.log_history if "loss" in e][4:]
+    plain = plain_training_on(tmp_path, callback, recorder)
+    assert after == pytest.approx(plain, rel=1e-5)
+
+
+def plain_training_on(tmp_path, callback, recorder):
+    """The losses of a stock loop over the batches recorded after the swap, from the initial adapter."""
+    model, rows, collator = lora_model(), numbered_rows(150), PaddingCollator()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=0.0)
+    scheduler = get_scheduler("linear", optimizer, 0, 10)
+    losses = []
+    for numbers in [r for r in recorder.rows if r][4:]:
+        loss = model(**collator([rows[i] for i in numbers])).loss
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    return losses
+
+
+def test_continue_keeps_the_warmed_up_adapter_and_the_optimizer(tmp_path):
+    start = {n: p.detach().clone() for n, p in lora_model().named_parameters() if p.requires_grad}
+    found = {}
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model=None, optimizer=None, **kwargs):
+            if state.global_step == 4:
+                found["moved"] = any(
+                    not torch.equal(p, start[n]) for n, p in model.named_parameters() if p.requires_grad
+                )
+                found["moments"] = len(optimizer.state)
+
+    train(tmp_path, GISTConfig(budget=20, warmup_steps=4), extra=[Look()])
+    assert found["moved"] and found["moments"] > 0
+
+
+def test_max_steps_is_kept_over_several_passes(tmp_path):
+    trainer, callback, recorder = train(tmp_path, GISTConfig(budget=8, warmup_steps=3), max_steps=40)
+    assert trainer.state.global_step == 40
+    after = [row for rows in recorder.rows[3:] for row in rows]
+    assert set(after) == set(callback.selection.indices)
+    assert recorder.rates == pytest.approx(expected_rates(40))
+    for start in range(0, 36 * 4, 8):
+        assert sorted(after[start : start + 8]) == sorted(callback.selection.indices)
+
+
+def test_a_token_budget_gets_its_true_length_at_the_swap(tmp_path):
+    config = GISTConfig(budget=0.1, budget_unit="tokens", warmup_steps=3)
+    trainer, callback, recorder = train(tmp_path, config)
+    tokens = callback.selection.measurements.label_tokens
+    kept = callback.selection.indices
+    assert 0 < int(tokens[kept].sum()) <= 0.1 * int(tokens.sum())
+    per_pass = -(-len(kept) // 4)
+    assert trainer.state.global_step == trainer.state.max_steps == 3 + 2 * per_pass
+    assert recorder.rates[-1] == pytest.approx(expected_rates(3 + 2 * per_pass)[-1])
+
+
+def test_the_selection_does_not_depend_on_the_trainer(tmp_path):
+    """The callback inside training and `select()` on the same weights keep the same rows."""
+    from hf_gist import select
+
+    caught = {}
+
+    class Look(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                caught["model"] = copy.deepcopy(model)
+
+    targets = as_dataset(token_rows(4, seed=5))
+    config = GISTConfig(budget=20, warmup_steps=3)
+    _, callback, _ = train(tmp_path, config, extra=[Look()])
+    offline = select(
+        caught["model"], as_dataset(numbered_rows(150)), targets, config, data_collator=PaddingCollator(), progress=False
+    )
+    assert offline.indices == callback.selection.indices
+    torch.testing.assert_close(offline.scores, callback.selection.scores)
+
+
+def test_artifacts_are_in_the_output_folder(tmp_path):
+    _, callback, _ = train(tmp_path)
+    assert Selection.load(tmp_path / "gist").indices == callback.selection.indices
+
+
+@pytest.mark.parametrize("after_selection", ["continue", "restart"])
+@pytest.mark.parametrize("stop", [2, 4, 9])
+def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, after_selection):
+    config = GISTConfig(budget=20, warmup_steps=4, after_selection=after_selection)
+    settings = {"save_strategy": "steps", "save_steps": stop, "gradient_accumulation_steps": 2}
+    whole, callback, recorder = train(tmp_path, config, **settings)
+    resumed, again, second = train(tmp_path, config, resume=str(tmp_path / f"checkpoint-{stop}"), **settings)
+    assert resumed.state.global_step == whole.state.global_step == 10
+    assert again.selection.indices == callback.selection.indices
+    assert [r for r in second.rows if r] == [r for r in recorder.rows if r][stop:]
+    assert second.rates == pytest.approx(recorder.rates[stop:])
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
+    assert losses[1][-3:] == pytest.approx(losses[0][-3:], rel=1e-5)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield from numbered_rows(150)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_train_epochs": 1}, r"`num_train_epochs=1.*Set `num_train_epochs` to 1 \+"),
+        ({"max_steps": 30}, "`max_steps=30` cannot be kept.*set `num_train_epochs="),
+        ({"max_steps": 2}, "`max_steps=2` cannot be kept"),
+        ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` makes a warm-up of 100"),
+        ({"config": {"budget": 0.001}}, "selects nothing"),
+        ({"config": {"budget": 151}}, "more than the 150 rows"),
+        ({"config": {"target_group_column": "task"}}, "'task'. is not a column"),
+        ({"config": {"source_column": "source"}}, "Trainer drops the columns"),
+        ({"targets": as_dataset(token_rows(1)).select([])}, "`target_dataset` is empty"),
+        ({"targets": as_dataset([{"input_ids": [5, 6], "labels": [-100, -100]}])}, "No labelled token"),
+        ({"targets": as_dataset([{"text": "hello"}])}, "lacks the column"),
+        ({"rows": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 150}, "No labelled token in 150 rows of `train"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
+    ],
+)
+def test_bad_input_is_refused_before_the_first_step(tmp_path, change, message):
+    change = dict(change)
+    config = GISTConfig(**({"budget": 20} | change.pop("config", {})))
+    callback = GISTDataSelectorCallback(config, change.pop("targets", as_dataset(token_rows(4, seed=5))))
+
+    class NoStep(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            pytest.fail("a step was taken")
+
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, callback=callback, extra=[NoStep()], **change)
+
+
+def test_streams_frozen_models_and_wrong_types_are_refused(tmp_path):
+    targets = as_dataset(token_rows(4, seed=5))
+    callback = GISTDataSelectorCallback(GISTConfig(), targets)
+    arguments = TrainingArguments(str(tmp_path), max_steps=20, report_to=[])
+    with pytest.raises(ValueError, match="streaming dataset"):
+        Trainer(
+            lora_model(), arguments, train_dataset=Stream(), data_collator=PaddingCollator(), callbacks=[callback]
+        ).train()
+    with pytest.raises(ValueError, match="must be a GISTConfig, got dict"):
+        GISTDataSelectorCallback({"budget": 0.1}, targets)
+    with pytest.raises(ValueError, match="`target_dataset` is missing"):
+        GISTDataSelectorCallback(GISTConfig())
+
+
+def test_source_column_comes_from_the_dataset_given_to_the_callback(tmp_path):
+    rows = patterned_rows(150)
+    callback = GISTDataSelectorCallback(
+        GISTConfig(budget=20, source_column="source"),
+        as_dataset(patterned_rows(4, seed=5)),
+        train_dataset=as_dataset(rows),
+    )
+    train(tmp_path, callback=callback, rows=rows)
+    assert callback.selection.measurements.sources == [row["source"] for row in rows]
+
+
+def test_rows_that_were_not_selected_are_noticed(tmp_path):
+    class Meddles(TrainerCallback):
+        def on_epoch_begin(self, args, state, control, train_dataloader=None, **kwargs):
+            if state.global_step:
+                train_dataloader.set_sampler(range(140))
+
+    callback = GISTDataSelectorCallback(GISTConfig(budget=5), as_dataset(token_rows(4, seed=5)))
+    with pytest.raises(RuntimeError, match="were not selected"):
+        train(tmp_path, callback=callback, extra=[Meddles()])
+
+
+def test_a_collator_that_changes_tokens_each_time_is_said_to_be_unchecked(tmp_path):
+    class Masks(PaddingCollator):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            return batch | {"input_ids": torch.randint_like(batch["input_ids"], 3, VOCABULARY)}
+
+    callback = GISTDataSelectorCallback(GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
+    arguments = TrainingArguments(
+        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, report_to=[], save_strategy="no", disable_tqdm=True
+    )
+    with pytest.warns(SelectionNotVerifiedWarning):
+        Trainer(
+            lora_model(),
+            arguments,
+            train_dataset=as_dataset(numbered_rows(60)),
+            data_collator=Masks(),
+            callbacks=[callback],
+        ).train()
+
+
+def test_keeping_everything_and_stopping_early_are_said_to_have_no_effect(tmp_path):
+    with pytest.warns(NoEffectWarning, match="kept the whole pool"):
+        train(tmp_path, GISTConfig(budget=1.0), num_train_epochs=2, rows=numbered_rows(24))
+
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    with pytest.warns(NoEffectWarning, match="Training ended at step 1"):
+        train(tmp_path, extra=[Stops()])
+
+
+def test_evaluation_saving_and_the_best_model_keep_working(tmp_path):
+    model = lora_model()
+    callback = GISTDataSelectorCallback(GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
+    trainer = Trainer(
+        model,
+        TrainingArguments(
+            str(tmp_path),
+            per_device_train_batch_size=4,
+            num_train_epochs=3,
+            eval_strategy="epoch",
+            save_strategy="epoch",
+            save_total_limit=1,
+            load_best_model_at_end=True,
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=as_dataset(numbered_rows(100)),
+        eval_dataset=as_dataset(token_rows(10, seed=9)),
+        data_collator=PaddingCollator(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    evaluations = [entry["epoch"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert evaluations == [1.0, 2.0, 3.0]
+    assert trainer.state.best_model_checkpoint is not None
+
+
+def test_the_model_is_left_without_hooks(tmp_path):
+    trainer, _, _ = train(tmp_path)
+    hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model.modules())
+    assert hooks == 1  # the recorder's own

@@ -1,0 +1,116 @@
+"""`hf-gist select` as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from hf_gist import GISTConfig, Selection
+from hf_gist.cli import main
+from tests.words import chats, save_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save_model(folder / "model")
+    Dataset.from_list(chats(80)).to_json(folder / "pool.jsonl")
+    Dataset.from_list([row for row in chats(16) if row["source"] == "family1"]).to_json(folder / "targets.jsonl")
+    return folder
+
+
+def flags(files, output, *more):
+    return [
+        "select",
+        *("--model_name_or_path", str(files / "model")),
+        *("--train_file", str(files / "pool.jsonl")),
+        *("--target_file", str(files / "targets.jsonl")),
+        *("--output_dir", str(output), "--source_column", "source", "--lora_target_modules", "q_proj, v_proj"),
+        *("--learning_rate", "1e-2", "--per_device_train_batch_size", "4", "--warmup_ratio", "0.5"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(files):
+    output = files / "out"
+    assert main(flags(files, output, "--budget", "0.1")) == 0
+    return output
+
+
+def test_select_writes_artifacts_rows_and_pictures(files, run):
+    selection = Selection.load(run)
+    assert len(selection.indices) == 8 and selection.config == GISTConfig(
+        budget=0.1, source_column="source", warmup_ratio=0.5
+    )
+    rows = [json.loads(line) for line in (run / "selected.jsonl").read_text().splitlines()]
+    pool = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
+    assert rows == [pool[i] for i in selection.indices]
+    assert {"scores.png", "spectrum.png", "warmup_adapter"} <= {path.name for path in run.iterdir()}
+
+
+def test_the_trained_adapter_gives_the_same_selection_again(files, run, capsys):
+    again = files / "again"
+    more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--output_format", "parquet")
+    assert main(flags(files, again, *more)) == 0
+    assert Selection.load(again).indices == Selection.load(run).indices
+    printed = capsys.readouterr().out
+    assert "GIST kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "rows/s" in printed
+    assert Dataset.from_parquet(str(again / "selected.parquet"))["source"]
+
+
+def test_from_scores_chooses_again_without_a_model(files, run, tmp_path):
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--budget", "5"]
+    flags += ["--strategy", "round_robin", "--target_group_column", "source", "--train_file", str(files / "pool.jsonl")]
+    assert main(flags) == 0
+    got = Selection.load(tmp_path)
+    expected = Selection.load(run).reselect(budget=5, strategy="round_robin", target_group_column="source")
+    assert got.indices == expected.indices and got.config.strategy == "round_robin"
+    assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 5
+
+
+def test_yaml_gives_everything_and_flags_override_it(files, run, tmp_path):
+    values = {"from_scores": str(run), "output_dir": str(tmp_path / "a"), "budget": 3, "rank": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    assert main(["select", "--config", str(tmp_path / "run.yaml"), "--rank", "1"]) == 0
+    got = Selection.load(tmp_path / "a")
+    assert len(got.indices) == 3 and got.rank == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "`--output_dir` is missing"),
+        (["--output_dir", "o"], "Give exactly one of `--train_file` and `--dataset_name`"),
+        (["--output_dir", "o", "--train_file", "{pool}"], "`--model_name_or_path` is missing"),
+        (["--output_dir", "o", "--from_scores", "nowhere"], "nowhere/coordinates.safetensors does not exist"),
+        (["--output_dir", "o", "--budget", "0"], "`budget` must be a fraction"),
+        (["--config", "{yaml}"], "unknown key(s): budgets"),
+        (["--config", "missing.yaml"], "`--config missing.yaml` cannot be read"),
+    ],
+)
+def test_mistakes_are_named_without_a_traceback(files, tmp_path, capsys, arguments, message):
+    (tmp_path / "bad.yaml").write_text("budgets: 3\n")
+    known = {"{pool}": str(files / "pool.jsonl"), "{yaml}": str(tmp_path / "bad.yaml")}
+    assert main(["select", *[known.get(a, a) for a in arguments]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-gist: error: ") and message in error
+
+
+def test_scores_of_another_pool_are_refused_before_rows_are_written(files, run, tmp_path, capsys):
+    Dataset.from_list(chats(8)).to_json(tmp_path / "short.jsonl")
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path / "o"), "--train_file"]
+    assert main([*flags, str(tmp_path / "short.jsonl")]) == 2
+    assert "The pool has 8 rows, but the scores are of 80" in capsys.readouterr().err
+    assert not (tmp_path / "o" / "selected.jsonl").exists()
+
+
+def test_every_config_field_is_a_flag_and_the_command_is_installed():
+    command = shutil.which("hf-gist") or [sys.executable, "-m", "hf_gist.cli"]
+    command = [command] if isinstance(command, str) else command
+    text = subprocess.run([*command, "select", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f"--{name}" in text for name in GISTConfig().to_dict())

@@ -1,0 +1,47 @@
+import pytest
+
+from hf_gist import GISTConfig
+from hf_gist.config import parse_amount
+
+
+def test_round_trips():
+    config = GISTConfig(budget=500, rank=8, target_group_column="task", after_selection="restart")
+    assert GISTConfig.from_json(config.to_json()) == config
+    assert GISTConfig.from_yaml(config.to_yaml()) == config
+    assert GISTConfig.from_yaml("") == GISTConfig()
+
+
+def test_the_type_of_a_budget_survives():
+    assert isinstance(GISTConfig.from_json(GISTConfig(budget=1).to_json()).budget, int)
+    assert isinstance(GISTConfig.from_yaml(GISTConfig(budget=1.0).to_yaml()).budget, float)
+    assert parse_amount("1") == 1 and isinstance(parse_amount("1"), int)
+    assert isinstance(parse_amount("1.0"), float)
+
+
+def test_all_range_problems_are_reported_together():
+    with pytest.raises(ValueError) as error:
+        GISTConfig(budget=0, warmup_ratio=1.0, rank=0, explained_variance=0.0)
+    for name in ("budget", "warmup_ratio", "rank", "explained_variance"):
+        assert f"`{name}`" in str(error.value)
+
+
+@pytest.mark.parametrize("budget", [0, -1, 0.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_budgets_out_of_range(budget):
+    with pytest.raises(ValueError, match="`budget`"):
+        GISTConfig(budget=budget)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"budgets": 0.1}, "unknown key.*budgets.*Known keys: budget"),
+        ({"budget": "5%"}, "`budget` must be int or float, got '5%'"),
+        ({"budget": True}, "`budget` must be int or float"),
+        ({"strategy": "best"}, "`strategy` must be one of 'max', 'mean', 'round_robin', got 'best'"),
+        ({"rank": 2.5}, "`rank` must be int or null"),
+        (["budget"], "expected a mapping"),
+    ],
+)
+def test_wrong_files_say_what_is_wrong(values, message):
+    with pytest.raises(ValueError, match=message):
+        GISTConfig.from_dict(values)

@@ -1,0 +1,82 @@
+"""Reading files and turning rows into tokens and labels."""
+
+import json
+
+import pytest
+from datasets import Dataset
+
+from hf_gist.data import load_rows, tokenize, tokenize_row
+from tests.words import TEMPLATE, chats, tokenizer
+
+
+PLAIN = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+
+
+def words_of(encoded, tok):
+    ids, labels = encoded["input_ids"], encoded["labels"]
+    return tok.convert_ids_to_tokens(ids), [tok.convert_ids_to_tokens(i) if i != -100 else None for i in labels]
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, PLAIN], ids=["generation marks", "prefixes"])
+def test_only_assistant_turns_carry_a_loss(template):
+    tok = tokenizer(template)
+    messages = [
+        {"role": "user", "content": "w1 w2"},
+        {"role": "assistant", "content": "w3"},
+        {"role": "user", "content": "w4"},
+        {"role": "assistant", "content": "w5 w6"},
+    ]
+    # the word-level tokenizer needs a space before the end token to see it as a word of its own
+    tok.chat_template = template.replace("{{ eos_token }}", " {{ eos_token }}")
+    ids, labels = words_of(tokenize_row({"messages": messages}, tok), tok)
+    assert ids == ["user", "w1", "w2", "assistant", "w3", "</s>", "user", "w4", "assistant", "w5", "w6", "</s>"]
+    assert [word for word in labels if word is not None] == ["w3", "</s>", "w5", "w6", "</s>"]
+    assert labels[4] == "w3" and labels[9] == "w5"
+
+
+def test_prompt_and_completion():
+    tok = tokenizer()
+    ids, labels = words_of(tokenize_row({"prompt": "w1 w2", "completion": " w3 "}, tok), tok)
+    assert ids == ["w1", "w2", "w3", "</s>"] and labels == [None, None, "w3", "</s>"]
+
+
+def test_text_and_all_tokens():
+    tok = tokenizer()
+    assert tokenize_row({"text": "w1 w2"}, tok)["labels"] == tokenize_row({"text": "w1 w2"}, tok)["input_ids"]
+    encoded = tokenize_row({"prompt": "w1", "completion": " w2"}, tok, answers_only=False)
+    assert encoded["labels"] == encoded["input_ids"]
+
+
+def test_tokenize_keeps_the_columns_and_cuts_long_rows():
+    rows = tokenize(Dataset.from_list(chats(4)), tokenizer(), 5, "train_file")
+    assert rows["source"][0] == "family0" and all(len(ids) == 5 for ids in rows["input_ids"])
+    assert all(len(ids) == len(labels) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True))
+    assert tokenize(rows, tokenizer(), 3, "train_file") is rows
+
+
+def test_unknown_formats_are_refused():
+    with pytest.raises(ValueError, match="`train_file` has the columns question; expected `input_ids`"):
+        tokenize(Dataset.from_list([{"question": "w1"}]), tokenizer(), None, "train_file")
+    with pytest.raises(ValueError, match="no chat template"):
+        tokenize(Dataset.from_list(chats(1)), tokenizer(template=None), None, "train_file")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "csv", "parquet"])
+def test_files(tmp_path, suffix):
+    rows, path = Dataset.from_list([{"text": "w1"}, {"text": "w2"}]), tmp_path / f"rows.{suffix}"
+    {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(suffix, rows.to_json)(path)
+    assert load_rows(str(path), None, "train", "train_file")["text"] == ["w1", "w2"]
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    (tmp_path / "rows.txt").write_text(json.dumps({"text": "w1"}))
+    for arguments, message in (
+        ((None, None), "Give exactly one of `--train_file` and `--dataset_name`"),
+        (("a.jsonl", "user/data"), "exactly one"),
+        ((str(tmp_path / "missing.jsonl"), None), "no such file"),
+        ((str(tmp_path / "rows.txt"), None), "unknown format"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_rows(*arguments, "train", "train_file")
+    with pytest.raises(ValueError, match="`--target_file` and `--target_dataset_name`"):
+        load_rows(None, None, "train", "target_file")

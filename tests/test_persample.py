@@ -1,0 +1,193 @@
+"""The fast per-sample gradients against the public batch-of-one oracle."""
+
+import random
+
+import pytest
+import torch
+from peft import LoraConfig
+
+from hf_gist import per_sample_gradients_reference
+from hf_gist.collect import Pass, collect_gradients, per_sample_backward, plan_batches, sample_losses, scoring_mode
+from hf_gist.lora import find_tracked
+from tests.tiny import ARCHITECTURES, PaddingCollator, base_model, lora_model, token_rows
+
+
+def worst_relative_error(model, rows, collator, reference_model=None):
+    reference = per_sample_gradients_reference(reference_model or model, rows, collator)
+    fast, facts = collect_gradients(Pass(model, collator, 64, progress=False), rows, "rows")
+    worst = 0.0
+    for i, expected in enumerate(reference):
+        if expected is None:
+            assert facts.label_tokens[i] == 0 and facts.norms[i] == 0
+            continue
+        assert set(expected) == set(fast)
+        norm = torch.sqrt(sum(g.double().square().sum() for g in expected.values()))
+        assert norm > 0
+        torch.testing.assert_close(facts.norms[i].double(), norm, rtol=1e-5, atol=0)
+        for name, gradient in expected.items():
+            assert gradient.norm() > 0
+            error = (fast[name][i].view_as(gradient) - gradient).norm() / gradient.norm()
+            worst = max(worst, error.item())
+    return worst
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_equals_the_oracle_on_every_matrix(architecture, variant):
+    model = lora_model(architecture, lora_dropout=0.1, **variant)
+    rows = token_rows(7, architecture=architecture)
+    assert worst_relative_error(model, rows, PaddingCollator()) <= 1e-5
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "qwen2", "t5"])
+def test_left_padding_changes_nothing(architecture):
+    model = lora_model(architecture)
+    rows = token_rows(7, architecture=architecture)
+    collator = PaddingCollator("left", label_side="right" if architecture == "t5" else "left")
+    assert worst_relative_error(model, rows, collator) <= 1e-5
+
+
+def test_left_padding_is_refused_where_positions_depend_on_the_batch():
+    model = lora_model("bert")
+    with pytest.raises(ValueError, match="padding_side = 'right'"):
+        collect_gradients(Pass(model, PaddingCollator("left"), 64, progress=False), token_rows(5, architecture="bert"), "r")
+
+
+def test_a_row_without_labels_has_no_gradient_and_disturbs_no_other():
+    model = lora_model()
+    rows = token_rows(5)
+    rows.insert(2, {"input_ids": [5, 6, 7], "labels": [-100] * 3})
+    assert worst_relative_error(model, rows, PaddingCollator()) <= 1e-5
+
+
+def test_modules_to_save_are_covered():
+    model = lora_model(modules_to_save=["up_proj"])
+    assert any("modules_to_save" in name for t in find_tracked(model) for name in t.parameters.values())
+    assert worst_relative_error(model, token_rows(6), PaddingCollator()) <= 1e-5
+
+
+def test_only_the_active_adapter_counts():
+    model = lora_model()
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    model.add_adapter("default2", config)
+    model.set_adapter("default2")
+    names = [name for t in find_tracked(model) for name in t.parameters.values()]
+    assert names and all(".default2." in name for name in names)
+    assert worst_relative_error(model, token_rows(5), PaddingCollator()) <= 1e-5
+    for name, parameter in model.named_parameters():
+        if ".default." in name:
+            parameter.requires_grad_(True)
+    assert names == [name for t in find_tracked(model) for name in t.parameters.values()]
+
+
+def test_bf16_autocast_stays_close_to_fp32():
+    model, rows, collator = lora_model(), token_rows(6), PaddingCollator()
+    exact, _ = collect_gradients(Pass(model, collator, 64, "float32", False), rows, "rows")
+    rounded, _ = collect_gradients(Pass(model, collator, 64, "bfloat16", False), rows, "rows")
+    whole, other = (torch.cat([g[name] for name in exact], 1) for g in (exact, rounded))
+    cosine = torch.nn.functional.cosine_similarity(whole, other)
+    assert (cosine > 0.995).all() and not torch.equal(whole, other)
+
+
+def test_losses_are_the_models_own():
+    model, rows, collator = lora_model().eval(), token_rows(6), PaddingCollator()
+    losses, counts = sample_losses(model, collator(rows))
+    for i, row in enumerate(rows):
+        batch = collator([row])
+        torch.testing.assert_close(losses[i], model(**batch).loss, rtol=1e-5, atol=1e-6)
+        assert counts[i] == sum(label != -100 for label in row["labels"][1:])
+
+
+def test_logits_are_made_at_labelled_positions_only():
+    model = lora_model()
+    batch = PaddingCollator()(token_rows(6))
+    seen = []
+    handle = model.get_output_embeddings().register_forward_hook(lambda m, a, out: seen.append(out.shape))
+    with scoring_mode(model):
+        _, counts = sample_losses(model, batch)
+    handle.remove()
+    assert seen == [(1, int(counts.sum()), 99)]
+
+
+def test_nothing_of_size_batch_times_d_is_handed_over():
+    model = lora_model()
+    total = sum(t.numel() for t in find_tracked(model))
+    sizes = []
+    with scoring_mode(model):
+        per_sample_backward(
+            model, PaddingCollator()(token_rows(4)), find_tracked(model), lambda name, g: sizes.append(g.shape[1])
+        )
+    assert sum(sizes) == total and max(sizes) < total / 4
+
+
+def state_of(model):
+    return (
+        [m.training for m in model.modules()],
+        [p.requires_grad for p in model.parameters()],
+        [p.grad for p in model.parameters()],
+        [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        torch.get_rng_state().tolist(),
+        random.getstate(),
+    )
+
+
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("fails", [False, True])
+def test_model_and_random_state_are_as_before_also_after_an_error(variant, fails):
+    model = lora_model(lora_dropout=0.1, **variant)
+    model.train()
+    model.base_model.model.model.layers[0].eval()
+    before = state_of(model)
+    rows = token_rows(4)
+
+    class Breaks(PaddingCollator):
+        def __call__(self, batch):
+            torch.rand(3), random.random()
+            if fails and len(batch) < 4:
+                raise KeyError("broken row")
+            return super().__call__(batch)
+
+    run = Pass(model, Breaks(), 24, progress=False)
+    if fails:
+        with pytest.raises(KeyError):
+            collect_gradients(run, rows, "rows")
+    else:
+        collect_gradients(run, rows, "rows")
+    assert state_of(model) == before
+
+
+def test_unsupported_trainable_parameters_are_refused_by_name():
+    model = lora_model()
+    model.base_model.model.model.norm.weight.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight \(in LlamaRMSNorm\)"):
+        find_tracked(model)
+    with pytest.raises(ValueError, match="lora_embedding_A"):
+        find_tracked(lora_model(target_modules=["embed_tokens", "q_proj"]))
+
+
+def test_a_model_without_lora_is_refused():
+    model = base_model()
+    with pytest.raises(ValueError, match="Per-sample gradients are supported|no trainable LoRA"):
+        find_tracked(model)
+    model.requires_grad_(False)
+    with pytest.raises(ValueError, match="no trainable LoRA parameter"):
+        find_tracked(model)
+
+
+def test_a_module_that_no_gradient_reaches_is_an_error():
+    model = lora_model()
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    layer.forward = layer.base_layer.forward
+    with pytest.raises(ValueError, match="No gradient reached .*layers.1.mlp.down_proj"):
+        collect_gradients(Pass(model, PaddingCollator(), 64, progress=False), token_rows(3), "rows")
+
+
+def test_batches_are_sorted_whole_and_within_budget():
+    rng = random.Random(0)
+    lengths = [rng.randint(1, 50) for _ in range(200)] + [500]
+    batches = plan_batches(lengths, len(lengths), 128)
+    assert sorted(i for batch in batches for i in batch) == list(range(201))
+    assert batches[0] == [200]
+    assert all(len(b) * max(lengths[i] for i in b) <= 128 for b in batches[1:])
+    longest = [max(lengths[i] for i in b) for b in batches]
+    assert longest == sorted(longest, reverse=True)

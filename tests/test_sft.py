@@ -1,0 +1,67 @@
+"""The callback in TRL's SFTTrainer."""
+
+import pytest
+from datasets import Dataset
+
+from hf_gist import GISTConfig, GISTDataSelectorCallback
+from tests.tiny import lora_model
+from tests.words import chats, tokenizer
+
+
+trl = pytest.importorskip("trl", reason="TRL is not installed")
+
+
+def trainer(tmp_path, callback, rows, **arguments):
+    settings = {
+        "num_train_epochs": 3,
+        "per_device_train_batch_size": 4,
+        "report_to": [],
+        "save_strategy": "no",
+        "disable_tqdm": True,
+        "max_length": 32,
+        "bf16": False,
+    } | arguments
+    return trl.SFTTrainer(
+        model=lora_model(),
+        args=trl.SFTConfig(str(tmp_path), **settings),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=tokenizer(),
+        callbacks=[callback],
+    )
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only):
+    rows, targets = chats(80), Dataset.from_list([row for row in chats(16) if row["source"] == "family2"])
+    config = GISTConfig(budget=8, warmup_ratio=0.2, source_column="source")
+    callback = GISTDataSelectorCallback(config, targets, train_dataset=Dataset.from_list(rows))
+    run = trainer(tmp_path, callback, rows, assistant_only_loss=assistant_only)
+    run.train()
+    assert len(callback.selection.indices) == 8
+    assert run.state.global_step == run.state.max_steps == 4 + 2 * 2
+    assert sum(rows[i]["source"] == "family2" for i in callback.selection.indices) >= 6
+
+
+@pytest.mark.parametrize("assistant_only", [False, True])
+def test_targets_are_tokenised_as_sft_trainer_does(tmp_path, assistant_only):
+    rows = chats(24)
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
+    run = trainer(tmp_path, callback, rows, assistant_only_loss=assistant_only)
+    ours = callback._prepare_targets(run.args, run.processing_class, run.get_train_dataloader().dataset, run.model)
+    theirs = run.train_dataset
+    assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
+
+
+def test_prompt_completion_targets_match_too(tmp_path):
+    rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} "} for i in range(24)]
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
+    run = trainer(tmp_path, callback, rows)
+    ours = callback._prepare_targets(run.args, run.processing_class, run.get_train_dataloader().dataset, run.model)
+    assert ours["input_ids"] == run.train_dataset["input_ids"] and ours["labels"] == run.train_dataset["labels"]
+
+
+@pytest.mark.parametrize("arguments", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
+def test_packing_is_refused(tmp_path, arguments):
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(chats(4)))
+    with pytest.raises(ValueError, match="`packing` or `padding_free` is on"):
+        trainer(tmp_path, callback, chats(40), **arguments).train()
