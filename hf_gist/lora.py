@@ -104,17 +104,17 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
             refused.append(f"{name} (in {type(module).__name__})")
         else:
             owners.setdefault(owner, {})[attribute] = name
+    if not any(".lora_" in name for name in (*owners, *refused)):
+        raise ValueError(
+            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
+            "load the adapter with `is_trainable=True`."
+        )
     if refused:
         raise ValueError(
             "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
             f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
             f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
             "the adapter's `target_modules` and `modules_to_save`."
-        )
-    if not any(".lora_" in name for name in owners):
-        raise ValueError(
-            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
-            "load the adapter with `is_trainable=True`."
         )
     return [
         TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes)

@@ -1,0 +1,87 @@
+"""Every code block of README.md is run."""
+
+import functools
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+import trl
+from datasets import Dataset
+
+from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.words import chats, save_model, tokenizer
+
+
+README = Path(__file__).parent.parent / "README.md"
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def blocks(language):
+    return [pytest.param(text, id=text.strip().splitlines()[0][:60]) for kind, text in BLOCKS if kind == language]
+
+
+def test_every_block_is_of_a_kind_that_is_run():
+    assert {kind for kind, _ in BLOCKS} == {"python", "bash"}
+
+
+@pytest.mark.parametrize("text", blocks("python"))
+def test_python_blocks(text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    if not torch.cuda.is_available():
+        # SFTConfig asks for bf16 by default, which Trainer refuses on a CPU
+        monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, bf16=False))
+    rows = chats(80)
+    names = {
+        "Trainer": transformers.Trainer,
+        "TrainingArguments": transformers.TrainingArguments,
+        "peft_model": lora_model(),
+        "pool": as_dataset(token_rows(80)),
+        "targets": as_dataset(token_rows(4, seed=5)),
+        "collator": PaddingCollator(),
+        "chats": Dataset.from_list(rows),
+        "target_chats": Dataset.from_list(rows[:4]),
+        "tokenizer": tokenizer(),
+    }
+    before = dict(names)
+    exec(compile(text, str(README), "exec"), names)
+    assert set(names) - set(before)
+
+
+def stub(folder, name, text):
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+
+
+@pytest.mark.parametrize("text", blocks("bash"))
+def test_bash_blocks(text, tmp_path):
+    """`pip` and `pytest` only note that they were called and the demo is checked by its parser; the rest is real."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("pip", "pytest"):
+        stub(tools, name, f'echo "{name} $*" >> "$CALLS"')
+    hf_gist = f'"{sys.executable}" -m hf_gist.cli'
+    stub(tools, "hf-gist", f'echo "hf-gist $*" >> "$CALLS"\nif [ "$1" = demo ]; then set -- "$@" --help; fi\nexec {hf_gist} "$@"')
+    save_model(tmp_path / "MODEL")
+    Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
+    Dataset.from_list(chats(4)).to_json(tmp_path / "targets.jsonl")
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    if "--from_scores" in text:
+        first = next(t for kind, t in BLOCKS if kind == "bash" and "--target_file" in t)
+        text = first + text
+    done = subprocess.run(["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "calls").read_text().strip()
+    if "--output_dir" in text:
+        assert (tmp_path / "selection" / "selected.jsonl").exists()
+
+
+def test_the_two_commands_are_on_the_first_screen():
+    head = "\n".join(README.read_text(encoding="utf-8").splitlines()[:45])
+    assert 'pip install -e ".[report]" && hf-gist demo' in head and 'pip install -e ".[test]" && pytest' in head
