@@ -11,7 +11,7 @@ from accelerate import PartialState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import BatchSampler, IterableDataset
+from torch.utils.data import BatchSampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -71,7 +71,9 @@ class GISTDataSelectorCallback(TrainerCallback):
     ```
     """
 
-    def __init__(self, config: GISTConfig | None = None, target_dataset: Any = None, *, train_dataset: Any = None) -> None:
+    def __init__(
+        self, config: GISTConfig | None = None, target_dataset: Any = None, *, train_dataset: Any = None
+    ) -> None:
         if config is not None and not isinstance(config, GISTConfig):
             raise ValueError(f"`config` must be a GISTConfig, got {type(config).__name__}.")
         if target_dataset is None:
@@ -111,11 +113,6 @@ class GISTDataSelectorCallback(TrainerCallback):
             self._resume(args, state, loader)
 
     def _check_trainer(self, args: TrainingArguments, loader: Any) -> None:
-        if isinstance(loader.dataset, IterableDataset):
-            raise ValueError(
-                f"`train_dataset` is a streaming dataset ({type(loader.dataset).__name__}); GIST needs row numbers. Load "
-                "it as a map-style dataset (`streaming=False`)."
-            )
         check_dataset(loader.dataset, "train_dataset")
         if getattr(args, "packing", False) or getattr(args, "padding_free", False):
             raise ValueError(
@@ -315,7 +312,9 @@ class GISTDataSelectorCallback(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
         if state.global_step >= self._plan.warmup_steps:
             self.selection = Selection.load(Path(args.output_dir) / FOLDER)
-            indices = read(folder / SELECTED, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))["indices"]
+            indices = read(folder / SELECTED, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))[
+                "indices"
+            ]
             if indices != self.selection.indices or len(self.selection.scores) != len(self._pool):
                 raise ValueError(
                     f"The selection in {folder} is not the one in {Path(args.output_dir) / FOLDER}, or was made from "

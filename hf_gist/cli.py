@@ -29,6 +29,9 @@ from hf_gist.warmup import (
 )
 
 
+LONGEST_ROW = 1024
+
+
 def _flag(text: str, default: Any = None) -> Any:
     return dataclasses.field(default=default, metadata={"help": text})
 
@@ -48,7 +51,9 @@ class SelectArguments:
     target_file: str | None = _flag("Target set: a few rows of what the model should become good at.")
     target_dataset_name: str | None = _flag("Target set on the Hub, instead of a file.")
     target_dataset_split: str = _flag("Its split.", "train")
-    max_length: int = _flag("Longest row in tokens; longer ones are cut at the end.", 1024)
+    max_length: int | None = _flag(
+        f"Longest row in tokens; longer ones are cut at the end. Default: the tokenizer's own limit, or {LONGEST_ROW}."
+    )
     output_dir: str | None = _flag("Folder for the artifacts and the selected rows.")
     output_format: Literal["jsonl", "parquet"] = _flag("Format of the selected rows.", "jsonl")
     from_scores: str | None = _flag("Folder with the scores of an earlier run: choose again without scoring.")
@@ -118,9 +123,7 @@ def _settings(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """What was given explicitly, and one instance of each group with it filled in."""
     given = _read_yaml(flags.config) if flags.config else {}
     given |= {name: value for name, value in vars(flags).items() if name not in ("command", "config", "debug")}
-    groups = [
-        cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in GROUPS
-    ]
+    groups = [cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in GROUPS]
     return given, groups
 
 
@@ -131,9 +134,14 @@ def _write_rows(rows: Any, selection: Selection, arguments: SelectArguments) -> 
     return path
 
 
-def _choose_again(arguments: SelectArguments, given: dict[str, Any]) -> Selection:
+def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) -> Selection:
     changes = {name: given[name] for name in RESELECTABLE if name in given}
     selection = Selection.load(arguments.from_scores).reselect(**changes)
+    if rows is not None and len(rows) != len(selection.scores):
+        raise ValueError(
+            f"The pool has {len(rows)} rows, but the scores in {arguments.from_scores} are of "
+            f"{len(selection.scores)}. Give the `--train_file` or `--dataset_name` of that run."
+        )
     selection.save(Path(arguments.output_dir))
     return selection
 
@@ -145,9 +153,10 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         arguments.target_file, arguments.target_dataset_name, arguments.target_dataset_split, "target_file"
     )
     name, revision, trust = arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
-    tokenizer = load_tokenizer(name, revision, trust)
-    pool = tokenize(rows, tokenizer, arguments.max_length, "train_file")
-    targets = tokenize(targets, tokenizer, arguments.max_length, "target_file")
+    tokenizer, limit = load_tokenizer(name, revision, trust)
+    max_length = arguments.max_length or min(limit, LONGEST_ROW)
+    pool = tokenize(rows, tokenizer, max_length, "train_file")
+    targets = tokenize(targets, tokenizer, max_length, "target_file")
     model = load_base(name, revision, arguments.dtype, trust)
     folder = Path(arguments.output_dir)
     if arguments.adapter_name_or_path is not None:
@@ -155,9 +164,7 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
     else:
         model = fresh_lora(model, warmup, config.seed)
         model = warm_up(model, pool, tokenizer, config, warmup, folder / "warmup_adapter")
-    return select(
-        model, pool, targets, config, data_collator=padding_collator(tokenizer), output_dir=folder
-    )
+    return select(model, pool, targets, config, data_collator=padding_collator(tokenizer), output_dir=folder)
 
 
 def run_select(flags: argparse.Namespace) -> None:
@@ -172,15 +179,13 @@ def run_select(flags: argparse.Namespace) -> None:
         selection = _score(arguments, warmup, config, rows)
         _draw(selection, arguments.output_dir)
     else:
-        selection = _choose_again(arguments, given)
+        selection = _choose_again(arguments, given, rows)
     _say(summary_line(selection))
     _say(summary_table(selection))
     if arguments.from_scores is None:
         _say(_cost(selection, time.perf_counter() - start))
     _say(f"artifacts: {arguments.output_dir}")
     if rows is not None:
-        if len(rows) != len(selection.scores):
-            raise ValueError(f"The pool has {len(rows)} rows, but the scores are of {len(selection.scores)}.")
         _say(f"selected rows: {_write_rows(rows, selection, arguments)}")
 
 

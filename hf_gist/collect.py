@@ -216,7 +216,9 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     elif "decoder_input_ids" not in inputs:
         if labels.shape[1] > 1 and bool(((labels[:, 0] == IGNORE_INDEX) & (labels[:, -1] != IGNORE_INDEX)).any()):
-            raise ValueError("The labels of a sequence-to-sequence model are padded on the left; pad them on the right.")
+            raise ValueError(
+                "The labels of a sequence-to-sequence model are padded on the left; pad them on the right."
+            )
         inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=labels)
     labelled = labels != IGNORE_INDEX
     with _head_at(base.get_output_embeddings(), labelled):
@@ -265,8 +267,10 @@ class _Reporter:
 
     def __call__(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
         if len(d) != self.batch_size or tracked in self.seen:
-            why = "is used more than once in a forward pass" if tracked in self.seen else (
-                f"sees {len(d)} rows for a batch of {self.batch_size} samples (flattened tokens or experts)"
+            why = (
+                "is used more than once in a forward pass"
+                if tracked in self.seen
+                else (f"sees {len(d)} rows for a batch of {self.batch_size} samples (flattened tokens or experts)")
             )
             raise ValueError(f"{tracked.name} {why}, so its per-sample gradients cannot be taken; remove its adapter.")
         self.seen.add(tracked)

@@ -73,7 +73,9 @@ class BaseConfig:
             ValueError: for an unknown key, a wrong type or a value out of range, each by name.
         """
         if not isinstance(values, dict):
-            raise ValueError(f"{cls.__name__}: expected a mapping of field names to values, got {type(values).__name__}.")
+            raise ValueError(
+                f"{cls.__name__}: expected a mapping of field names to values, got {type(values).__name__}."
+            )
         known = [f.name for f in dataclasses.fields(cls)]
         unknown = sorted(str(key) for key in values if key not in known)
         if unknown:

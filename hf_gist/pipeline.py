@@ -65,11 +65,7 @@ def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
         rows = [dataset[i] for i in range(len(dataset))]
         shared = set.intersection(*(set(row) for row in rows)) if rows and isinstance(rows[0], dict) else set()
         columns = {name: [row[name] for row in rows] for name in rows[0] if name in shared} if shared else {}
-    return {
-        name: values
-        for name, values in columns.items()
-        if all(isinstance(value, str | int) for value in values)
-    }
+    return {name: values for name, values in columns.items() if all(isinstance(value, str | int) for value in values)}
 
 
 def check_dataset(dataset: Any, argument: str) -> None:
@@ -127,7 +123,11 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     check_labels(targets, collator, model, "target_dataset", range(len(targets)))
     generator = torch.Generator().manual_seed(config.seed)
     check_labels(
-        pool, collator, model, "train_dataset", torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist()
+        pool,
+        collator,
+        model,
+        "train_dataset",
+        torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist(),
     )
 
 

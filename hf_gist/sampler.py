@@ -214,7 +214,10 @@ def retime(args: TrainingArguments, scheduler: LambdaLR, plan: Plan, restart: bo
         scheduler.lr_lambdas = [_then(a, b, warm) for a, b in zip(first, second, strict=True)]
     else:
         scheduler.lr_lambdas = _lambdas(args, groups, plan.total_steps)
-    rates = [base * factor(scheduler.last_epoch) for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)]
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
     for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
     scheduler._last_lr = rates

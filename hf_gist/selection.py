@@ -121,7 +121,9 @@ def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None
         return None
     rows = int(budget * pool_size + 1e-9) if isinstance(budget, float) else budget
     if rows < 1:
-        raise ValueError(f"`budget={budget}` of {pool_size} rows selects nothing; raise it to at least {1 / pool_size:.2g}.")
+        raise ValueError(
+            f"`budget={budget}` of {pool_size} rows selects nothing; raise it to at least {1 / pool_size:.2g}."
+        )
     if rows > pool_size:
         raise ValueError(f"`budget={budget}` rows is more than the {pool_size} rows of the pool; lower it.")
     return rows

@@ -16,6 +16,7 @@ from transformers import (
     Trainer,
     TrainingArguments,
 )
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_gist.config import GISTConfig
 
@@ -41,13 +42,20 @@ class WarmupSettings:
     per_device_train_batch_size: int = 32
 
 
-def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> PreTrainedTokenizerBase:
-    """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token."""
+def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
+    """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token.
+
+    Returns:
+        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and the longest row it says the model takes.
+    """
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
-    return tokenizer
+    limit = tokenizer.model_max_length
+    # Rows are cut after tokenising; until then a long one is no reason for a warning.
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    return tokenizer, limit
 
 
 def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:

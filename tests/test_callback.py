@@ -39,7 +39,17 @@ class Recorder(TrainerCallback):
         self.epochs.append(state.epoch)
 
 
-def train(tmp_path, config=None, rows=None, callback=None, add=False, trainer_class=Trainer, resume=None, extra=(), **arguments):
+def train(
+    tmp_path,
+    config=None,
+    rows=None,
+    callback=None,
+    add=False,
+    trainer_class=Trainer,
+    resume=None,
+    extra=(),
+    **arguments,
+):
     model = lora_model()
     callback = callback or GISTDataSelectorCallback(config or GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
     recorder = Recorder(model)
@@ -281,7 +291,12 @@ def test_the_selection_does_not_depend_on_the_trainer(tmp_path):
     config = GISTConfig(budget=20, warmup_steps=3)
     _, callback, _ = train(tmp_path, config, extra=[Look()])
     offline = select(
-        caught["model"], as_dataset(numbered_rows(150)), targets, config, data_collator=PaddingCollator(), progress=False
+        caught["model"],
+        as_dataset(numbered_rows(150)),
+        targets,
+        config,
+        data_collator=PaddingCollator(),
+        progress=False,
     )
     assert offline.indices == callback.selection.indices
     torch.testing.assert_close(offline.scores, callback.selection.scores)
@@ -387,7 +402,12 @@ def test_a_collator_that_changes_tokens_each_time_is_said_to_be_unchecked(tmp_pa
 
     callback = GISTDataSelectorCallback(GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
     arguments = TrainingArguments(
-        str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, report_to=[], save_strategy="no", disable_tqdm=True
+        str(tmp_path),
+        num_train_epochs=2,
+        per_device_train_batch_size=4,
+        report_to=[],
+        save_strategy="no",
+        disable_tqdm=True,
     )
     with pytest.warns(SelectionNotVerifiedWarning):
         Trainer(

@@ -50,7 +50,9 @@ def test_left_padding_changes_nothing(architecture):
 def test_left_padding_is_refused_where_positions_depend_on_the_batch():
     model = lora_model("bert")
     with pytest.raises(ValueError, match="padding_side = 'right'"):
-        collect_gradients(Pass(model, PaddingCollator("left"), 64, progress=False), token_rows(5, architecture="bert"), "r")
+        collect_gradients(
+            Pass(model, PaddingCollator("left"), 64, progress=False), token_rows(5, architecture="bert"), "r"
+        )
 
 
 def test_a_row_without_labels_has_no_gradient_and_disturbs_no_other():

@@ -1,7 +1,6 @@
 """`select()` against a from-scratch reference, and its artifacts."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -40,7 +39,9 @@ def test_equals_a_reference_from_scratch(group_column):
         row["task"] = "abc"[i % 3]
     groups = [row["task"] if group_column else i for i, row in enumerate(targets)]
     scores, rank, energy, norms = reference_scores(model, pool, targets, groups, 0.9)
-    config = GISTConfig(budget=0.05, explained_variance=0.9, target_group_column=group_column, scoring_tokens_per_batch=64)
+    config = GISTConfig(
+        budget=0.05, explained_variance=0.9, target_group_column=group_column, scoring_tokens_per_batch=64
+    )
     got = select(model, as_dataset(pool), as_dataset(targets), config, data_collator=COLLATOR, progress=False)
     assert got.rank == rank and len(got.group_names) == (3 if group_column else 9)
     torch.testing.assert_close(got.scores.double(), scores, rtol=0, atol=1e-5)
@@ -163,7 +164,10 @@ def test_unscorable_rows_are_left_out_counted_and_never_nan():
     pool[9] = {"input_ids": [98, 98, 98, 98], "labels": [-100, 98, 98, 98]}
     with torch.no_grad():
         model.get_input_embeddings().weight[98] = float("nan")
-    pool = [row if i in (4, 9) else {k: [3 if t == 98 else t for t in v] for k, v in row.items()} for i, row in enumerate(pool)]
+    pool = [
+        row if i in (4, 9) else {k: [3 if t == 98 else t for t in v] for k, v in row.items()}
+        for i, row in enumerate(pool)
+    ]
     targets = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 8, 7], "labels": [9, 8, 7]}]
     with torch.no_grad():  # the head is tied to nothing: only row 9 meets the NaN
         assert torch.isfinite(model.get_output_embeddings().weight).all()
@@ -187,8 +191,14 @@ def test_a_target_without_labels_is_left_out_of_the_subspace():
     [
         ({"targets": []}, "`targets` is empty"),
         ({"pool": []}, "`candidates` is empty"),
-        ({"targets": [{"input_ids": [5, 6], "labels": [-100, -100]}]}, "No labelled token in 1 rows of `target_dataset`"),
-        ({"pool": [{"input_ids": [5, 6], "labels": [-100, -100]}] * 4}, "No labelled token in 4 rows of `train_dataset`"),
+        (
+            {"targets": [{"input_ids": [5, 6], "labels": [-100, -100]}]},
+            "No labelled token in 1 rows of `target_dataset`",
+        ),
+        (
+            {"pool": [{"input_ids": [5, 6], "labels": [-100, -100]}] * 4},
+            "No labelled token in 4 rows of `train_dataset`",
+        ),
         ({"config": {"budget": 0.001}}, "selects nothing"),
         ({"config": {"target_group_column": "task"}}, "`target_group_column='task'` is not a column"),
         ({"config": {"source_column": "origin"}}, "`source_column='origin'` is not a column"),
@@ -198,7 +208,13 @@ def test_bad_input_is_refused_before_any_gradient(change, message, monkeypatch):
     monkeypatch.setattr("hf_gist.collect.per_sample_backward", lambda *a: pytest.fail("a gradient was taken"))
     pool, targets = change.get("pool", token_rows(10)), change.get("targets", token_rows(3, seed=5))
     with pytest.raises(ValueError, match=message):
-        select(lora_model(), pool, targets, GISTConfig(**({"budget": 0.5} | change.get("config", {}))), data_collator=COLLATOR)
+        select(
+            lora_model(),
+            pool,
+            targets,
+            GISTConfig(**({"budget": 0.5} | change.get("config", {}))),
+            data_collator=COLLATOR,
+        )
 
 
 def test_packed_and_unlabelled_batches_are_refused():
@@ -216,7 +232,14 @@ def test_packed_and_unlabelled_batches_are_refused():
 
 def test_the_same_input_gives_the_same_selection():
     runs = [
-        select(lora_model(), token_rows(40), token_rows(4, seed=5), GISTConfig(budget=9), data_collator=COLLATOR, progress=False)
+        select(
+            lora_model(),
+            token_rows(40),
+            token_rows(4, seed=5),
+            GISTConfig(budget=9),
+            data_collator=COLLATOR,
+            progress=False,
+        )
         for _ in range(2)
     ]
     assert runs[0].indices == runs[1].indices and torch.equal(runs[0].scores, runs[1].scores)

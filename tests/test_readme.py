@@ -67,7 +67,11 @@ def test_bash_blocks(text, tmp_path):
     for name in ("pip", "pytest"):
         stub(tools, name, f'echo "{name} $*" >> "$CALLS"')
     hf_gist = f'"{sys.executable}" -m hf_gist.cli'
-    stub(tools, "hf-gist", f'echo "hf-gist $*" >> "$CALLS"\nif [ "$1" = demo ]; then set -- "$@" --help; fi\nexec {hf_gist} "$@"')
+    stub(
+        tools,
+        "hf-gist",
+        f'echo "hf-gist $*" >> "$CALLS"\nif [ "$1" = demo ]; then set -- "$@" --help; fi\nexec {hf_gist} "$@"',
+    )
     save_model(tmp_path / "MODEL")
     Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
     Dataset.from_list(chats(4)).to_json(tmp_path / "targets.jsonl")

@@ -88,10 +88,12 @@ def subsets(selection: Selection, options: argparse.Namespace, seed: int) -> dic
 
 def main() -> None:
     options = parse()
-    tokenizer = load_tokenizer(options.model_name_or_path, None, False)
+    tokenizer, _ = load_tokenizer(options.model_name_or_path, None, False)
     pool = load_rows(options.train_file, None, "train", "train_file")
     pool = tokenize(pool, tokenizer, options.max_length, "train_file").select_columns(["input_ids", "labels"])
-    test = tokenize(load_rows(options.test_file, None, "train", "test_file"), tokenizer, options.max_length, "test_file")
+    test = tokenize(
+        load_rows(options.test_file, None, "train", "test_file"), tokenizer, options.max_length, "test_file"
+    )
     test = test.select_columns(["input_ids", "labels"])
     selection, collator = Selection.load(options.scores_dir), padding_collator(tokenizer)
     base = load_base(options.model_name_or_path, None, "auto", False)
