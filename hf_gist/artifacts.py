@@ -16,13 +16,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_gist.config import GISTConfig
-from hf_gist.selection import cut_to_budget, group_directions, ranked, round_robin, score_candidates
+from hf_gist.selection import (
+    cut_to_budget,
+    group_directions,
+    ranked,
+    round_robin,
+    rows_in_budget,
+    score_candidates,
+)
 from hf_gist.subspace import captured_variance, choose_rank
 
 
 FOLDER = "gist"
 SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
 CONFIG, MANIFEST, TARGETS = "gist_config.json", "manifest.json", "targets.parquet"
+TARGET_ROW = "__row__"
+"""Column of the row numbers in the table of targets; the other columns have the user's names."""
+
 RESELECTABLE = ("budget", "budget_unit", "rank", "explained_variance", "score", "strategy", "target_group_column")
 
 
@@ -123,7 +133,8 @@ class Selection:
         scores, best = score_candidates(coordinates[:, :k], directions, norms, reduce)
         scores = torch.where(scorable, scores, torch.tensor(float("-inf")))
         if config.strategy == "round_robin":
-            order = round_robin(coordinates[:, :k], directions, scorable, norms)
+            limit = rows_in_budget(config.budget, config.budget_unit, len(m.norms))
+            order = round_robin(coordinates[:, :k], directions, scorable, norms, limit)
         else:
             order = ranked(scores)[: int(scorable.sum())].tolist()
         squares = m.norms.double().square()
@@ -188,7 +199,7 @@ class Selection:
         targets = read(folder / TARGETS, _read_parquet)
         config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
         manifest = read(folder / MANIFEST, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
-        targets.pop("row")
+        targets.pop(TARGET_ROW)
         measurements = read(
             folder / COORDINATES,
             lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),
@@ -209,8 +220,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _target_table(m: Measurements) -> dict[str, list[Any]]:
-    columns = {name: values for name, values in m.target_columns.items() if name != "row"}
-    return {"row": list(range(len(m.target_coordinates))), **columns}
+    return {TARGET_ROW: list(range(len(m.target_coordinates))), **m.target_columns}
 
 
 def _scores_table(selection: Selection) -> dict[str, list[Any]]:

@@ -21,11 +21,12 @@ from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.lora import adapter_parameters, unwrapped
-from hf_gist.pipeline import check_dataset, check_inputs, measure_and_choose, scalar_columns
+from hf_gist.pipeline import check_dataset, check_inputs, group_columns, measure_and_choose
 from hf_gist.report import summary_line, summary_table
 from hf_gist.sampler import (
     GISTSampler,
     StepWitness,
+    is_one_of,
     is_trainers_own,
     plan_run,
     retime,
@@ -50,12 +51,14 @@ class GISTDataSelectorCallback(TrainerCallback):
     Args:
         config (`GISTConfig`, *optional*): what to select and how.
         target_dataset: `M` rows that stand for what the model should become good at, tokenised like the train
-            dataset; with `SFTTrainer` also raw rows in one of TRL's formats. They must not be evaluation rows.
+            dataset; with `SFTTrainer` also raw rows of `messages`, `prompt` and `completion`, or text. They must not
+            be evaluation rows.
         train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
             `config.source_column`.
 
     Attributes:
-        selection (`Selection`): the outcome, from the end of the warm-up on.
+        selection (`Selection`): the outcome, from the end of the warm-up on. Its row numbers are those of
+            `trainer.train_dataset`, from which `SFTTrainer` may have dropped rows without a label.
 
     Raises:
         ValueError: from `trainer.train()`, before any step, for inputs that cannot be selected from.
@@ -96,8 +99,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._check_trainer(args, loader)
         pool, collator = loader.dataset, loader.collate_fn
         self._targets = self._prepare_targets(args, kwargs.get("processing_class"), pool, model)
-        self._target_columns = self._read_target_columns()
-        self._sources = self._read_sources(pool)
+        self._target_columns = group_columns(self.target_dataset, self.config)
+        self._sources = self._read_sources(args, pool)
         check_inputs(model, pool, self._targets, self.config, collator)
         self._pool, self._collator = pool, collator
         self._lay_out(args, loader, self._expected_rows())
@@ -108,7 +111,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._initial_adapter = None
         if self.config.after_selection == "restart":
             self._initial_adapter = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()}
-        self._skip_next = 0
+        self._skip_next, self._first_step = 0, state.global_step
         if state.global_step > 0:
             self._resume(args, state, loader)
 
@@ -133,6 +136,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         if not isinstance(targets, Dataset):
             return targets
         if "input_ids" not in targets.column_names and hasattr(args, "assistant_only_loss"):
+            self._check_sft_format(args, targets)
             answers_only = args.assistant_only_loss or (
                 "prompt" in targets.column_names and args.completion_only_loss is not False
             )
@@ -141,21 +145,29 @@ class GISTDataSelectorCallback(TrainerCallback):
             )
         if not isinstance(pool, Dataset):
             return keep_columns(targets, signature_columns(model))
-        missing = [name for name in pool.column_names if name not in targets.column_names]
+        needed = [name for name in pool.column_names if name in signature_columns(model)]
+        missing = [name for name in needed if name not in targets.column_names]
         if missing:
             raise ValueError(
                 f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
                 "same function."
             )
-        return targets.select_columns(pool.column_names)
+        return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
 
-    def _read_target_columns(self) -> dict[str, list[Any]]:
-        columns, group = scalar_columns(self.target_dataset), self.config.target_group_column
-        if group is not None:
-            columns[group] = read_column(self.target_dataset, group, "target_group_column")
-        return columns
+    def _check_sft_format(self, args: TrainingArguments, targets: Dataset) -> None:
+        special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
+        if args.truncation_mode != "keep_start":
+            special.append(f"truncation_mode={args.truncation_mode!r}")
+        if args.assistant_only_loss and "prompt" in targets.column_names:
+            special.append("assistant_only_loss with prompt and completion")
+        if special:
+            raise ValueError(
+                f"Raw `target_dataset` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
+                "Let SFTTrainer do it (`eval_dataset={'target': targets}`) and set "
+                "`callback.target_dataset = trainer.eval_dataset['target']` before `trainer.train()`."
+            )
 
-    def _read_sources(self, pool: Any) -> list[str] | None:
+    def _read_sources(self, args: TrainingArguments, pool: Any) -> list[str] | None:
         column = self.config.source_column
         if column is None:
             return None
@@ -164,12 +176,17 @@ class GISTDataSelectorCallback(TrainerCallback):
                 f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
                 "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
             )
+        if getattr(args, "shuffle_dataset", False):
+            raise ValueError(
+                f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
+                "callback's dataset would be those of other rows. Shuffle the dataset yourself before, and set it to False."
+            )
         origin = pool if self.train_dataset is None else self.train_dataset
         sources = [str(value) for value in read_column(origin, column, "source_column")]
         if len(sources) != len(pool):
             raise ValueError(
                 f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
-                "the same rows in the same order."
+                "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
             )
         return sources
 
@@ -282,8 +299,7 @@ class GISTDataSelectorCallback(TrainerCallback):
                 SelectionNotVerifiedWarning,
                 stacklevel=3,
             )
-        elif not set(seen) <= allowed:
-            strangers = sum(row not in allowed for row in seen)
+        elif strangers := sum(not is_one_of(row, allowed) for row in seen):
             raise RuntimeError(
                 f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something replaced "
                 "the order of the train dataloader. Remove other callbacks or subclasses that change it."
@@ -315,6 +331,11 @@ class GISTDataSelectorCallback(TrainerCallback):
             indices = read(folder / SELECTED, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))[
                 "indices"
             ]
+            if self.selection.config != self.config:
+                raise ValueError(
+                    f"The selection in {folder} was made with another GISTConfig ({self.selection.config}). Resume with "
+                    "that one, or start a new run in another output folder."
+                )
             if indices != self.selection.indices or len(self.selection.scores) != len(self._pool):
                 raise ValueError(
                     f"The selection in {folder} is not the one in {Path(args.output_dir) / FOLDER}, or was made from "
@@ -336,7 +357,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Say so if training ended before anything was trained on the selection."""
         self._close_witness()
-        if self.selection is None or not self._verified:
+        if self.selection is None or (not self._verified and self._first_step < state.global_step):
             warnings.warn(
                 f"Training ended at step {state.global_step}, before a step on selected rows was seen: the warm-up alone "
                 f"takes {self._plan.warmup_steps} steps.",

@@ -2,20 +2,22 @@
 
 import argparse
 import dataclasses
+import hashlib
 import sys
 import time
 import types
 import typing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from hf_gist.artifacts import RESELECTABLE, Selection, write
-from hf_gist.config import GISTConfig, describe_type, matches_type, parse_amount
+from hf_gist.config import GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
 from hf_gist.data import load_rows, tokenize
-from hf_gist.pipeline import select
+from hf_gist.pipeline import prepare, select
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.version import __version__
 from hf_gist.warmup import (
@@ -25,6 +27,7 @@ from hf_gist.warmup import (
     load_base,
     load_tokenizer,
     padding_collator,
+    positions,
     warm_up,
 )
 
@@ -69,7 +72,7 @@ def _flag_type(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": options}
     if get_origin(hint) in (types.UnionType, typing.Union):
-        return {"type": parse_amount if set(options) == {int, float} else options[0]}
+        return {"type": fraction_or_count if set(options) == {int, float} else options[0]}
     return {"type": hint}
 
 
@@ -106,7 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _read_yaml(path: str) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
     hints = {name: hint for cls in GROUPS for name, hint in get_type_hints(cls).items()}
@@ -130,17 +133,46 @@ def _settings(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
 def _write_rows(rows: Any, selection: Selection, arguments: SelectArguments) -> Path:
     path = Path(arguments.output_dir) / f"selected.{arguments.output_format}"
     chosen = rows.select(selection.indices)
-    write(path, chosen.to_parquet if arguments.output_format == "parquet" else chosen.to_json)
+    if arguments.output_format == "parquet":
+        write(path, chosen.to_parquet)
+        return path
+    lines = _lines(arguments.train_file) if (arguments.train_file or "").endswith(".jsonl") else []
+    if len(lines) == len(rows):
+        # the very lines of the pool: reading them as a table rewrites dates and numbers
+        text = "".join(lines[i] + "\n" for i in selection.indices)
+        write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    else:
+        write(path, partial(chosen.to_json, force_ascii=False))
     return path
 
 
+def _lines(file: str) -> list[str]:
+    with open(file, encoding="utf-8") as opened:
+        return [line.rstrip("\n") for line in opened if line.strip()]
+
+
+def _digest(file: str | None) -> str | None:
+    if file is None:
+        return None
+    with open(file, "rb") as opened:
+        digest = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) -> Selection:
-    changes = {name: given[name] for name in RESELECTABLE if name in given}
-    selection = Selection.load(arguments.from_scores).reselect(**changes)
-    if rows is not None and len(rows) != len(selection.scores):
+    used = {*RESELECTABLE, "from_scores", "output_dir", "output_format", "train_file", "dataset_name", "dataset_split"}
+    if set(given) - used:
+        names = ", ".join(f"--{name}" for name in sorted(set(given) - used))
+        raise ValueError(f"{names} would need scoring again and cannot be used with `--from_scores`.")
+    before = Selection.load(arguments.from_scores)
+    selection = before.reselect(**{name: given[name] for name in RESELECTABLE if name in given})
+    known, digest = before.manifest.get("train_file_sha256"), _digest(arguments.train_file)
+    if rows is not None and (len(rows) != len(selection.scores) or (known and digest and known != digest)):
         raise ValueError(
-            f"The pool has {len(rows)} rows, but the scores in {arguments.from_scores} are of "
-            f"{len(selection.scores)}. Give the `--train_file` or `--dataset_name` of that run."
+            f"The pool given ({len(rows)} rows) is not the one that was scored in {arguments.from_scores} "
+            f"({len(selection.scores)} rows). Give the `--train_file` or `--dataset_name` of that run."
         )
     selection.save(Path(arguments.output_dir))
     return selection
@@ -149,22 +181,29 @@ def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) 
 def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
     if arguments.model_name_or_path is None:
         raise ValueError("`--model_name_or_path` is missing.")
+    if arguments.max_length is not None and arguments.max_length < 1:
+        raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
     targets = load_rows(
         arguments.target_file, arguments.target_dataset_name, arguments.target_dataset_split, "target_file"
     )
     name, revision, trust = arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
     tokenizer, limit = load_tokenizer(name, revision, trust)
-    max_length = arguments.max_length or min(limit, LONGEST_ROW)
+    model = load_base(name, revision, arguments.dtype, trust)
+    max_length = arguments.max_length or min(limit, positions(model), LONGEST_ROW)
     pool = tokenize(rows, tokenizer, max_length, "train_file")
     targets = tokenize(targets, tokenizer, max_length, "target_file")
-    model = load_base(name, revision, arguments.dtype, trust)
-    folder = Path(arguments.output_dir)
+    folder, collator = Path(arguments.output_dir), padding_collator(tokenizer)
     if arguments.adapter_name_or_path is not None:
         model = load_adapter(model, arguments.adapter_name_or_path)
     else:
         model = fresh_lora(model, warmup, config.seed)
+        prepare(model, pool, targets, config, collator)  # what is wrong should show before the warm-up
         model = warm_up(model, pool, tokenizer, config, warmup, folder / "warmup_adapter")
-    return select(model, pool, targets, config, data_collator=padding_collator(tokenizer), output_dir=folder)
+    selection = select(model, pool, targets, config, data_collator=collator)
+    manifest = selection.manifest | {"train_file_sha256": _digest(arguments.train_file)}
+    selection = dataclasses.replace(selection, manifest=manifest)
+    selection.save(folder)
+    return selection
 
 
 def run_select(flags: argparse.Namespace) -> None:

@@ -37,7 +37,9 @@ def signature_columns(model: nn.Module) -> list[str]:
 
 
 def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
-    """A `datasets.Dataset` cut to some columns; anything else is returned as it is."""
+    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is."""
+    if isinstance(dataset, list):
+        return [{name: value for name, value in row.items() if name in columns} for row in dataset]
     if not isinstance(dataset, Dataset):
         return dataset
     return dataset.select_columns([name for name in dataset.column_names if name in columns])
@@ -51,7 +53,7 @@ def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
     """
     if isinstance(dataset, Dataset):
         if column in dataset.column_names:
-            return list(dataset[column])
+            return list(dataset.with_format(None)[column])
         available = ", ".join(dataset.column_names)
     else:
         rows = [dataset[i] for i in range(len(dataset))]
@@ -186,6 +188,11 @@ def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
         handle.remove()
 
 
+def _is_trained(head: nn.Module | None) -> bool:
+    """Whether the output head has per-sample gradients of its own, which need its whole input `[B, T, d]`."""
+    return head is not None and any(parameter.requires_grad for parameter in head.parameters())
+
+
 def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
     """`[n, V]`, whether the model computed only the labelled positions or all of them."""
     if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
@@ -221,7 +228,8 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
             )
         inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=labels)
     labelled = labels != IGNORE_INDEX
-    with _head_at(base.get_output_embeddings(), labelled):
+    head = base.get_output_embeddings()
+    with _head_at(None if _is_trained(head) else head, labelled):
         logits = base(**inputs, use_cache=False).logits
     sample = labelled.nonzero()[:, 0]
     return persample.mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
@@ -322,6 +330,21 @@ def per_sample_backward(
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch as a plain dict with its tensors on `device`."""
     return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
+    """Refuse to call fp32 what is not.
+
+    Raises:
+        ValueError: for `scoring_dtype="float32"` on weights of another floating dtype.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    if scoring_dtype == "float32" and dtypes != {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ValueError(
+            f"`scoring_dtype='float32'`, but the model's weights are {names}. Load it with `dtype=torch.float32`, or set "
+            "`scoring_dtype='auto'`."
+        )
 
 
 def model_device(model: nn.Module) -> torch.device:

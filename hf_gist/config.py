@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 import types
 import typing
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 Config = TypeVar("Config", bound="BaseConfig")
 
 
@@ -18,12 +20,20 @@ def _help(text: str, default: Any) -> Any:
     return field(default=default, metadata={"help": text})
 
 
-def parse_amount(text: str) -> int | float:
+def fraction_or_count(text: str) -> int | float:
     """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count: the dot decides, as in `TrainingArguments`."""
     try:
         return int(text)
     except ValueError:
         return float(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as people write it: `2e-4` is a number, although YAML 1.1 wants `2.0e-4`."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        return values
+    return {name: float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for name, v in values.items()}
 
 
 def matches_type(value: Any, hint: Any) -> bool:
@@ -102,7 +112,7 @@ class BaseConfig:
     @classmethod
     def from_yaml(cls: type[Config], text: str) -> Config:
         """Build from YAML text."""
-        return cls.from_dict(yaml.safe_load(text) or {})
+        return cls.from_dict(parse_yaml(text) or {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,8 +137,8 @@ class GISTConfig(BaseConfig):
             target gradients of a group are averaged. By default every target row is its own group.
         source_column (`str`, *optional*): column of the candidate pool to report shares by.
         scoring_tokens_per_batch (`int`, defaults to 4096): padded tokens in one scoring batch.
-        scoring_dtype (`str`, defaults to `"auto"`): `"float32"` or `"bfloat16"` compute for scoring; `"auto"` follows
-            the `bf16`/`fp16` argument of the trainer, or the model's own dtype offline.
+        scoring_dtype (`str`, defaults to `"auto"`): `"float32"` or `"bfloat16"` compute for scoring; `"auto"` is
+            bfloat16 inside a trainer with `bf16=True`, and the model's own dtype otherwise.
         after_selection (`str`, defaults to `"continue"`): go on with the warmed-up adapter, or `"restart"` from the
             initial adapter with a fresh optimizer and schedule (the paper's).
         seed (`int`, defaults to 42): seed of the warm-up sample and of the order of each pass.

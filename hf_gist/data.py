@@ -1,5 +1,6 @@
 """Reading datasets and turning instruction rows into token rows with labels."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -42,21 +43,57 @@ def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]
     return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
 
 
+def _shared_prefix(first: list[int], second: list[int]) -> int:
+    shared = 0
+    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
+        shared += 1
+    return shared
+
+
+def _labelled_from(ids: list[int], start: int) -> dict[str, list[int]]:
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
+
+
+def _has_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    return re.search(r"{%-?\s*generation", tokenizer.chat_template or "") is not None
+
+
+def _turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], turn: int, ids: list[int]) -> slice:
+    """Where an assistant turn stands in the rendered conversation.
+
+    Raises:
+        ValueError: if the template renders the turn differently inside the conversation than at its end.
+    """
+    start = 0
+    if turn:
+        before = _chat_ids(tokenizer, messages[:turn], add_generation_prompt=True)["input_ids"]
+        # The last tokens of the prompt may merge with the answer; the answer starts where the two part.
+        start = _shared_prefix(before, ids)
+    if turn == len(messages) - 1:
+        return slice(start, len(ids))
+    until = _chat_ids(tokenizer, messages[: turn + 1])["input_ids"]
+    if ids[: len(until)] != until or (turn and start < len(before)):
+        raise ValueError(
+            "The tokenizer's chat template renders an earlier assistant turn differently from the last one (it drops the "
+            "reasoning, say), so the answers cannot be found in it. Use a template with {% generation %} marks, or give "
+            "rows with `input_ids` and `labels`."
+        )
+    return slice(start, len(until))
+
+
 def _assistant_labels(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> dict[str, list[int]]:
     """Labels on the assistant's tokens: from the template's generation marks, or else from growing prefixes."""
-    if "{% generation" in (tokenizer.chat_template or "") or "{%- generation" in (tokenizer.chat_template or ""):
+    if _has_marks(tokenizer):
         encoded = _chat_ids(tokenizer, messages, return_assistant_tokens_mask=True)
-        mask = encoded["assistant_masks"]
-    else:
-        encoded = _chat_ids(tokenizer, messages)
-        mask = [0] * len(encoded["input_ids"])
-        for turn, message in enumerate(messages):
-            if message["role"] == "assistant":
-                start = len(_chat_ids(tokenizer, messages[:turn], add_generation_prompt=True)["input_ids"])
-                end = len(_chat_ids(tokenizer, messages[: turn + 1])["input_ids"])
-                mask[start:end] = [1] * (end - start)
-    ids = encoded["input_ids"]
-    return {"input_ids": ids, "labels": [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]}
+        ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+        return {"input_ids": ids, "labels": [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]}
+    ids = _chat_ids(tokenizer, messages)["input_ids"]
+    labels = [IGNORE_INDEX] * len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            where = _turn(tokenizer, messages, turn, ids)
+            labels[where] = ids[where]
+    return {"input_ids": ids, "labels": labels}
 
 
 def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
@@ -65,14 +102,13 @@ def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _completion_labels(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any) -> dict[str, list[int]]:
-    if not isinstance(prompt, str):
-        return _assistant_labels(tokenizer, [*prompt, *completion])
-    prompt_ids = tokenizer(prompt)["input_ids"]
-    ids = tokenizer(_ended(prompt + completion, tokenizer))["input_ids"]
-    shared = 0
-    while shared < min(len(prompt_ids), len(ids)) and prompt_ids[shared] == ids[shared]:
-        shared += 1
-    return {"input_ids": ids, "labels": [IGNORE_INDEX] * shared + ids[shared:]}
+    if isinstance(prompt, str):
+        prompt_ids = tokenizer(prompt)["input_ids"]
+        ids = tokenizer(_ended(prompt + completion, tokenizer))["input_ids"]
+    else:
+        prompt_ids = _chat_ids(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
+        ids = _chat_ids(tokenizer, [*prompt, *completion])["input_ids"]
+    return _labelled_from(ids, _shared_prefix(prompt_ids, ids))
 
 
 def tokenize_row(
@@ -86,8 +122,10 @@ def tokenize_row(
         answers_only (`bool`): labels on assistant turns or completions only; `text` always has labels everywhere.
         text_column (`str`): name of the plain text column.
     """
-    if "messages" in row:
+    if "messages" in row and answers_only:
         encoded = _assistant_labels(tokenizer, row["messages"])
+    elif "messages" in row:
+        encoded = {"input_ids": _chat_ids(tokenizer, row["messages"])["input_ids"]}
     elif "prompt" in row:
         encoded = _completion_labels(tokenizer, row["prompt"], row["completion"])
     else:
@@ -136,11 +174,22 @@ def tokenize(
         ValueError: if the columns are in no supported format.
     """
     if "input_ids" in dataset.column_names:
+        if "labels" not in dataset.column_names:
+            raise ValueError(f"`{argument}` has `input_ids` but no `labels`; add them, -100 where no loss is wanted.")
         return dataset
     check_format(dataset.column_names, tokenizer, argument, text_column)
 
-    def encode(row: dict[str, Any]) -> dict[str, list[int]]:
+    used = next(
+        names
+        for names in (("messages",), ("prompt", "completion"), (text_column,))
+        if names[0] in dataset.column_names
+    )
+
+    def encode(row: dict[str, Any], number: int) -> dict[str, list[int]]:
+        empty = [name for name in used if row[name] is None]
+        if empty:
+            raise ValueError(f"Row {number} of `{argument}` has no `{empty[0]}`; fill it or leave the row out.")
         encoded = tokenize_row(row, tokenizer, answers_only, text_column)
         return {name: values[:max_length] for name, values in encoded.items()}
 
-    return dataset.map(encode, desc=f"tokenizing {argument}")
+    return dataset.map(encode, with_indices=True, desc=f"tokenizing {argument}")

@@ -23,17 +23,23 @@ from hf_gist.collect import (
     Collator,
     Pass,
     check_batch,
+    check_dtype,
     collect_coordinates,
     collect_gradients,
     fetch_rows,
     keep_columns,
     loss_kind,
+    model_device,
+    per_sample_backward,
     read_column,
+    row_lengths,
+    scoring_mode,
     signature_columns,
+    to_device,
 )
 from hf_gist.config import GISTConfig
 from hf_gist.errors import UnscorableRowsWarning
-from hf_gist.lora import find_tracked, model_identity
+from hf_gist.lora import TrackedModule, find_tracked, model_identity
 from hf_gist.selection import rows_in_budget
 from hf_gist.subspace import basis_slice, spectrum, target_coordinates
 from hf_gist.version import __version__
@@ -60,12 +66,29 @@ class Stopwatch:
 def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
     """The columns of a target set that could name groups: strings, integers and booleans."""
     if isinstance(dataset, Dataset):
-        columns = {name: list(dataset[name]) for name in dataset.column_names}
+        rows = dataset.with_format(None)
+        columns = {name: list(rows[name]) for name in rows.column_names}
     else:
         rows = [dataset[i] for i in range(len(dataset))]
         shared = set.intersection(*(set(row) for row in rows)) if rows and isinstance(rows[0], dict) else set()
         columns = {name: [row[name] for row in rows] for name in rows[0] if name in shared} if shared else {}
-    return {name: values for name, values in columns.items() if all(isinstance(value, str | int) for value in values)}
+    return {
+        name: values
+        for name, values in columns.items()
+        if len({type(value) for value in values}) == 1 and isinstance(values[0], str | int)
+    }
+
+
+def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
+    """The columns of the target set that could name groups, the configured one among them, as text.
+
+    Raises:
+        ValueError: if the configured column is missing.
+    """
+    columns, group = scalar_columns(targets), config.target_group_column
+    if group is not None:
+        columns[group] = [str(value) for value in read_column(targets, group, "target_group_column")]
+    return columns
 
 
 def check_dataset(dataset: Any, argument: str) -> None:
@@ -74,6 +97,8 @@ def check_dataset(dataset: Any, argument: str) -> None:
     Raises:
         ValueError: naming the argument.
     """
+    if isinstance(dataset, dict):
+        raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
             f"`{argument}` is a streaming dataset ({type(dataset).__name__}); GIST needs row numbers. Load it as a map "
@@ -119,7 +144,8 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
     rows_in_budget(config.budget, config.budget_unit, len(pool))
-    find_tracked(model)
+    tracked = find_tracked(model)
+    check_dtype(model, config.scoring_dtype)
     check_labels(targets, collator, model, "target_dataset", range(len(targets)))
     generator = torch.Generator().manual_seed(config.seed)
     check_labels(
@@ -129,6 +155,31 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
         "train_dataset",
         torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist(),
     )
+    for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
+        _try_longest(model, dataset, collator, tracked, argument)
+
+
+def _try_longest(
+    model: nn.Module, dataset: Any, collator: Collator, tracked: Sequence[TrackedModule], argument: str
+) -> None:
+    """One backward on the two longest rows: what cannot work should fail now, not after the warm-up.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    lengths = row_lengths(dataset) or [0] * len(dataset)
+    rows = sorted(range(len(dataset)), key=lambda i: -lengths[i])[:2]
+    batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
+    if not labelled_tokens(batch, loss_kind(model)).any():
+        return
+    try:
+        with scoring_mode(model):
+            per_sample_backward(model, batch, tracked, lambda name, gradient: None)
+    except IndexError as error:
+        raise ValueError(
+            f"The longest row of `{argument}` has {max(lengths)} tokens, and the model fails on it ({error}). Cut rows to "
+            "the model's number of positions."
+        ) from error
 
 
 def _fingerprint(dataset: Any) -> dict[str, Any]:
@@ -227,6 +278,30 @@ def measure_and_choose(
     return dataclasses.replace(selection, manifest=_manifest(run.model, pool, targets, config, watch))
 
 
+def prepare(
+    model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator
+) -> tuple[Any, Any, dict[str, list[Any]], list[str] | None]:
+    """Check what [`select`] is given, and take from it what scoring needs.
+
+    Returns:
+        `tuple`: pool and targets cut to the model's columns, the columns of the targets to group by, and the source of
+        each candidate if there is a `source_column`.
+
+    Raises:
+        ValueError: see [`select`].
+    """
+    check_dataset(candidates, "candidates")
+    check_dataset(targets, "targets")
+    sources = None
+    if config.source_column is not None:
+        sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
+    columns = group_columns(targets, config)
+    accepted = signature_columns(model)
+    pool, targets = keep_columns(candidates, accepted), keep_columns(targets, accepted)
+    check_inputs(model, pool, targets, config, collator)
+    return pool, targets, columns, sources
+
+
 def select(
     model: nn.Module,
     candidates: Any,
@@ -257,17 +332,7 @@ def select(
         ValueError: for inputs that cannot be selected from, before any gradient is taken.
     """
     config = config or GISTConfig()
-    check_dataset(candidates, "candidates")
-    check_dataset(targets, "targets")
-    sources = None
-    if config.source_column is not None:
-        sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
-    columns = scalar_columns(targets)
-    if config.target_group_column is not None:
-        columns[config.target_group_column] = read_column(targets, config.target_group_column, "target_group_column")
-    accepted = signature_columns(model)
-    pool, targets = keep_columns(candidates, accepted), keep_columns(targets, accepted)
-    check_inputs(model, pool, targets, config, data_collator)
+    pool, targets, columns, sources = prepare(model, candidates, targets, config, data_collator)
     run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     selection = measure_and_choose(run, pool, targets, config, columns, sources)
     if output_dir is not None and PartialState().is_main_process:

@@ -94,7 +94,8 @@ def plan_run(
     Raises:
         ValueError: if nothing would be trained on the selection.
     """
-    steps_per_pass = math.ceil(selected_rows / samples_per_step)
+    # with `dataloader_drop_last` an epoch of the Trainer may be a step shorter than the whole pool
+    steps_per_pass = min(math.ceil(selected_rows / samples_per_step), steps_in_epoch)
     if max_steps <= 0:
         if num_train_epochs <= 1:
             raise ValueError(
@@ -252,6 +253,20 @@ def token_rows(batch: dict) -> list[tuple[int, ...]]:
     if mask is None or mask.shape != ids.shape:
         return [tuple(row) for row in ids.tolist()]
     return [tuple(row[keep.bool()].tolist()) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
+
+
+def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
+    """Whether a token row is one of `allowed`, or one of them with padding that no attention mask told of."""
+    if row in allowed:
+        return True
+    return any(
+        len(known) < len(row)
+        and (
+            (row[: len(known)] == known and len(set(row[len(known) :])) == 1)
+            or (row[-len(known) :] == known and len(set(row[: -len(known)])) == 1)
+        )
+        for known in allowed
+    )
 
 
 def rows_as_collated(rows: Sequence[dict], collator: Callable) -> set[tuple[int, ...]] | None:

@@ -82,29 +82,34 @@ def ranked(scores: Tensor) -> Tensor:
     return torch.sort(scores, descending=True, stable=True).indices
 
 
-def round_robin(coordinates: Tensor, directions: Tensor, eligible: Tensor, norms: Tensor | None = None) -> list[int]:
-    """Each group in turn picks its best row that no group has taken, until every eligible row is ranked.
+def round_robin(
+    coordinates: Tensor, directions: Tensor, eligible: Tensor, norms: Tensor | None = None, limit: int | None = None
+) -> list[int]:
+    """Each group in turn picks its best row that no group has taken.
 
     Args:
         coordinates (`Tensor`): `[N, k]`.
         directions (`Tensor`): `[H, k]`.
         eligible (`Tensor`): `[N]` bool.
         norms (`Tensor`, *optional*): see [`cosines`].
+        limit (`int`, *optional*): rows to pick; by default every eligible row.
 
     Returns:
-        `list[int]`: the eligible rows in the order they are picked.
+        `list[int]`: rows in the order they are picked.
     """
     rows = eligible.nonzero().flatten()
+    limit = len(rows) if limit is None else min(limit, len(rows))
     per_group = torch.cat(
         [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
     )
-    orders = [rows[ranked(column)].tolist() for column in per_group.T]
+    # no group looks further down its ranking than there are rows to pick
+    orders = [rows[ranked(column)[:limit]].tolist() for column in per_group.T]
     taken, picked, position = set(), [], [0] * len(orders)
-    while len(picked) < len(rows):
+    while len(picked) < limit:
         for group, order in enumerate(orders):
             while position[group] < len(order) and order[position[group]] in taken:
                 position[group] += 1
-            if position[group] == len(order):
+            if position[group] == len(order) or len(picked) == limit:
                 continue
             taken.add(order[position[group]])
             picked.append(order[position[group]])

@@ -1,6 +1,7 @@
 """The model of `hf-gist select`: a trained adapter, or a fresh LoRA that takes its own warm-up first."""
 
 import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,12 @@ def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bo
         name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
     )
     return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def positions(model: torch.nn.Module) -> int:
+    """The longest row that the model has positions for."""
+    config = model.config
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
 
 
 def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:

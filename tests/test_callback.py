@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
+from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
@@ -255,6 +256,33 @@ def test_continue_keeps_the_warmed_up_adapter_and_the_optimizer(tmp_path):
     assert found["moved"] and found["moments"] > 0
 
 
+def test_the_whole_pool_with_drop_last_has_its_true_length(tmp_path):
+    arguments = {"dataloader_drop_last": True, "num_train_epochs": 2, "rows": numbered_rows(99)}
+    with pytest.warns(NoEffectWarning, match="kept the whole pool"):
+        trainer, _, recorder = train(tmp_path, GISTConfig(budget=1.0, warmup_steps=2), **arguments)
+    assert trainer.state.global_step == trainer.state.max_steps == 2 + 24
+    assert recorder.rates == pytest.approx(expected_rates(26))
+
+
+def test_a_collator_without_an_attention_mask_is_checked_too(tmp_path):
+    class NoMask(PaddingCollator):
+        def __call__(self, rows):
+            return {name: value for name, value in super().__call__(rows).items() if name != "attention_mask"}
+
+    callback = GISTDataSelectorCallback(GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
+    trainer = Trainer(
+        lora_model(),
+        TrainingArguments(
+            str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, report_to=[], disable_tqdm=True
+        ),
+        train_dataset=as_dataset(numbered_rows(60)),
+        data_collator=NoMask(),
+        callbacks=[callback],
+    )
+    trainer.train()
+    assert callback._verified and trainer.state.global_step == trainer.state.max_steps
+
+
 def test_max_steps_is_kept_over_several_passes(tmp_path):
     trainer, callback, recorder = train(tmp_path, GISTConfig(budget=8, warmup_steps=3), max_steps=40)
     assert trainer.state.global_step == 40
@@ -320,6 +348,56 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, after_selecti
     assert second.rates == pytest.approx(recorder.rates[stop:])
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
     assert losses[1][-3:] == pytest.approx(losses[0][-3:], rel=1e-5)
+
+
+def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistake(tmp_path, recwarn):
+    settings = {"save_strategy": "steps", "save_steps": 15}
+    trainer, _, _ = train(tmp_path, GISTConfig(budget=20, warmup_steps=5), **settings)
+    assert trainer.state.global_step == 15
+    checkpoint = str(tmp_path / "checkpoint-15")
+    train(tmp_path, GISTConfig(budget=20, warmup_steps=5), resume=checkpoint, **settings)
+    assert not [w for w in recwarn if issubclass(w.category, NoEffectWarning)]
+    with pytest.raises(ValueError, match="made with another GISTConfig"):
+        train(tmp_path, GISTConfig(budget=19, warmup_steps=5), resume=checkpoint, **settings)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "lora", "rows", "message"),
+    [
+        ("gpt2", {}, token_rows(60, low=70, high=80), "The longest row of `train_dataset` has .* tokens"),
+        ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* sees .* rows for a batch of 2 samples"),
+    ],
+)
+def test_what_the_model_cannot_do_shows_before_the_first_step(tmp_path, architecture, lora, rows, message):
+    if architecture == "opt":
+        config = OPTConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            ffn_dim=48,
+            num_hidden_layers=1,
+            num_attention_heads=4,
+            word_embed_proj_dim=32,
+        )
+        model = get_peft_model(
+            OPTForCausalLM(config), LoraConfig(task_type="CAUSAL_LM", init_lora_weights=False, **lora)
+        )
+    else:
+        model = lora_model(architecture, **lora)
+
+    class NoStep(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            pytest.fail("a step was taken")
+
+    callback = GISTDataSelectorCallback(GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
+    arguments = TrainingArguments(str(tmp_path), num_train_epochs=2, per_device_train_batch_size=4, report_to=[])
+    with pytest.raises(ValueError, match=message):
+        Trainer(
+            model,
+            arguments,
+            train_dataset=as_dataset(rows),
+            data_collator=PaddingCollator(),
+            callbacks=[callback, NoStep()],
+        ).train()
 
 
 class Stream(IterableDataset):

@@ -109,12 +109,46 @@ def test_mistakes_are_named_without_a_traceback(files, tmp_path, capsys, argumen
 
 
 def test_scores_of_another_pool_are_refused_before_rows_are_written(files, run, tmp_path, capsys):
-    Dataset.from_list(chats(8)).to_json(tmp_path / "short.jsonl")
     flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path / "o"), "--train_file"]
-    assert main([*flags, str(tmp_path / "short.jsonl")]) == 2
-    error = capsys.readouterr().err
-    assert "The pool has 8 rows" in error and "are of 80" in error
+    for rows in (chats(8), chats(80)[::-1]):
+        Dataset.from_list(rows).to_json(tmp_path / "other.jsonl")
+        assert main([*flags, str(tmp_path / "other.jsonl")]) == 2
+        error = capsys.readouterr().err
+        assert f"The pool given ({len(rows)} rows) is not the one that was scored" in error
     assert not (tmp_path / "o").exists()
+
+
+def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, capsys):
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--seed", "1", "--lora_r", "4"]
+    assert main(flags) == 2
+    assert "--lora_r, --seed would need scoring again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (("--target_group_column", "typo"), "`target_group_column='typo'` is not a column"),
+        (("--source_column", "typo"), "`source_column='typo'` is not a column"),
+        (("--budget", "0.001"), "selects nothing"),
+        (("--max_length", "0"), "`--max_length 0` must be at least 1"),
+    ],
+)
+def test_mistakes_show_before_the_warm_up(files, tmp_path, capsys, flag, message):
+    assert main(flags(files, tmp_path / "o", *flag)) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_selected_lines_are_the_very_lines_of_the_pool(files, tmp_path):
+    lines = [
+        json.dumps(row | {"when": "2021-03-04T05:06:07", "x": 0.123456789012345, "word": "é"}, ensure_ascii=i % 2 == 0)
+        for i, row in enumerate(chats(80))
+    ]
+    (tmp_path / "pool.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = flags(files, tmp_path / "o", "--budget", "6")
+    arguments[arguments.index("--train_file") + 1] = str(tmp_path / "pool.jsonl")
+    assert main(arguments) == 0
+    written = (tmp_path / "o" / "selected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert written == [lines[i] for i in Selection.load(tmp_path / "o").indices]
 
 
 def test_every_config_field_is_a_flag_and_the_command_is_installed():

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_gist import GISTConfig
-from hf_gist.config import parse_amount
+from hf_gist.config import fraction_or_count
 
 
 def test_round_trips():
@@ -11,11 +11,16 @@ def test_round_trips():
     assert GISTConfig.from_yaml("") == GISTConfig()
 
 
+def test_exponents_in_yaml_are_numbers():
+    config = GISTConfig.from_yaml("budget: 5e-2\nexplained_variance: 9.5e-1\ntarget_group_column: 1e\n")
+    assert config == GISTConfig(budget=0.05, explained_variance=0.95, target_group_column="1e")
+
+
 def test_the_type_of_a_budget_survives():
     assert isinstance(GISTConfig.from_json(GISTConfig(budget=1).to_json()).budget, int)
     assert isinstance(GISTConfig.from_yaml(GISTConfig(budget=1.0).to_yaml()).budget, float)
-    assert parse_amount("1") == 1 and isinstance(parse_amount("1"), int)
-    assert isinstance(parse_amount("1.0"), float)
+    assert fraction_or_count("1") == 1 and isinstance(fraction_or_count("1"), int)
+    assert isinstance(fraction_or_count("1.0"), float)
 
 
 def test_all_range_problems_are_reported_together():

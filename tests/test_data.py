@@ -34,6 +34,43 @@ def test_only_assistant_turns_carry_a_loss(template):
     assert labels[4] == "w3" and labels[9] == "w5"
 
 
+def test_a_template_that_renders_earlier_turns_differently_is_refused():
+    template = PLAIN.replace("assistant {{ m", "assistant {% if loop.last %}w9 w9 {% endif %}{{ m")
+    tok = tokenizer(template.replace("{{ eos_token }}", " {{ eos_token }}"))
+    one = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w3"}]
+    ids, labels = words_of(tokenize_row({"messages": one}, tok), tok)
+    assert ids == ["user", "w1", "assistant", "w9", "w9", "w3", "</s>"]
+    assert labels == [None, None, None, "w9", "w9", "w3", "</s>"]
+    with pytest.raises(ValueError, match="renders an earlier assistant turn differently"):
+        tokenize_row({"messages": one * 2}, tok)
+    # without labels on answers only there is nothing to find
+    assert tokenize_row({"messages": one * 2}, tok, answers_only=False)["labels"]
+
+
+def test_a_conversation_may_begin_with_the_assistant():
+    tok = tokenizer(PLAIN.replace("{{ eos_token }}", " {{ eos_token }}"))
+    messages = [{"role": "assistant", "content": "w3"}, {"role": "user", "content": "w4"}]
+    assert words_of(tokenize_row({"messages": messages}, tok), tok)[1][:3] == ["assistant", "w3", "</s>"]
+
+
+def test_in_a_conversational_prompt_only_the_completion_carries_a_loss():
+    tok = tokenizer(TEMPLATE.replace("{{ eos_token }}", " {{ eos_token }}"))
+    prompt = [
+        {"role": "user", "content": "w1"},
+        {"role": "assistant", "content": "w2"},
+        {"role": "user", "content": "w3"},
+    ]
+    row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "w4"}]}
+    assert [word for word in words_of(tokenize_row(row, tok), tok)[1] if word] == ["w4", "</s>"]
+
+
+def test_empty_cells_and_missing_labels_are_named():
+    with pytest.raises(ValueError, match="Row 1 of `train_file` has no `text`"):
+        tokenize(Dataset.from_list([{"text": "w1"}, {"text": None}]), tokenizer(), None, "train_file")
+    with pytest.raises(ValueError, match="has `input_ids` but no `labels`"):
+        tokenize(Dataset.from_list([{"input_ids": [5, 6]}]), tokenizer(), None, "train_file")
+
+
 def test_prompt_and_completion():
     tok = tokenizer()
     ids, labels = words_of(tokenize_row({"prompt": "w1 w2", "completion": " w3 "}, tok), tok)

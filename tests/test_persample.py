@@ -68,6 +68,16 @@ def test_modules_to_save_are_covered():
     assert worst_relative_error(model, token_rows(6), PaddingCollator()) <= 1e-5
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "lora", [{"modules_to_save": ["lm_head"]}, {"target_modules": ["q_proj", "lm_head"]}], ids=str
+)
+def test_a_trained_output_head_is_covered(lora, tied):
+    model = lora_model(base={"tie_word_embeddings": tied}, **lora)
+    assert any("lm_head" in tracked.name for tracked in find_tracked(model))
+    assert worst_relative_error(model, token_rows(6), PaddingCollator()) <= 1e-5
+
+
 def test_only_the_active_adapter_counts():
     model = lora_model()
     config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)

@@ -217,6 +217,53 @@ def test_bad_input_is_refused_before_any_gradient(change, message, monkeypatch):
         )
 
 
+def test_float32_is_refused_for_weights_of_another_dtype():
+    with pytest.raises(ValueError, match="`scoring_dtype='float32'`, but the model's weights are bfloat16, float32"):
+        base = lora_model()
+        base.get_base_model().model.embed_tokens.to(torch.bfloat16)
+        select(
+            base, token_rows(9), token_rows(3), GISTConfig(budget=2, scoring_dtype="float32"), data_collator=COLLATOR
+        )
+
+
+def test_target_columns_of_every_kind_survive(tmp_path):
+    targets = as_dataset([row | {"task": i % 2, "row": "x"} for i, row in enumerate(token_rows(4, seed=5))])
+    config = GISTConfig(budget=4, target_group_column="task")
+    got = select(
+        lora_model(),
+        token_rows(20),
+        targets.with_format("torch"),
+        config,
+        data_collator=TensorsToLists(),
+        progress=False,
+    )
+    got.save(tmp_path)
+    assert Selection.load(tmp_path).group_names == ["0", "1"]
+    assert Selection.load(tmp_path).reselect(target_group_column="row").group_names == ["x"]
+
+
+class TensorsToLists(PaddingCollator):
+    def __call__(self, rows):
+        return super().__call__(
+            [{k: v.tolist() if hasattr(v, "tolist") else v for k, v in row.items()} for row in rows]
+        )
+
+
+def test_a_list_of_rows_may_carry_other_columns_and_a_dict_of_splits_is_refused():
+    rows = [row | {"task": "a", "note": None} for row in token_rows(6)]
+    got = select(
+        lora_model(),
+        rows,
+        rows[:2],
+        GISTConfig(budget=2, target_group_column="task"),
+        data_collator=COLLATOR,
+        progress=False,
+    )
+    assert got.group_names == ["a"]
+    with pytest.raises(ValueError, match="`targets` is a dict of splits .train."):
+        select(lora_model(), rows, {"train": rows}, data_collator=COLLATOR)
+
+
 def test_packed_and_unlabelled_batches_are_refused():
     def padding_free(rows):
         ids = torch.cat([torch.tensor(row["input_ids"]) for row in rows])[None]

@@ -60,6 +60,20 @@ def test_prompt_completion_targets_match_too(tmp_path):
     assert ours["input_ids"] == run.train_dataset["input_ids"] and ours["labels"] == run.train_dataset["labels"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "config", "message"),
+    [
+        ({"truncation_mode": "keep_end"}, {}, "truncation_mode='keep_end' cannot be tokenised here"),
+        ({"shuffle_dataset": True}, {"source_column": "source"}, "SFTTrainer shuffles its rows"),
+    ],
+)
+def test_what_cannot_match_sft_trainers_rows_is_refused(tmp_path, arguments, config, message):
+    rows = Dataset.from_list(chats(40))
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4, **config), rows.select(range(4)), train_dataset=rows)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path, callback, chats(40), **arguments).train()
+
+
 @pytest.mark.parametrize("arguments", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)
 def test_packing_is_refused(tmp_path, arguments):
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(chats(4)))

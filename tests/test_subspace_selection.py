@@ -97,6 +97,16 @@ def test_round_robin_lets_each_group_pick_in_turn():
     assert round_robin(coordinates, directions, eligible) == [0, 2, 1, 4]
 
 
+def test_a_limited_round_robin_is_the_head_of_the_whole_one():
+    generator = torch.Generator().manual_seed(0)
+    coordinates, directions = torch.randn(40, 5, generator=generator), torch.randn(7, 5, generator=generator).double()
+    eligible = torch.rand(40, generator=generator) > 0.2
+    whole = round_robin(coordinates, directions, eligible)
+    assert sorted(whole) == eligible.nonzero().flatten().tolist()
+    for limit in (1, 5, 13, 100):
+        assert round_robin(coordinates, directions, eligible, limit=limit) == whole[:limit]
+
+
 def test_budgets():
     tokens = torch.tensor([5, 5, 10, 20])
     assert cut_to_budget([3, 2, 1, 0], 0.5, "rows", tokens) == [3, 2]
