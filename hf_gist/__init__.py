@@ -1,14 +1,21 @@
 """Gradient-aligned data selection (GIST) and per-layer sample masking (GAST) for LoRA fine-tuning."""
 
+from importlib.util import find_spec
+
 from hf_gist.artifacts import Selection
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.collect import per_sample_gradients_reference
 from hf_gist.config import GISTConfig
+from hf_gist.gast_config import GASTConfig
 from hf_gist.pipeline import select
+from hf_gist.trainer import GASTMixin, GASTTrainer
 from hf_gist.version import __version__
 
 
 __all__ = [
+    "GASTConfig",
+    "GASTMixin",
+    "GASTTrainer",
     "GISTConfig",
     "GISTDataSelectorCallback",
     "Selection",
@@ -16,3 +23,14 @@ __all__ = [
     "per_sample_gradients_reference",
     "select",
 ]
+if find_spec("trl") is not None:
+    __all__ += ["GASTSFTTrainer"]
+
+
+def __getattr__(name: str) -> type:
+    # TRL takes seconds to import, and is optional.
+    if name == "GASTSFTTrainer" and name in __all__:
+        from hf_gist import trainer
+
+        return trainer.GASTSFTTrainer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -164,7 +164,9 @@ def arguments(folder, **changes):
     return TrainingArguments(**values)
 
 
-def train(model, folder, data, *, config=None, trainer_class=GASTTrainer, support=None, trainer_kwargs=None, **changes):
+def train(
+    model, folder, data, *, config=None, trainer_class=GASTTrainer, support=None, trainer_kwargs=None, **changes
+):
     """Train, and return the trainer and what was recorded."""
     kwargs = dict(trainer_kwargs or {})
     if issubclass(trainer_class, GASTTrainer):

@@ -46,6 +46,7 @@ def train(base_name: str, tokenizer, rows: Dataset, seed: int, options: argparse
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         seed=seed,
+        train_sampling_strategy="group_by_length",
         save_strategy="no",
         report_to=[],
         logging_steps=50,

@@ -1,0 +1,257 @@
+"""The gate: masks of one group of matrices, computed inside the backward pass, just when the group's part is complete.
+
+The trainable matrices of a group (a transformer block, say) enter the graph through one identity autograd Function.
+Autograd calls its backward once, after everything that uses any of its outputs has been differentiated. By then every
+matrix of the group has left its per-sample gradients with the gate, which draws the mask, returns the masked sums as the
+gradients of the real parameters, and forgets the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_gist import masking
+from hf_gist.persample import as_batch_of_sequences, bias_gradients, scale_gradients, weight_gradients
+
+
+class DenseGradient:
+    """Per-sample gradients of one parameter, whole: `[B, *shape]`."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def dot(self, support: Tensor) -> Tensor:
+        """`<G_b, s>` `[B]` in fp32."""
+        return self.values.flatten(1).float() @ support.flatten().float()
+
+    def squares(self) -> Tensor:
+        """`‖G_b‖²` `[B]` in fp32."""
+        return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=torch.float32).square()
+
+    def weighted_sum(self, scales: Tensor) -> Tensor:
+        """`Σ_b scales_b G_b` in the parameter's shape."""
+        flat = self.values.flatten(1)
+        return (scales.to(flat.dtype) @ flat).view(self.values.shape[1:])
+
+
+class FactoredGradient:
+    """Per-sample gradients `d_bᵀ a_b` of a linear weight that is larger than its input and output together.
+
+    Args:
+        a (`Tensor`): inputs `[B, T, i]`.
+        d (`Tensor`): output gradients `[B, T, o]`.
+    """
+
+    def __init__(self, a: Tensor, d: Tensor) -> None:
+        self.a, self.d = as_batch_of_sequences(a).to(d.dtype), as_batch_of_sequences(d)
+
+    def dot(self, support: Tensor) -> Tensor:
+        """`Σ_t d_bt · (s a_bt)` `[B]` in fp32."""
+        return (self.d.float() * (self.a @ support.to(self.a.dtype).T).float()).sum((1, 2))
+
+    def squares(self) -> Tensor:
+        """`Σ_tu (a_bt · a_bu)(d_bt · d_bu)` `[B]` in fp32."""
+        a, d = self.a.float(), self.d.float()
+        return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(d, d.transpose(1, 2))).sum((1, 2)).clamp(min=0)
+
+    def weighted_sum(self, scales: Tensor) -> Tensor:
+        """`Σ_b scales_b d_bᵀ a_b` `[o, i]`."""
+        d = self.d * scales.to(self.d.dtype)[:, None, None]
+        return d.flatten(0, 1).T @ self.a.flatten(0, 1)
+
+
+SampleGradient = DenseGradient | FactoredGradient
+
+
+def sample_gradient(kind: str, attribute: str, a: Tensor, d: Tensor) -> SampleGradient:
+    """The smaller form of a parameter's per-sample gradients.
+
+    Args:
+        kind (`str`): `"linear"` or `"scale"`.
+        attribute (`str`): `"weight"` or `"bias"`.
+        a (`Tensor`): `[B, T, i]`, see [`hf_gist.persample`].
+        d (`Tensor`): `[B, T, o]`.
+    """
+    if kind == "scale":
+        return DenseGradient(scale_gradients(a, d))
+    if attribute == "bias":
+        return DenseGradient(bias_gradients(d))
+    inputs, outputs, tokens = a.shape[-1], d.shape[-1], d[0].numel() // d.shape[-1]
+    if inputs * outputs > tokens * (inputs + outputs):
+        return FactoredGradient(a, d)
+    return DenseGradient(weight_gradients(a, d))
+
+
+def summed_gradient(kind: str, attribute: str, a: Tensor, d: Tensor, scales: Tensor) -> Tensor:
+    """`Σ_b scales_b G_b` of one parameter, without the per-sample gradients; shapes as in [`sample_gradient`]."""
+    d = as_batch_of_sequences(d) * scales.to(d.dtype)[:, None, None]
+    a = as_batch_of_sequences(a)
+    if kind == "scale":
+        return (a.to(d.dtype) * d).sum((0, 1))
+    if attribute == "bias":
+        return d.sum((0, 1))
+    return d.flatten(0, 1).T @ a.to(d.dtype).flatten(0, 1)
+
+
+def mean_loss_scales(loss_weights: Tensor) -> Tensor:
+    """Factors `[B]` that turn the gradients in a batch loss `Σ w_b ℓ_b / Σ w_b` into the mean of the `ℓ_b`'s gradients.
+
+    Args:
+        loss_weights (`Tensor`): `w_b` `[B]`; their sum differs between processes, so it must not stay in an average
+            over them.
+    """
+    labelled = loss_weights > 0
+    factors = torch.where(labelled, loss_weights.sum() / loss_weights.clamp(min=1e-30), 0.0)
+    return factors / labelled.sum().clamp(min=1)
+
+
+def check_rows(module: str, rows: int, batch_size: int) -> None:
+    """Refuse a module that does not see the batch sample by sample.
+
+    Raises:
+        ValueError: naming it, with what to change.
+    """
+    if rows != batch_size:
+        raise ValueError(
+            f"{module} sees {rows} rows for a batch of {batch_size} samples (packed rows, flattened tokens or experts), "
+            "so it cannot be masked by sample. Turn packing off, or leave the module out of the adapter's "
+            "`target_modules`."
+        )
+
+
+@dataclass
+class BatchMasks:
+    """What the gates of one batch need, and where they leave what they did.
+
+    Args:
+        loss_weights (`Tensor`): `[B]`, proportional to the weight of each sample's own mean loss in the loss that is
+            backpropagated; zero for a sample without a loss.
+        noise (`Tensor`): `[L, B]` from [`hf_gist.masking.gumbel_noise`].
+        support (`dict[str, Tensor]`, *optional*): parameter name to support gradient; without it every alignment is
+            zero and `stochastic` draws uniformly.
+        keep (`int`): `K`.
+        mode (`str`): see [`hf_gist.masking.draw`].
+        temperature (`float`): see [`hf_gist.masking.draw`].
+        rescale (`bool`): see [`hf_gist.masking.sample_scales`].
+    """
+
+    loss_weights: Tensor
+    noise: Tensor
+    support: dict[str, Tensor] | None
+    keep: int
+    mode: str
+    temperature: float
+    rescale: bool
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    alignments: dict[int, Tensor] = field(default_factory=dict)
+    cosines: dict[int, Tensor] = field(default_factory=dict)
+    log_p: dict[int, Tensor] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.valid = self.loss_weights > 0
+        self.inverse_weights = torch.where(self.valid, 1 / self.loss_weights.clamp(min=1e-30), 0.0)
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return len(self.loss_weights)
+
+    def align(self, gradients: dict[str, SampleGradient]) -> tuple[Tensor, Tensor]:
+        """Alignment `<g_i, s>` of each sample's own mean loss, up to a common factor, and its cosine; both `[B]`.
+
+        A sample's gradient in the batch loss is its own gradient times its loss weight, which is divided out.
+        """
+        dots = torch.zeros(self.batch_size, device=self.loss_weights.device)
+        if self.support is None:
+            return dots, dots
+        squares, support_square = torch.zeros_like(dots), torch.zeros_like(dots[0])
+        for name, gradient in gradients.items():
+            support = self.support[name]
+            dots += gradient.dot(support)
+            squares += gradient.squares()
+            support_square += support.float().square().sum()
+        cosines = dots / (squares * support_square).sqrt().clamp(min=torch.finfo(dots.dtype).tiny)
+        return dots * self.inverse_weights, cosines
+
+    def draw(self, group: int, gradients: dict[str, SampleGradient]) -> Tensor:
+        """Draw the mask of a group, note it, and return the factor of each sample's gradient `[B]`."""
+        alignments, cosines = self.align(gradients)
+        kept = masking.draw(
+            alignments, self.noise[group], self.valid, keep=self.keep, mode=self.mode, temperature=self.temperature
+        )
+        self.masks[group], self.alignments[group], self.cosines[group] = kept, alignments, cosines
+        self.log_p[group] = masking.sampling_logits(alignments, self.valid, self.mode, self.temperature)
+        return masking.sample_scales(kept, self.valid, self.rescale)
+
+
+class Gate:
+    """Collects the per-sample gradients of one group in one backward pass and turns them into masked gradients.
+
+    Args:
+        name (`str`): name of the group for messages.
+        index (`int`): position of the group among the `L` groups.
+        batch (`BatchMasks`): what the gates of this batch share.
+        parameters (`Sequence[str]`): parameter names, in the order in which they pass the gate.
+        dtypes (`Sequence[torch.dtype]`): their dtypes.
+    """
+
+    def __init__(
+        self, name: str, index: int, batch: BatchMasks, parameters: Sequence[str], dtypes: Sequence[torch.dtype]
+    ) -> None:
+        self.name, self.index, self.batch = name, index, batch
+        self.parameters, self.dtypes = parameters, dtypes
+        self.collected: dict[str, SampleGradient] = {}
+
+    def receive(self, module: str, kind: str, parameters: dict[str, str], a: Tensor, d: Tensor) -> None:
+        """Take the `(a, d)` of one tracked module.
+
+        Raises:
+            ValueError: if the batch's samples cannot be told apart in this module.
+        """
+        check_rows(module, len(d), self.batch.batch_size)
+        for attribute, name in parameters.items():
+            if name in self.collected:
+                raise ValueError(
+                    f"{module} is used more than once in a forward pass, so it cannot be masked by sample. Leave it "
+                    "out of the adapter's `target_modules`."
+                )
+            self.collected[name] = sample_gradient(kind, attribute, a, d)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The masked gradient of each parameter, in order; `None` for one that nothing was reported for.
+
+        Raises:
+            ValueError: if another gate of the same group already did this for this batch.
+        """
+        if self.index in self.batch.masks:
+            raise ValueError(
+                f"{self.name} was differentiated twice in one training step: the loss calls the model more than once. "
+                "Compute it from a single forward pass."
+            )
+        collected, self.collected = self.collected, {}
+        if not collected:
+            return [None] * len(self.parameters)
+        scales = self.batch.draw(self.index, collected)
+        self.batch.reported.update(collected)
+        return [
+            collected[name].weighted_sum(scales).to(dtype) if name in collected else None
+            for name, dtype in zip(self.parameters, self.dtypes, strict=True)
+        ]
+
+
+class PassGate(torch.autograd.Function):
+    """Parameters, unchanged; their gradient is what the gate returns, whatever arrives from behind."""
+
+    @staticmethod
+    def forward(ctx, gate: Gate, *parameters: Tensor) -> tuple[Tensor, ...]:
+        # What arrives is always nothing: the tracked modules report to the gate instead.
+        ctx.set_materialize_grads(False)
+        ctx.gate = gate
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx, *_: Tensor | None):
+        return None, *ctx.gate.gradients()
