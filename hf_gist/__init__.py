@@ -5,8 +5,7 @@ from importlib.util import find_spec
 from hf_gist.artifacts import Selection
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.collect import per_sample_gradients_reference
-from hf_gist.config import GISTConfig
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig, GISTConfig
 from hf_gist.pipeline import select
 from hf_gist.trainer import GASTMixin, GASTTrainer
 from hf_gist.version import __version__

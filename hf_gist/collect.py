@@ -173,6 +173,12 @@ def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
 
 
+def _accepted(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that the model's forward names; a trainer's collator may carry more for its own use."""
+    named = inspect.signature(base.forward).parameters
+    return {name: value for name, value in inputs.items() if name in named}
+
+
 @contextmanager
 def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
     """Let the output head see only the labelled positions: `[B, T, d]` becomes `[1, n, d]`."""
@@ -211,7 +217,7 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
     """
     base, kind = unwrapped(model), loss_kind(model)
-    inputs = {name: value for name, value in batch.items() if name != "labels"}
+    inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
     labels = batch["labels"]
     if kind != "seq2seq":
         inputs = _with_positions(base, inputs)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist.gate import BatchMasks, Gate, PassGate, check_rows, summed_gradient
-from hf_gist.hooks import scale_derivative
+from hf_gist.hooks import scale_derivative, shadow_scale, unshadow_scale
 from hf_gist.lora import OUTSIDE_BLOCKS, TrackedModule, block_of, find_tracked
 from hf_gist.persample import Sink, TrackedLinear, TrackedScale
 
@@ -102,6 +102,14 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
     return groups, list(unmasked)
 
 
+def summarise_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
+    """The start-up message in one line: how much is masked together, and what is not masked at all."""
+    names = [group.name for group in groups]
+    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    line = f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups: {span}"
+    return f"{line}; trained on the whole batch: {', '.join(unmasked)}." if unmasked else f"{line}."
+
+
 def describe_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
     """The start-up message: every group with its matrices, one line each."""
     lines = [f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups:"]
@@ -133,7 +141,7 @@ class _Hooks:
         return TrackedLinear.apply(args[0], weight, bias, output.detach(), self.sink(group, tracked))
 
     def scale(self, group: Group, tracked: TrackedModule, module: nn.Module, args: tuple, kwargs: dict, output):
-        _unshadow(module)
+        unshadow_scale(module)
         if output is None or not torch.is_grad_enabled():
             return None
         with torch.no_grad():
@@ -182,25 +190,14 @@ class _Sums(_Hooks):
         return partial(self.receive, tracked)
 
 
-def _shadow(module: nn.Module, args: tuple) -> None:
-    # The graph of the output must not reach the magnitude, whose gradient is reported per sample. An instance attribute
-    # hides the registered parameter without touching it: a change of `requires_grad` would outlive a checkpointed
-    # forward that is stopped early, and be seen by the wrappers that shard parameters.
-    module.__dict__["weight"] = module._parameters["weight"].detach()
-
-
-def _unshadow(module: nn.Module) -> None:
-    module.__dict__.pop("weight", None)
-
-
 def _attach(stack: ExitStack, groups: Sequence[Group], hooks: _Hooks) -> None:
     for group in groups:
         for tracked in group.tracked:
             if tracked.kind == "linear":
                 handle = tracked.module.register_forward_hook(partial(hooks.linear, group, tracked))
             else:
-                stack.callback(_unshadow, tracked.module)
-                stack.callback(tracked.module.register_forward_pre_hook(_shadow).remove)
+                stack.callback(unshadow_scale, tracked.module)
+                stack.callback(tracked.module.register_forward_pre_hook(shadow_scale).remove)
                 # Also called when the forward raises, as a checkpoint's recomputation does to stop early.
                 handle = tracked.module.register_forward_hook(
                     partial(hooks.scale, group, tracked), with_kwargs=True, always_call=True

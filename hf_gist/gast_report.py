@@ -3,12 +3,16 @@
 import json
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import torch
-from datasets import Dataset
+from pyarrow import parquet
 from torch import Tensor
+
+from hf_gist.artifacts import write, write_json
 
 
 STATE_FILE = "gast_state.json"
@@ -87,7 +91,7 @@ class SelectionTable:
             "kept_fraction": [rates[g][c] if seen[c] else None for g, c in rows],
         }
         path = folder / TABLE_FILE
-        Dataset.from_dict(table).to_parquet(path)
+        write(path, lambda name: parquet.write_table(pyarrow.table(table), name))
         picture = self._draw(folder / PICTURE_FILE)
         return [path, picture] if picture else [path]
 
@@ -104,7 +108,7 @@ class SelectionTable:
         axes.set_yticks(range(len(self.groups)), self.groups, fontsize=7)
         axes.set_title("Share of samples kept by each layer")
         figure.colorbar(image, ax=axes, label="kept / seen")
-        figure.savefig(path, dpi=150)
+        write(path, partial(figure.savefig, dpi=150, format="png"))
         return path
 
 
@@ -133,7 +137,7 @@ class SourceCollator:
 
 def save_state(folder: str | os.PathLike, state: dict[str, Any]) -> None:
     """Write the counters of a run into a checkpoint folder."""
-    (Path(folder) / STATE_FILE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+    write_json(Path(folder) / STATE_FILE, state)
 
 
 def load_state(folder: str | os.PathLike) -> dict[str, Any] | None:

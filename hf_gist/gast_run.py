@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist import gast_report, gast_support
+from hf_gist.config import GASTConfig
 from hf_gist.errors import NoEffectWarning
-from hf_gist.gast_config import GASTConfig
 from hf_gist.gast_hooks import find_groups
 from hf_gist.gate import BatchMasks
 from hf_gist.masking import MaskStatistics, gumbel_noise, kept_count

@@ -43,14 +43,22 @@ def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
     return (base + lora_b(lora_a(x)) * scaling) / norm
 
 
-def _freeze_scale(module: nn.Module, args: tuple) -> None:
-    # The graph of y must not reach m: its gradient is reported per sample instead.
-    module.weight.requires_grad_(False)
+def shadow_scale(module: nn.Module, args: tuple) -> None:
+    """A forward pre-hook that hides a magnitude from the graph of its module's output."""
+    # The graph of the output must not reach the magnitude, whose gradient is reported per sample. An instance attribute
+    # hides the registered parameter without touching it: a change of `requires_grad` would outlive a checkpointed
+    # forward that is stopped early, and be seen by the wrappers that shard parameters.
+    module.__dict__["weight"] = module._parameters["weight"].detach()
+
+
+def unshadow_scale(module: nn.Module) -> None:
+    """Show it again."""
+    module.__dict__.pop("weight", None)
 
 
 def _scale_hook(tracked: TrackedModule, report: Report):
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | None) -> Tensor | None:
-        module.weight.requires_grad_(True)
+        unshadow_scale(module)
         if output is None or not torch.is_grad_enabled():
             return None
         with torch.no_grad():
@@ -73,8 +81,10 @@ def reporting(tracked_modules: Sequence[TrackedModule], report: Report) -> Itera
             if tracked.kind == "linear":
                 handle = tracked.module.register_forward_hook(_linear_hook(tracked, report))
             else:
-                stack.callback(tracked.module.weight.requires_grad_, True)
-                stack.callback(tracked.module.register_forward_pre_hook(_freeze_scale).remove)
-                handle = tracked.module.register_forward_hook(_scale_hook(tracked, report), with_kwargs=True)
+                stack.callback(unshadow_scale, tracked.module)
+                stack.callback(tracked.module.register_forward_pre_hook(shadow_scale).remove)
+                handle = tracked.module.register_forward_hook(
+                    _scale_hook(tracked, report), with_kwargs=True, always_call=True
+                )
             stack.callback(handle.remove)
         yield

@@ -11,15 +11,16 @@ import datasets
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from hf_gist import gast_losses, gast_support
 from hf_gist.collect import loss_kind, read_column
+from hf_gist.config import GASTConfig
 from hf_gist.gast_checks import check_loss_owner, check_supported, check_unmasked
-from hf_gist.gast_config import GASTConfig
-from hf_gist.gast_hooks import describe_groups, find_groups, masking, summing
+from hf_gist.gast_hooks import describe_groups, find_groups, masking, summarise_groups, summing
 from hf_gist.gast_report import SourceCollator
 from hf_gist.gast_run import GASTRun
 from hf_gist.gate import mean_loss_scales
@@ -197,6 +198,7 @@ class GASTMixin:
                 model, self.gast_config, self.accelerator.process_index, self.args.device, self._gast_sources
             )
             if self.is_world_process_zero():
+                tqdm.write(summarise_groups(self.gast.groups, self.gast.unmasked))
                 logger.info(describe_groups(self.gast.groups, self.gast.unmasked))
             if self._gast_checkpoint is not None:
                 state = self.gast.load(self._gast_checkpoint)

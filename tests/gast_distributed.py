@@ -8,7 +8,7 @@ import transformers
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig
 from hf_gist.trainer import GASTTrainer
 from tests.gast_helpers import build_model, rows, train
 

@@ -16,7 +16,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig
 from hf_gist.gast_hooks import find_groups
 from hf_gist.masking import draw, gumbel_noise, kept_count, sample_scales, support_rows
 from hf_gist.trainer import GASTTrainer

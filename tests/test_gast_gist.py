@@ -4,8 +4,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gist.callback import GISTDataSelectorCallback
-from hf_gist.config import GISTConfig
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig, GISTConfig
 from hf_gist.trainer import GASTTrainer
 from tests.gast_helpers import Recorder, arguments, build_model, collate, rows
 

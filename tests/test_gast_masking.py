@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_gist import masking
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig
 from hf_gist.gate import DenseGradient, FactoredGradient, sample_gradient, summed_gradient
 
 

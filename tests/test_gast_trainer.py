@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
+from hf_gist.config import GASTConfig
 from hf_gist.errors import NoEffectWarning
-from hf_gist.gast_config import GASTConfig
-from hf_gist.gast_hooks import describe_groups, find_groups
+from hf_gist.gast_hooks import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
 from tests.gast_helpers import Recorder, arguments, build_model, collate, relative_error, rows, train
 
@@ -91,6 +91,10 @@ def test_the_start_up_message_lists_groups_and_matrices(tmp_path):
     assert "20 matrices in 2 groups" in message and "encoder.layer.1: " in message
     assert "attention.self.query.lora_A.default.weight [2, 16]" in message
     assert "trained on the whole batch: " in message and "classifier" in message
+    line = summarise_groups(groups, unmasked)
+    assert (
+        "20 matrices in 2 groups" in line and "encoder.layer.1;" in line and "classifier" in line and "\n" not in line
+    )
 
 
 def test_masking_starts_at_start_step(tmp_path):

@@ -12,7 +12,6 @@ PACKAGE = Path(hf_gist.__file__).parent
 PURE = {
     "config",
     "errors",
-    "gast_config",
     "gate",
     "masking",
     "persample",

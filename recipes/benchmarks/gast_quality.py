@@ -21,8 +21,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
 from hf_gist.collect import fetch_rows, plan_batches, row_lengths, sample_losses, to_device
+from hf_gist.config import GASTConfig
 from hf_gist.data import load_rows, tokenize
-from hf_gist.gast_config import GASTConfig
 from hf_gist.trainer import GASTTrainer
 from hf_gist.warmup import load_tokenizer, padding_collator
 

@@ -23,7 +23,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hf_gist.gast_config import GASTConfig
+from hf_gist.config import GASTConfig
 from hf_gist.gast_hooks import find_groups
 from hf_gist.hooks import reporting
 from hf_gist.lora import find_tracked

@@ -16,9 +16,8 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, HfArgumentParser, TrainingArguments
 
-from hf_gist.config import fraction_or_count
+from hf_gist.config import GASTConfig, fraction_or_count
 from hf_gist.data import load_rows, tokenize
-from hf_gist.gast_config import GASTConfig
 from hf_gist.trainer import GASTTrainer
 from hf_gist.warmup import load_tokenizer, padding_collator
 
