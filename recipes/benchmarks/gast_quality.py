@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 import transformers
+from losses import mean_loss
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
-from hf_gist.collect import fetch_rows, plan_batches, row_lengths, sample_losses, to_device
 from hf_gist.config import GASTConfig
 from hf_gist.data import load_rows, tokenize
 from hf_gist.trainer import GASTTrainer
@@ -48,17 +48,6 @@ def parse():
     parser.add_argument("--test_rows", type=int, default=300)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()
-
-
-def mean_loss(model, rows, collator):
-    """Mean over the rows of each row's mean token loss."""
-    model.eval()
-    total, device = 0.0, next(model.parameters()).device
-    with torch.no_grad():
-        for batch in plan_batches(row_lengths(rows), len(rows), 8192):
-            losses, _ = sample_losses(model, to_device(collator(fetch_rows(rows, batch)), device))
-            total += losses.sum().item()
-    return total / len(rows)
 
 
 def train(options, collator, pool, config, support, seed):

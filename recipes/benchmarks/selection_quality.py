@@ -15,23 +15,12 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
+from losses import mean_loss
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import Selection
-from hf_gist.collect import fetch_rows, plan_batches, row_lengths, sample_losses, to_device
 from hf_gist.data import load_rows, tokenize
 from hf_gist.warmup import WarmupSettings, fresh_lora, load_base, load_tokenizer, padding_collator
-
-
-def test_loss(model: torch.nn.Module, rows: Dataset, collator) -> float:
-    """Mean over the rows of each row's mean token loss."""
-    model.eval()
-    total, device = 0.0, next(model.parameters()).device
-    with torch.no_grad():
-        for batch in plan_batches(row_lengths(rows), len(rows), 4096):
-            losses, _ = sample_losses(model, to_device(collator(fetch_rows(rows, batch)), device))
-            total += losses.sum().item()
-    return total / len(rows)
 
 
 def train(base_name: str, tokenizer, rows: Dataset, seed: int, options: argparse.Namespace) -> torch.nn.Module:
@@ -98,12 +87,12 @@ def main() -> None:
     test = test.select_columns(["input_ids", "labels"])
     selection, collator = Selection.load(options.scores_dir), padding_collator(tokenizer)
     base = load_base(options.model_name_or_path, None, "auto", False)
-    losses: dict[str, list[float]] = {"untrained": [test_loss(base, test, collator)]}
+    losses: dict[str, list[float]] = {"untrained": [mean_loss(base, test, collator)]}
     start = time.perf_counter()
     for seed in options.seeds:
         for name, indices in subsets(selection, options, seed).items():
             model = train(options.model_name_or_path, tokenizer, pool.select(indices), seed, options)
-            losses.setdefault(name, []).append(test_loss(model, test, collator))
+            losses.setdefault(name, []).append(mean_loss(model, test, collator))
             Path(options.output_file).write_text(json.dumps({"options": vars(options), "losses": losses}, indent=2))
     print("| trained on | " + " | ".join(f"seed {seed}" for seed in options.seeds) + " | mean |")
     print("|---|" + "---|" * (len(options.seeds) + 1))
