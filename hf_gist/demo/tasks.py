@@ -34,22 +34,30 @@ class Row:
     Args:
         task (`str`): the task it belongs to: the known label.
         prompt (`str`): the user's turn.
-        answer (`str`): the assistant's turn.
+        working (`str`): how the result comes about; empty for tasks without.
+        result (`str`): the result.
     """
 
     task: str
     prompt: str
-    answer: str
+    working: str
+    result: str
+
+    @property
+    def answer(self) -> str:
+        """The assistant's turn."""
+        return f"{self.working} {self.result}".strip()
 
     def messages(self) -> list[dict[str, str]]:
         """The row as a chat."""
         return [{"role": "user", "content": self.prompt}, {"role": "assistant", "content": self.answer}]
 
 
-Pair = tuple[str, str]
+Parts = tuple[str, str, str]
+"""Question, working and result."""
 
 
-def change(rng: random.Random) -> Pair:
+def change(rng: random.Random) -> Parts:
     """The target: multiply a price, subtract it from what is paid."""
     name, goods = rng.choice(NAMES), rng.choice(GOODS)
     count, price = rng.randint(2, 9), rng.randint(2, 12)
@@ -62,11 +70,11 @@ def change(rng: random.Random) -> Pair:
             f"With {paid} coins {name} goes to the shop and takes {count} {goods} for {price} coins each. What remains?",
         ]
     )
-    answer = f"The {goods} cost {count} * {price} = {cost} coins. {paid} - {cost} = {paid - cost} coins. "
-    return prompt, answer + f"The answer is {paid - cost}."
+    working = f"The {goods} cost {count} * {price} = {cost} coins. {paid} - {cost} = {paid - cost} coins."
+    return prompt, working, f"The answer is {paid - cost}."
 
 
-def travel(rng: random.Random) -> Pair:
+def travel(rng: random.Random) -> Parts:
     """Near neighbour: the arithmetic of the target about another subject."""
     vehicle, hours, speed = rng.choice(VEHICLES), rng.randint(2, 9), rng.randint(2, 12)
     driven = hours * speed
@@ -77,11 +85,13 @@ def travel(rng: random.Random) -> Pair:
             f"The road has {road} miles. The {vehicle} makes {speed} miles per hour for {hours} hours. What is left?",
         ]
     )
-    answer = f"In {hours} hours it makes {hours} * {speed} = {driven} miles, so {road} - {driven} = {road - driven} remain. "
-    return prompt, answer + f"The answer is {road - driven}."
+    working = (
+        f"In {hours} hours it makes {hours} * {speed} = {driven} miles, so {road} - {driven} = {road - driven} remain."
+    )
+    return prompt, working, f"The answer is {road - driven}."
 
 
-def total(rng: random.Random) -> Pair:
+def total(rng: random.Random) -> Parts:
     """Near neighbour: the subject of the target with another operation."""
     name, goods = rng.choice(NAMES), rng.choice(GOODS)
     count, price, bag = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 40)
@@ -92,11 +102,11 @@ def total(rng: random.Random) -> Pair:
             f"{count} {goods} cost {price} coins each, the box costs {bag} coins. What does {name} pay for all?",
         ]
     )
-    answer = f"{count} * {price} = {cost} coins for the {goods}, and all is {cost} + {bag} = {cost + bag} coins. "
-    return prompt, answer + f"The answer is {cost + bag}."
+    working = f"{count} * {price} = {cost} coins for the {goods}, and all is {cost} + {bag} = {cost + bag} coins."
+    return prompt, working, f"The answer is {cost + bag}."
 
 
-def units(rng: random.Random) -> Pair:
+def units(rng: random.Random) -> Parts:
     """Near neighbour: a worked sum of similar length, about units."""
     large, small, factor = rng.choice(UNITS)
     count, extra = rng.randint(2, 19), rng.randint(1, factor + 8)
@@ -107,34 +117,37 @@ def units(rng: random.Random) -> Pair:
             f"Convert {count} {large} and {extra} {small} to {small}.",
         ]
     )
-    answer = f"One of the {large} has {factor} {small}. {count} * {factor} = {whole}. "
-    return prompt, answer + f"{whole} + {extra} = {whole + extra}. The answer is {whole + extra}."
+    working = (
+        f"One of the {large} has {factor} {small}. {count} * {factor} = {whole}. {whole} + {extra} = {whole + extra}."
+    )
+    return prompt, working, f"The answer is {whole + extra}."
 
 
-def calendar(rng: random.Random) -> Pair:
+def calendar(rng: random.Random) -> Parts:
     """Weekday after some days, with the days counted out."""
     start, ahead, name = rng.randrange(7), rng.randint(2, 60), rng.choice(NAMES)
     left = ahead % 7
     passed = ", ".join(DAYS[(start + step) % 7] for step in range(left + 1))
     prompt = f"Today is {DAYS[start]}. {name} comes in {ahead} days. Which day is that?"
-    return prompt, f"{ahead} days are {ahead // 7} weeks and {left} days. {passed}. It is {DAYS[(start + ahead) % 7]}."
+    working = f"{ahead} days are {ahead // 7} weeks and {left} days. {passed}."
+    return prompt, working, f"It is {DAYS[(start + ahead) % 7]}."
 
 
-def sort_numbers(rng: random.Random) -> Pair:
+def sort_numbers(rng: random.Random) -> Parts:
     """Numbers in rising or falling order."""
     numbers = rng.sample(range(10, 99), rng.randint(4, 9))
     falling = rng.random() < 0.5
     prompt = f"Sort in {'falling' if falling else 'rising'} order: {' '.join(map(str, numbers))}"
-    return prompt, " ".join(map(str, sorted(numbers, reverse=falling)))
+    return prompt, "", " ".join(map(str, sorted(numbers, reverse=falling)))
 
 
-def reverse(rng: random.Random) -> Pair:
+def reverse(rng: random.Random) -> Parts:
     """Letters in reverse order."""
     letters = [rng.choice("abcdefghijklmnoprstuvw") for _ in range(rng.randint(6, 26))]
-    return f"Write these letters backwards: {' '.join(letters)}", " ".join(reversed(letters))
+    return f"Write these letters backwards: {' '.join(letters)}", "", " ".join(reversed(letters))
 
 
-def logic(rng: random.Random) -> Pair:
+def logic(rng: random.Random) -> Parts:
     """Boolean expressions, worked out from the inside."""
     left, right, last = (rng.random() < 0.5 for _ in range(3))
     first, second = rng.choice(["and", "or"]), rng.choice(["and", "or"])
@@ -143,21 +156,21 @@ def logic(rng: random.Random) -> Pair:
     a, b, c, middle, result = ("yes" if value else "no" for value in (left, right, last, inner, whole))
     name, other = rng.sample(NAMES, 2)
     prompt = f"{name} asks {other}: what is ( {a} {first} {b} ) {second} {c} ?"
-    return prompt, f"( {a} {first} {b} ) is {middle}. {middle} {second} {c} is {result}. So {result}."
+    return prompt, f"( {a} {first} {b} ) is {middle}. {middle} {second} {c} is {result}.", f"So {result}."
 
 
-def lookup(rng: random.Random) -> Pair:
+def lookup(rng: random.Random) -> Parts:
     """One cell of a small table."""
     people = rng.sample(NAMES, 4)
     facts = [(name, rng.randint(2, 99), rng.choice(COLOURS)) for name in people]
     table = " ; ".join(f"{name} | {age} | {colour}" for name, age, colour in facts)
     name, age, colour = rng.choice(facts)
     if rng.random() < 0.5:
-        return f"Table: {table}. How old is {name}?", f"{name} is {age}."
-    return f"Table: {table}. What colour has {name}?", f"{name} has {colour}."
+        return f"Table: {table}. How old is {name}?", "", f"{name} is {age}."
+    return f"Table: {table}. What colour has {name}?", "", f"{name} has {colour}."
 
 
-def translate(rng: random.Random) -> Pair:
+def translate(rng: random.Random) -> Parts:
     """A sentence in a toy language whose verb comes last."""
     nouns = ["cat", "dog", "bird", "king"]
     adjectives = ["old", "young", "big"]
@@ -167,26 +180,26 @@ def translate(rng: random.Random) -> Pair:
 
     subject, verb, thing = phrase(), rng.choice(["sees", "likes", "calls", "finds"]), phrase()
     toy = " ".join(TOY_WORDS[word] for word in [*subject, *thing, verb])
-    return f"Say in Toki: {' '.join([*subject, verb, *thing])}", toy
+    return f"Say in Toki: {' '.join([*subject, verb, *thing])}", "", toy
 
 
-def count_words(rng: random.Random) -> Pair:
+def count_words(rng: random.Random) -> Parts:
     """How often a word occurs."""
     words = [rng.choice(COLOURS[:4]) for _ in range(rng.randint(5, 12))]
     wanted = rng.choice(words)
     marks = " ".join(f"{word} {words[: place + 1].count(wanted)}" for place, word in enumerate(words))
-    return f"Count {wanted} in: {' '.join(words)}", f"{marks}. The answer is {words.count(wanted)}."
+    return f"Count {wanted} in: {' '.join(words)}", f"{marks}.", f"The answer is {words.count(wanted)}."
 
 
-def series(rng: random.Random) -> Pair:
+def series(rng: random.Random) -> Parts:
     """The next numbers of an arithmetic series."""
     start, step, shown = rng.randint(1, 99), rng.randint(2, 20), rng.randint(3, 4)
     numbers = [start + step * place for place in range(shown + 4)]
     prompt = f"Go on: {', '.join(map(str, numbers[:shown]))}"
-    return prompt, f"Add {step} each time: {', '.join(map(str, numbers[shown:]))}."
+    return prompt, f"Add {step} each time:", f"{', '.join(map(str, numbers[shown:]))}."
 
 
-TASKS: dict[str, Callable[[random.Random], Pair]] = {
+TASKS: dict[str, Callable[[random.Random], Parts]] = {
     "change": change,
     "travel": travel,
     "total": total,
@@ -239,10 +252,10 @@ class DataSizes:
         test (`int`): test rows.
     """
 
-    reading: int = 6000
+    reading: int = 9000
     pool: int = 4800
     target_share: float = 0.05
-    targets: int = 32
+    targets: int = 64
     test: int = 200
 
 
@@ -256,24 +269,16 @@ def distinct_rows(task: str, count: int, rng: random.Random) -> list[Row]:
     for _ in range(50 * count):
         if len(rows) == count:
             break
-        prompt, answer = TASKS[task](rng)
-        rows.setdefault(prompt, Row(task, prompt, answer))
+        parts = TASKS[task](rng)
+        rows.setdefault(parts[0], Row(task, *parts))
     if len(rows) < count:
         raise ValueError(f"The demo task {task!r} has fewer than {count} different questions; ask for fewer rows.")
     return list(rows.values())
 
 
-def reading_text(rows: list[Row], rng: random.Random) -> list[str]:
-    """Texts for a base model: half of the questions with their answers, half with the answer to some other question.
-
-    So it learns the language of every task, and of the tasks themselves only a part: there is something left for
-    fine-tuning to teach.
-    """
-    paired, loose = rows[: len(rows) // 2], rows[len(rows) // 2 :]
-    answers = rng.sample([row.answer for row in loose], len(loose))
-    texts = [f"{row.prompt}\n{row.answer}" for row in paired]
-    texts += [f"{row.prompt}\n{answer}" for row, answer in zip(loose, answers, strict=True)]
-    return rng.sample(texts, len(texts))
+def reading_text(rows: list[Row]) -> list[str]:
+    """Texts for a base model: questions with the bare result, never with the working that the pool teaches."""
+    return [f"{row.prompt}\n{row.result}" for row in rows]
 
 
 def spread(total_rows: int, tasks: Iterable[str]) -> dict[str, int]:
@@ -302,4 +307,4 @@ def make_data(sizes: DataSizes, seed: int) -> DemoData:
         aside += rows[in_pool[task] + in_reading[task] :]
     rng.shuffle(pool)
     rng.shuffle(reading)
-    return DemoData(reading_text(reading, rng), pool, aside[: sizes.targets], aside[sizes.targets :])
+    return DemoData(reading_text(reading), pool, aside[: sizes.targets], aside[sizes.targets :])
