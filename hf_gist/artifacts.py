@@ -196,10 +196,9 @@ class Selection:
         folder = Path(folder)
         tensors, spectrum = read(folder / COORDINATES, load_file), read(folder / SUBSPACE, load_file)
         table = read(folder / SCORES, _read_parquet)
-        targets = read(folder / TARGETS, _read_parquet)
+        targets = read(folder / TARGETS, _read_targets)
         config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
         manifest = read(folder / MANIFEST, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
-        targets.pop(TARGET_ROW)
         measurements = read(
             folder / COORDINATES,
             lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),
@@ -213,6 +212,12 @@ class Selection:
 
 def _read_parquet(path: str) -> dict[str, list[Any]]:
     return parquet.read_table(path).to_pydict()
+
+
+def _read_targets(path: str) -> dict[str, list[Any]]:
+    columns = _read_parquet(path)
+    del columns[TARGET_ROW]
+    return columns
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

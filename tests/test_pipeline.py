@@ -135,6 +135,13 @@ def test_missing_and_damaged_files_are_named(selection, tmp_path, name):
         Selection.load(tmp_path)
 
 
+def test_a_table_that_is_not_ours_is_named(selection, tmp_path):
+    selection.save(tmp_path)
+    as_dataset([{"row": 0}]).to_parquet(tmp_path / "targets.parquet")
+    with pytest.raises(ValueError, match="targets.parquet cannot be read"):
+        Selection.load(tmp_path)
+
+
 def test_scores_of_another_run_are_refused(selection, tmp_path):
     selection.save(tmp_path)
     selection.reselect(budget=0.2).save(tmp_path / "other")
