@@ -1,6 +1,5 @@
 """Forward and backward passes outside the Trainer: per-sample gradients of a dataset, batch by batch, over all ranks."""
 
-import inspect
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -11,234 +10,18 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from datasets import Dataset
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from hf_gist import persample
 from hf_gist.hooks import reporting
 from hf_gist.lora import TrackedModule, find_tracked, unwrapped
+from hf_gist.losses import loss_kind, sample_losses
+from hf_gist.rows import IGNORE_INDEX, Collator, check_batch, fetch_rows, plan_batches, row_lengths
 
 
-Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
 Gradients = Callable[[str, Tensor], None]
 """Receives a parameter name and its per-sample gradients `[B, numel]`."""
-
-IGNORE_INDEX = -100
-ROWS_PER_BATCH_WITHOUT_LENGTHS = 8
-
-
-# ---- Rows and batches ----
-
-
-def signature_columns(model: nn.Module) -> list[str]:
-    """The columns that `Trainer` would hand to the collator: the arguments of the model's forward and the labels."""
-    return [*inspect.signature(unwrapped(model).forward).parameters, "label", "label_ids", "labels"]
-
-
-def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
-    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is."""
-    if isinstance(dataset, list):
-        return [{name: value for name, value in row.items() if name in columns} for row in dataset]
-    if not isinstance(dataset, Dataset):
-        return dataset
-    return dataset.select_columns([name for name in dataset.column_names if name in columns])
-
-
-def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
-    """One column of a dataset.
-
-    Raises:
-        ValueError: naming `argument` if the dataset has no such column.
-    """
-    if isinstance(dataset, Dataset):
-        if column in dataset.column_names:
-            return list(dataset.with_format(None)[column])
-        available = ", ".join(dataset.column_names)
-    else:
-        rows = [dataset[i] for i in range(len(dataset))]
-        if all(isinstance(row, dict) and column in row for row in rows):
-            return [row[column] for row in rows]
-        available = ", ".join(rows[0]) if rows and isinstance(rows[0], dict) else "none"
-    raise ValueError(f"`{argument}={column!r}` is not a column of the dataset. Available columns: {available}.")
-
-
-def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows at `indices` as a list of dicts, read in one go where the dataset can."""
-    if hasattr(dataset, "__getitems__"):
-        return dataset.__getitems__(list(indices))
-    return [dataset[i] for i in indices]
-
-
-def row_lengths(dataset: Any) -> list[int] | None:
-    """Tokens of every row, from `input_ids`; `None` if the rows are tokenised only by the collator."""
-    if isinstance(dataset, Dataset):
-        if "input_ids" not in dataset.column_names:
-            return None
-        return [len(ids) for ids in dataset.with_format("numpy", columns=["input_ids"])["input_ids"]]
-    rows = [dataset[i] for i in range(len(dataset))]
-    if not all(isinstance(row, dict) and "input_ids" in row for row in rows):
-        return None
-    return [len(row["input_ids"]) for row in rows]
-
-
-def plan_batches(lengths: Sequence[int] | None, size: int, tokens_per_batch: int) -> list[list[int]]:
-    """Batches of rows of similar length, the longest first so that a lack of memory shows at once.
-
-    Args:
-        lengths (`Sequence[int]`, *optional*): tokens of every row; without them, rows are taken in order, a few at a
-            time.
-        size (`int`): number of rows.
-        tokens_per_batch (`int`): padded tokens a batch may have; a longer row is a batch of its own.
-
-    Returns:
-        `list[list[int]]`: every row exactly once.
-    """
-    if lengths is None:
-        step = ROWS_PER_BATCH_WITHOUT_LENGTHS
-        return [list(range(start, min(start + step, size))) for start in range(0, size, step)]
-    order = sorted(range(size), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    for index in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
-
-
-def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
-    """Refuse batches whose samples cannot be told apart.
-
-    Raises:
-        ValueError: for packed, padding-free or unlabelled batches, saying what to change.
-    """
-    labels = batch.get("labels")
-    if not isinstance(labels, Tensor):
-        raise ValueError(
-            f"The collated batches of the {what} have no `labels` tensor, so they have no loss. Add a `labels` column "
-            "(-100 where no loss is wanted) or use a collator that makes one, such as `DataCollatorForSeq2Seq`."
-        )
-    ids = batch.get("input_ids", labels)
-    positions = batch.get("position_ids")
-    mask = batch.get("attention_mask")
-    restarts = False
-    if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
-        steps = positions[:, 1:] <= positions[:, :-1]
-        restarts = bool((steps & mask[:, 1:].bool() & mask[:, :-1].bool() if mask is not None else steps).any())
-    if len(ids) != rows or "cu_seq_lens_q" in batch or "seq_lengths" in batch or (restarts and mask is None):
-        raise ValueError(
-            f"The {what} is packed or padding-free: several examples share one row of a batch, and their gradients "
-            "cannot be told apart. Set `packing=False` and `padding_free=False` (or use a padding collator)."
-        )
-
-
-# ---- Losses ----
-
-
-def loss_kind(model: nn.Module) -> str:
-    """`"causal"`, `"seq2seq"` or `"classification"`.
-
-    Raises:
-        ValueError: for a model whose loss is none of these.
-    """
-    base = unwrapped(model)
-    kind = getattr(base, "loss_type", None)
-    if kind == "ForSequenceClassification":
-        return "classification"
-    if kind not in (None, "ForCausalLM", "ForConditionalGeneration") or not hasattr(base, "get_output_embeddings"):
-        raise ValueError(
-            f"{type(base).__name__} trains with the loss {kind!r}; per-sample losses are supported for causal and "
-            "sequence-to-sequence language models and for sequence classification."
-        )
-    return "seq2seq" if base.config.is_encoder_decoder else "causal"
-
-
-def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Position ids that do not depend on the batch a left-padded row is in.
-
-    Raises:
-        ValueError: for left padding where the model numbers positions by itself.
-    """
-    mask = inputs.get("attention_mask")
-    if mask is None or mask.dim() != 2 or "position_ids" in inputs or bool(mask[:, 0].all()):
-        return inputs
-    # encoders with learned positions keep a buffer of them, and number from there
-    if any(name.endswith("position_ids") for name, _ in base.named_buffers()):
-        raise ValueError(
-            f"{type(base).__name__} gives a left-padded row other positions in every batch; set "
-            "`tokenizer.padding_side = 'right'`."
-        )
-    if "position_ids" not in inspect.signature(base.forward).parameters:
-        return inputs
-    return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
-
-
-def _accepted(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that the model's forward names; a trainer's collator may carry more for its own use."""
-    named = inspect.signature(base.forward).parameters
-    return {name: value for name, value in inputs.items() if name in named}
-
-
-@contextmanager
-def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
-    """Let the output head see only the labelled positions: `[B, T, d]` becomes `[1, n, d]`."""
-    if head is None:
-        yield
-        return
-    handle = head.register_forward_pre_hook(
-        lambda _, args: (args[0][labelled].unsqueeze(0), *args[1:]) if args[0].shape[:2] == labelled.shape else None
-    )
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def _is_trained(head: nn.Module | None) -> bool:
-    """Whether the output head has per-sample gradients of its own, which need its whole input `[B, T, d]`."""
-    return head is not None and any(parameter.requires_grad for parameter in head.parameters())
-
-
-def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
-    """`[n, V]`, whether the model computed only the labelled positions or all of them."""
-    if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
-        return logits[0]
-    return logits[labelled]
-
-
-def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Each sample's own mean token loss, with logits computed at labelled positions only.
-
-    Args:
-        model (`nn.Module`): a peft or transformers model.
-        batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification).
-
-    Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
-    """
-    base, kind = unwrapped(model), loss_kind(model)
-    inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
-    labels = batch["labels"]
-    if kind != "seq2seq":
-        inputs = _with_positions(base, inputs)
-    if kind == "classification":
-        losses = persample.classification_losses(base(**inputs).logits, labels, base.config.problem_type)
-        return losses, torch.ones_like(losses, dtype=torch.long)
-    if kind == "causal":
-        # position t predicts token t + 1
-        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    elif "decoder_input_ids" not in inputs:
-        if labels.shape[1] > 1 and bool(((labels[:, 0] == IGNORE_INDEX) & (labels[:, -1] != IGNORE_INDEX)).any()):
-            raise ValueError(
-                "The labels of a sequence-to-sequence model are padded on the left; pad them on the right."
-            )
-        inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=labels)
-    labelled = labels != IGNORE_INDEX
-    head = base.get_output_embeddings()
-    with _head_at(None if _is_trained(head) else head, labelled):
-        logits = base(**inputs, use_cache=False).logits
-    sample = labelled.nonzero()[:, 0]
-    return persample.mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
 
 
 # ---- One pass ----

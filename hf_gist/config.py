@@ -58,6 +58,11 @@ def describe_type(hint: Any) -> str:
     return "null" if hint is type(None) else hint.__name__
 
 
+def fits_fraction_or_count(amount: int | float) -> bool:
+    """Whether a float is a fraction in (0, 1], or an int at least 1."""
+    return math.isfinite(amount) and (0 < amount <= 1 if isinstance(amount, float) else amount >= 1)
+
+
 class BaseConfig:
     """What the configurations share: type checks, range checks and files. Subclasses are frozen dataclasses."""
 
@@ -67,12 +72,17 @@ class BaseConfig:
             value = getattr(self, name)
             if not matches_type(value, hint):
                 problems.append(f"`{name}` must be {describe_type(hint)}, got {value!r}")
-        problems = problems or self.range_problems()
+        problems = problems or [
+            f"`{name}` must be {rule}, got {getattr(self, name)!r}" for name, holds, rule in self.rules() if not holds
+        ]
         if problems:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
-    def range_problems(self) -> list[str]:
-        """One sentence for every value out of range; called once the types are known to fit."""
+    def rules(self) -> list[tuple[str, bool, str]]:
+        """The range of each field: its name, whether the value is inside, and the range in words.
+
+        Called once the types are known to fit.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -162,27 +172,18 @@ class GISTConfig(BaseConfig):
     after_selection: Literal["continue", "restart"] = _help("Keep the warmed-up adapter or start afresh.", "continue")
     seed: int = _help("Seed of the warm-up sample and of the order of each pass.", 42)
 
-    def range_problems(self) -> list[str]:
+    def rules(self) -> list[tuple[str, bool, str]]:
         """See [`BaseConfig`]."""
-        problems = []
-
-        def require(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                problems.append(f"`{name}` must be {rule}, got {getattr(self, name)!r}")
-
-        fraction = isinstance(self.budget, float)
-        require(
-            math.isfinite(self.budget) and (0 < self.budget <= 1 if fraction else self.budget >= 1),
-            "budget",
-            f"a fraction in (0, 1] or a count of at least 1 {self.budget_unit}",
-        )
-        require(0 < self.warmup_ratio < 1, "warmup_ratio", "between 0 and 1, both excluded")
-        require(self.warmup_steps is None or self.warmup_steps >= 1, "warmup_steps", "at least 1")
-        require(self.rank is None or self.rank >= 1, "rank", "at least 1")
-        require(0 < self.explained_variance <= 1, "explained_variance", "in (0, 1]")
-        require(self.scoring_tokens_per_batch >= 1, "scoring_tokens_per_batch", "at least 1")
-        require(self.seed >= 0, "seed", "0 or more")
-        return problems
+        amount = f"a fraction in (0, 1] or a count of at least 1 {self.budget_unit}"
+        return [
+            ("budget", fits_fraction_or_count(self.budget), amount),
+            ("warmup_ratio", 0 < self.warmup_ratio < 1, "between 0 and 1, both excluded"),
+            ("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 1, "at least 1"),
+            ("rank", self.rank is None or self.rank >= 1, "at least 1"),
+            ("explained_variance", 0 < self.explained_variance <= 1, "in (0, 1]"),
+            ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -238,23 +239,13 @@ class GASTConfig(BaseConfig):
     source_column: str | None = _help("Column of the training set to report the selection by.", None)
     seed: int = _help("Seed of the draws and of the order of the support set.", 42)
 
-    def range_problems(self) -> list[str]:
+    def rules(self) -> list[tuple[str, bool, str]]:
         """See [`BaseConfig`]."""
-        problems = []
-
-        def require(holds: bool, name: str, rule: str) -> None:
-            if not holds:
-                problems.append(f"`{name}` must be {rule}, got {getattr(self, name)!r}")
-
-        fraction = isinstance(self.keep, float)
-        require(
-            math.isfinite(self.keep) and (0 < self.keep <= 1 if fraction else self.keep >= 1),
-            "keep",
-            "a fraction in (0, 1] or a count of at least 1",
-        )
-        require(math.isfinite(self.temperature) and self.temperature > 0, "temperature", "finite and above 0")
-        require(self.support_batch_size >= 1, "support_batch_size", "at least 1")
-        require(self.support_every >= 1, "support_every", "at least 1")
-        require(self.start_step >= 0, "start_step", "0 or more")
-        require(self.seed >= 0, "seed", "0 or more")
-        return problems
+        return [
+            ("keep", fits_fraction_or_count(self.keep), "a fraction in (0, 1] or a count of at least 1"),
+            ("temperature", math.isfinite(self.temperature) and self.temperature > 0, "finite and above 0"),
+            ("support_batch_size", self.support_batch_size >= 1, "at least 1"),
+            ("support_every", self.support_every >= 1, "at least 1"),
+            ("start_step", self.start_step >= 0, "0 or more"),
+            ("seed", self.seed >= 0, "0 or more"),
+        ]

@@ -8,7 +8,7 @@ from typing import Any
 from datasets import Dataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
-from hf_gist.collect import IGNORE_INDEX
+from hf_gist.rows import IGNORE_INDEX
 
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}

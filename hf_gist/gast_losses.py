@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gist.collect import IGNORE_INDEX, check_batch, loss_kind
+from hf_gist.losses import loss_kind
+from hf_gist.rows import IGNORE_INDEX, check_batch
 
 
 def label_counts(inputs: dict[str, Any], kind: str) -> Tensor:
@@ -30,7 +31,7 @@ def label_counts(inputs: dict[str, Any], kind: str) -> Tensor:
 
     Args:
         inputs (`dict`): a collated batch.
-        kind (`str`): from [`hf_gist.collect.loss_kind`].
+        kind (`str`): from [`hf_gist.losses.loss_kind`].
     """
     labels = inputs["labels"]
     if kind == "classification":

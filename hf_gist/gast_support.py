@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_gist.collect import Collator, fetch_rows, scoring_mode
+from hf_gist.collect import scoring_mode
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast_hooks import Group
 from hf_gist.masking import support_rows
+from hf_gist.rows import Collator, fetch_rows
 
 
 SUPPORT_FILE = "gast_support.safetensors"

@@ -19,27 +19,29 @@ from torch.utils.data import IterableDataset
 
 from hf_gist.artifacts import Measurements, Selection
 from hf_gist.collect import (
-    IGNORE_INDEX,
-    Collator,
     Pass,
-    check_batch,
     check_dtype,
     collect_coordinates,
     collect_gradients,
-    fetch_rows,
-    keep_columns,
-    loss_kind,
     model_device,
     per_sample_backward,
-    read_column,
-    row_lengths,
     scoring_mode,
-    signature_columns,
     to_device,
 )
 from hf_gist.config import GISTConfig
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.lora import TrackedModule, find_tracked, model_identity
+from hf_gist.losses import loss_kind
+from hf_gist.rows import (
+    IGNORE_INDEX,
+    Collator,
+    check_batch,
+    fetch_rows,
+    keep_columns,
+    read_column,
+    row_lengths,
+    signature_columns,
+)
 from hf_gist.selection import rows_in_budget
 from hf_gist.subspace import basis_slice, spectrum, target_coordinates
 from hf_gist.version import __version__

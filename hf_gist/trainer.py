@@ -17,13 +17,14 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
 from hf_gist import gast_losses, gast_support
-from hf_gist.collect import loss_kind, read_column
 from hf_gist.config import GASTConfig
 from hf_gist.gast_checks import check_loss_owner, check_supported, check_unmasked
 from hf_gist.gast_hooks import describe_groups, find_groups, masking, summarise_groups, summing
 from hf_gist.gast_report import SourceCollator
 from hf_gist.gast_run import GASTRun
 from hf_gist.gate import mean_loss_scales
+from hf_gist.losses import loss_kind
+from hf_gist.rows import read_column
 
 
 logger = logging.get_logger(__name__)

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_gist import Selection
-from hf_gist.collect import IGNORE_INDEX
 from hf_gist.data import tokenize
 from hf_gist.demo import DemoSettings, run_demo
 from hf_gist.demo import run as demo_run
@@ -22,12 +21,14 @@ from hf_gist.demo.tasks import (
     TARGET_TASK,
     TASKS,
     DataSizes,
+    Row,
     distinct_rows,
     make_data,
     reading_text,
     spread,
 )
 from hf_gist.demo.training import quiet_and_small
+from hf_gist.rows import IGNORE_INDEX
 
 
 SMALL = DataSizes(reading=240, pool=240, target_share=0.1, targets=8, test=16)
@@ -92,19 +93,16 @@ def test_sums_are_right(task):
 
 
 def test_asking_for_too_many_rows_names_the_task(monkeypatch):
-    monkeypatch.setitem(TASKS, "calendar", lambda rng: ("always the same question", "answer"))
+    monkeypatch.setitem(TASKS, "calendar", lambda rng: ("always the same question", "", "answer"))
     with pytest.raises(ValueError, match="'calendar'"):
         distinct_rows("calendar", 2, random.Random(0))
 
 
-def test_half_of_the_reading_has_the_answer_of_another_question(data):
-
-    rows = data.pool
-    texts = reading_text(rows, random.Random(0))
-    true = {f"{row.prompt}\n{row.answer}" for row in rows}
-    assert Counter(text.split("\n")[0] for text in texts) == Counter(row.prompt for row in rows)
-    # a shuffled answer can be the right one by chance, so a little more than half is right
-    assert 0.5 <= sum(text in true for text in texts) / len(texts) < 0.6
+def test_the_base_model_reads_results_but_no_working():
+    row = Row("change", "Which?", "Because so.", "The answer is 4.")
+    assert row.answer == "Because so. The answer is 4."
+    assert reading_text([row]) == ["Which?\nThe answer is 4."]
+    assert Row("sort", "Which?", "", "4 5").answer == "4 5"
 
 
 def test_spread_adds_up():
@@ -130,7 +128,7 @@ def test_loss_is_on_the_answer_and_its_end(tokenizer, data):
 
 def test_length_does_not_give_the_target_away():
     made = make_data(DataSizes(), seed=42)
-    words = train_tokenizer(made.reading, 600)
+    words = train_tokenizer([*made.reading, *(row.answer for row in made.pool)], 600)
     pool, targets = (tokenize(as_dataset(rows), words, None, "rows") for rows in (made.pool, made.targets))
     assert share_by_length(pool, targets) < 0.4
 

@@ -7,8 +7,10 @@ import torch
 from peft import LoraConfig
 
 from hf_gist import per_sample_gradients_reference
-from hf_gist.collect import Pass, collect_gradients, per_sample_backward, plan_batches, sample_losses, scoring_mode
+from hf_gist.collect import Pass, collect_gradients, per_sample_backward, scoring_mode
 from hf_gist.lora import find_tracked
+from hf_gist.losses import sample_losses
+from hf_gist.rows import plan_batches
 from tests.tiny import ARCHITECTURES, PaddingCollator, base_model, lora_model, token_rows
 
 

@@ -1,5 +1,6 @@
 """`hf-gist demo`: a selection and three trainings on a pool with known labels, told as they happen."""
 
+import random
 import shlex
 import sys
 import textwrap
@@ -10,19 +11,18 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-import torch
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_gist.artifacts import FOLDER, Selection, write, write_json
 from hf_gist.callback import GISTDataSelectorCallback
-from hf_gist.collect import IGNORE_INDEX
 from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
 from hf_gist.demo.model import ModelSizes, pretrain, train_tokenizer
 from hf_gist.demo.tasks import NEIGHBOURS, TARGET_TASK, TASKS, DataSizes, DemoData, Row, make_data
 from hf_gist.demo.training import Bench, quiet_and_small
 from hf_gist.report import save_selection_figures
+from hf_gist.rows import IGNORE_INDEX
 from hf_gist.warmup import WarmupSettings
 
 
@@ -85,7 +85,8 @@ class DemoResult:
 
 def say(text: str = "") -> None:
     """A line, or a wrapped paragraph, on stdout."""
-    lines = [textwrap.fill(line, 96, subsequent_indent="   ") for line in text.split("\n")]
+    wrap = textwrap.TextWrapper(96, subsequent_indent="   ", break_long_words=False, break_on_hyphens=False)
+    lines = [wrap.fill(line) for line in text.split("\n")]
     sys.stdout.write("\n".join(lines) + "\n")
     sys.stdout.flush()
 
@@ -113,11 +114,12 @@ def share_by_length(pool: Dataset, targets: Dataset) -> float:
 
 
 def prepare(settings: DemoSettings, folder: Path, seed: int) -> tuple[DemoData, PreTrainedTokenizerFast]:
-    """Make the rows and the tokenizer, and leave the rows on disk for `hf-gist select`."""
+    """Make the rows and a tokenizer for all of their text, and leave the rows on disk for `hf-gist select`."""
     data = make_data(settings.data, seed)
     for name, rows in ((POOL, data.pool), (TARGETS, data.targets)):
         write(folder / name, as_dataset(rows).to_json)
-    return data, train_tokenizer(data.reading, settings.model.vocabulary)
+    answers = [row.answer for row in data.pool]
+    return data, train_tokenizer([*data.reading, *answers], settings.model.vocabulary)
 
 
 def tell_data(data: DemoData, settings: DemoSettings, hidden: int) -> None:
@@ -138,7 +140,10 @@ def make_base(
     data: DemoData, tokenizer: PreTrainedTokenizerFast, settings: DemoSettings, folder: Path, seed: int
 ) -> LlamaForCausalLM:
     """Pre-train the Llama and save it with its tokenizer."""
-    say(f"2. A small Llama, pre-trained from scratch on {len(data.reading):,} texts about the same subjects ...")
+    say(
+        f"2. A small Llama, pre-trained from scratch on {len(data.reading):,} other questions of all tasks with bare results; "
+        "writing out the solution is what the pool teaches ..."
+    )
     model = pretrain(data.reading, tokenizer, settings.model, folder, seed)
     model.save_pretrained(folder / BASE_MODEL)
     tokenizer.save_pretrained(folder / BASE_MODEL)
@@ -167,8 +172,7 @@ def train_with_gist(
 def train_baselines(bench: Bench, pool: Dataset, settings: DemoSettings, result: DemoResult) -> list[int]:
     """A random choice of the same size for the same steps, and one pass over everything."""
     kept, steps = result.rows[GIST], result.steps[GIST]
-    generator = torch.Generator().manual_seed(bench.seed)
-    chosen = torch.randperm(len(pool), generator=generator)[:kept].tolist()
+    chosen = random.Random(bench.seed).sample(range(len(pool)), kept)
     say(f"4. The same training on {kept} random rows, for the same {steps} steps, from the same start ...")
     with result.phase("training on random rows"):
         result.losses[RANDOM], result.steps[RANDOM] = bench.finetune(

@@ -85,9 +85,7 @@ def travel(rng: random.Random) -> Parts:
             f"The road has {road} miles. The {vehicle} makes {speed} miles per hour for {hours} hours. What is left?",
         ]
     )
-    working = (
-        f"In {hours} hours it makes {hours} * {speed} = {driven} miles, so {road} - {driven} = {road - driven} remain."
-    )
+    working = f"In {hours} hours: {hours} * {speed} = {driven} miles. So {road} - {driven} = {road - driven} remain."
     return prompt, working, f"The answer is {road - driven}."
 
 
@@ -102,7 +100,7 @@ def total(rng: random.Random) -> Parts:
             f"{count} {goods} cost {price} coins each, the box costs {bag} coins. What does {name} pay for all?",
         ]
     )
-    working = f"{count} * {price} = {cost} coins for the {goods}, and all is {cost} + {bag} = {cost + bag} coins."
+    working = f"{count} * {price} = {cost} coins for the {goods}, in all {cost} + {bag} = {cost + bag}."
     return prompt, working, f"The answer is {cost + bag}."
 
 
@@ -135,7 +133,7 @@ def calendar(rng: random.Random) -> Parts:
 
 def sort_numbers(rng: random.Random) -> Parts:
     """Numbers in rising or falling order."""
-    numbers = rng.sample(range(10, 99), rng.randint(4, 9))
+    numbers = rng.sample(range(10, 99), rng.randint(4, 13))
     falling = rng.random() < 0.5
     prompt = f"Sort in {'falling' if falling else 'rising'} order: {' '.join(map(str, numbers))}"
     return prompt, "", " ".join(map(str, sorted(numbers, reverse=falling)))

@@ -1,6 +1,7 @@
 """The trainings of the demo: stock `transformers.Trainer` runs with shared settings, from the same start."""
 
 import copy
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,9 @@ def quiet_and_small() -> Iterator[None]:
     """Without the log lines and bars of the libraries, on a few threads; everything is as before on exit."""
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     dataset_bars, threads = not datasets.are_progress_bars_disabled(), torch.get_num_threads()
-    with ExitStack() as undo:
+    with ExitStack() as undo, warnings.catch_warnings():
+        # of one library about another, which nobody who runs a demo can act on
+        warnings.simplefilter("ignore", FutureWarning)
         undo.callback(logging.set_verbosity, verbosity)
         undo.callback(logging.enable_progress_bar if bars else logging.disable_progress_bar)
         undo.callback(datasets.enable_progress_bars if dataset_bars else datasets.disable_progress_bars)

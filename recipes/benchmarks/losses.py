@@ -3,7 +3,9 @@
 import torch
 from datasets import Dataset
 
-from hf_gist.collect import Collator, fetch_rows, plan_batches, row_lengths, sample_losses, to_device
+from hf_gist.collect import to_device
+from hf_gist.losses import sample_losses
+from hf_gist.rows import Collator, fetch_rows, plan_batches, row_lengths
 
 
 def mean_loss(model: torch.nn.Module, rows: Dataset, collator: Collator, tokens_per_batch: int = 8192) -> float:

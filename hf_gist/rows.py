@@ -1,0 +1,117 @@
+"""Rows of a dataset: reading them, planning batches of similar length, and seeing that samples can be told apart."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from datasets import Dataset
+from torch import Tensor, nn
+
+from hf_gist.lora import unwrapped
+
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+IGNORE_INDEX = -100
+ROWS_PER_BATCH_WITHOUT_LENGTHS = 8
+
+
+def signature_columns(model: nn.Module) -> list[str]:
+    """The columns that `Trainer` would hand to the collator: the arguments of the model's forward and the labels."""
+    return [*inspect.signature(unwrapped(model).forward).parameters, "label", "label_ids", "labels"]
+
+
+def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
+    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is."""
+    if isinstance(dataset, list):
+        return [{name: value for name, value in row.items() if name in columns} for row in dataset]
+    if not isinstance(dataset, Dataset):
+        return dataset
+    return dataset.select_columns([name for name in dataset.column_names if name in columns])
+
+
+def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
+    """One column of a dataset.
+
+    Raises:
+        ValueError: naming `argument` if the dataset has no such column.
+    """
+    if isinstance(dataset, Dataset):
+        if column in dataset.column_names:
+            return list(dataset.with_format(None)[column])
+        available = ", ".join(dataset.column_names)
+    else:
+        rows = [dataset[i] for i in range(len(dataset))]
+        if all(isinstance(row, dict) and column in row for row in rows):
+            return [row[column] for row in rows]
+        available = ", ".join(rows[0]) if rows and isinstance(rows[0], dict) else "none"
+    raise ValueError(f"`{argument}={column!r}` is not a column of the dataset. Available columns: {available}.")
+
+
+def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows at `indices` as a list of dicts, read in one go where the dataset can."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(list(indices))
+    return [dataset[i] for i in indices]
+
+
+def row_lengths(dataset: Any) -> list[int] | None:
+    """Tokens of every row, from `input_ids`; `None` if the rows are tokenised only by the collator."""
+    if isinstance(dataset, Dataset):
+        if "input_ids" not in dataset.column_names:
+            return None
+        return [len(ids) for ids in dataset.with_format("numpy", columns=["input_ids"])["input_ids"]]
+    rows = [dataset[i] for i in range(len(dataset))]
+    if not all(isinstance(row, dict) and "input_ids" in row for row in rows):
+        return None
+    return [len(row["input_ids"]) for row in rows]
+
+
+def plan_batches(lengths: Sequence[int] | None, size: int, tokens_per_batch: int) -> list[list[int]]:
+    """Batches of rows of similar length, the longest first so that a lack of memory shows at once.
+
+    Args:
+        lengths (`Sequence[int]`, *optional*): tokens of every row; without them, rows are taken in order, a few at a
+            time.
+        size (`int`): number of rows.
+        tokens_per_batch (`int`): padded tokens a batch may have; a longer row is a batch of its own.
+
+    Returns:
+        `list[list[int]]`: every row exactly once.
+    """
+    if lengths is None:
+        step = ROWS_PER_BATCH_WITHOUT_LENGTHS
+        return [list(range(start, min(start + step, size))) for start in range(0, size, step)]
+    order = sorted(range(size), key=lambda i: (-lengths[i], i))
+    batches: list[list[int]] = []
+    for index in order:
+        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
+            batches.append([])
+        batches[-1].append(index)
+    return batches
+
+
+def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
+    """Refuse batches whose samples cannot be told apart.
+
+    Raises:
+        ValueError: for packed, padding-free or unlabelled batches, saying what to change.
+    """
+    labels = batch.get("labels")
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"The collated batches of the {what} have no `labels` tensor, so they have no loss. Add a `labels` column "
+            "(-100 where no loss is wanted) or use a collator that makes one, such as `DataCollatorForSeq2Seq`."
+        )
+    ids = batch.get("input_ids", labels)
+    positions = batch.get("position_ids")
+    mask = batch.get("attention_mask")
+    restarts = False
+    if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
+        steps = positions[:, 1:] <= positions[:, :-1]
+        restarts = bool((steps & mask[:, 1:].bool() & mask[:, :-1].bool() if mask is not None else steps).any())
+    if len(ids) != rows or "cu_seq_lens_q" in batch or "seq_lengths" in batch or (restarts and mask is None):
+        raise ValueError(
+            f"The {what} is packed or padding-free: several examples share one row of a batch, and their gradients "
+            "cannot be told apart. Set `packing=False` and `padding_free=False` (or use a padding collator)."
+        )
