@@ -89,10 +89,11 @@ def _draw_spectrum(axes: "Axes", selection: Selection) -> None:
     numbers = range(1, len(shares) + 1)
     axes.plot(numbers, shares, marker="o", markersize=3, color="tab:blue")
     axes.axvline(selection.rank, color="tab:orange", linestyle="--")
+    # at the foot of the line, where the curve never is
     axes.annotate(
         f"rank {selection.rank}: {selection.explained_variance:.1%}",
-        (selection.rank, selection.explained_variance),
-        xytext=(-8, -18),
+        (selection.rank, 0.04),
+        xytext=(-6 if selection.rank > len(shares) / 2 else 6, 0),
         textcoords="offset points",
         ha="right" if selection.rank > len(shares) / 2 else "left",
     )
