@@ -241,9 +241,8 @@ def tell_next(folder: Path, settings: DemoSettings) -> None:
     """What to do with it."""
     where = shlex.quote(str(folder))
     say("\nWhat to do next")
-    say(
-        "- In your own training: callbacks=[GISTDataSelectorCallback(GISTConfig(budget=0.05), target_dataset=targets)]"
-    )
+    say("- In your own training, pass the callback to your Trainer; the README has all ten lines:")
+    say("    GISTDataSelectorCallback(GISTConfig(budget=0.05), target_dataset=targets)")
     say("- Another choice from the same scores, in seconds:")
     say_command(f"hf-gist select --from_scores {where}/{FOLDER} --budget 0.1 --strategy round_robin", f"{where}/again")
     say("- The same pool from the command line; replace model and files by yours:")
