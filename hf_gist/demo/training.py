@@ -30,7 +30,8 @@ from hf_gist.warmup import WarmupSettings, fresh_lora, padding_collator
 
 
 MOST_THREADS = 4
-"""A model this small is slower on many threads than on a few."""
+"""A model this small is slower on many threads than on a few, and far slower where a thread has to wait for a core that
+something else is using: one core is left free."""
 
 
 @contextmanager
@@ -48,7 +49,7 @@ def quiet_and_small() -> Iterator[None]:
         logging.set_verbosity_error()
         logging.disable_progress_bar()
         datasets.disable_progress_bars()
-        torch.set_num_threads(min(threads, MOST_THREADS))
+        torch.set_num_threads(max(1, min(threads - 1, MOST_THREADS)))
         yield
 
 
