@@ -15,14 +15,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from hf_gist.config import GISTConfig
+from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.selection import (
     cut_to_budget,
     group_directions,
+    length_matched_order,
     ranked,
     round_robin,
     rows_in_budget,
     score_candidates,
+    uniform_order,
 )
 from hf_gist.subspace import captured_variance, choose_rank
 
@@ -46,6 +48,8 @@ class Measurements:
         label_tokens (`Tensor`): labelled tokens `[N]` int64.
         singular_values (`Tensor`): of the target gradients `[q]` float64, descending.
         target_coordinates (`Tensor`): `[M, q]` float32.
+        target_label_tokens (`Tensor`): `[M]` int64.
+        scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter passed on; by default all.
         target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
         sources (`list[str]`, *optional*): the source of each candidate.
     """
@@ -55,13 +59,37 @@ class Measurements:
     label_tokens: Tensor
     singular_values: Tensor
     target_coordinates: Tensor
+    target_label_tokens: Tensor
+    scored: Tensor | None = None
     target_columns: dict[str, list[Any]] = field(default_factory=dict)
     sources: list[str] | None = None
 
     @property
     def scorable(self) -> Tensor:
-        """`[N]` bool: rows with a labelled token and a finite gradient."""
-        return (self.label_tokens > 0) & torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
+        """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
+        finite = torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
+        return (self.label_tokens > 0) & finite & (torch.tensor(True) if self.scored is None else self.scored)
+
+    @property
+    def not_finite(self) -> list[int]:
+        """Rows whose gradient has NaN or Inf."""
+        return (~(torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1))).nonzero().flatten().tolist()
+
+    def spread(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
+        """The measurements of some rows as those of the whole pool, in which the others were not scored.
+
+        Args:
+            rows (`list[int]`): the rows that were measured, by their number in the pool.
+            label_tokens (`Tensor`): labelled tokens of the whole pool `[N]`.
+        """
+        size, index = len(label_tokens), torch.tensor(rows)
+        return dataclasses.replace(
+            self,
+            coordinates=torch.zeros(size, self.coordinates.shape[1]).index_copy(0, index, self.coordinates),
+            norms=torch.zeros(size).index_copy(0, index, self.norms),
+            label_tokens=label_tokens,
+            scored=torch.zeros(size, dtype=torch.bool).index_fill(0, index, True),
+        )
 
     def groups(self, column: str | None) -> tuple[list[int], list[str]]:
         """The group index of each target row and the groups' names; without a column every row is its own group.
@@ -78,6 +106,55 @@ class Measurements:
         values = [str(value) for value in self.target_columns[column]]
         names = sorted(set(values))
         return [names.index(value) for value in values], names
+
+
+@dataclass(frozen=True)
+class _Space:
+    """Where candidates and target groups are compared.
+
+    Args:
+        coordinates (`Tensor`): candidates `[N, k]`.
+        directions (`Tensor`): target groups `[H, k]`.
+        norms (`Tensor`, *optional*): `[N]` for the plain cosine; by default the norm inside the subspace.
+    """
+
+    coordinates: Tensor
+    directions: Tensor
+    norms: Tensor | None
+
+    @classmethod
+    def of(
+        cls, m: Measurements, coordinates: Tensor, groups: list[int], number: int, rank: int, config: GISTConfig
+    ) -> "_Space":
+        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms.
+        plain = config.score == "cosine" or config.scorer != "gist"
+        k = len(m.singular_values) if plain else rank
+        # LESS averages the cosines with a group's targets: the mean of unit vectors is not normalised again.
+        directions = group_directions(m.target_coordinates[:, :k], groups, number, config.scorer != "less")
+        norms = torch.where(m.scorable, m.norms, torch.zeros(())) if plain else None
+        return cls(coordinates[:, :k], directions, norms)
+
+
+def _order(m: Measurements, space: _Space, scorable: Tensor, config: GISTConfig) -> tuple[Tensor, list[int], Tensor]:
+    """Scores `[N]`, the scorable rows best first, and each row's best matching group `[N]`."""
+    nowhere = torch.tensor(float("-inf"))
+    reduce = "mean" if config.strategy == "mean" else "max"
+    scores, best = score_candidates(space.coordinates, space.directions, space.norms, reduce)
+    if config.strategy in UNSCORED:
+        if config.strategy == "random":
+            order = uniform_order(scorable, config.seed)
+        else:
+            order = length_matched_order(m.label_tokens, m.target_label_tokens, scorable, config.seed)
+        scores = torch.full((len(m.norms),), float("-inf"))
+        scores[torch.tensor(order, dtype=torch.long)] = 1 - torch.arange(len(order)) / max(1, len(order))
+        return scores, order, best
+    if config.score == "grad_norm":
+        scores = m.norms
+    scores = torch.where(scorable, scores, nowhere)
+    if config.strategy == "round_robin":
+        limit = rows_in_budget(config.budget, config.budget_unit, len(m.norms))
+        return scores, round_robin(space.coordinates, space.directions, scorable, space.norms, limit), best
+    return scores, ranked(scores)[: int(scorable.sum())].tolist(), best
 
 
 @dataclass(frozen=True)
@@ -110,8 +187,19 @@ class Selection:
 
     @property
     def singular_values(self) -> Tensor:
-        """Singular values of the target gradients `[q]`, descending."""
+        """Singular values of the target gradients `[q]`, descending; empty if nothing was scored."""
         return self.measurements.singular_values
+
+    @property
+    def method(self) -> str:
+        """Name of what chose the rows."""
+        if self.config.strategy in UNSCORED:
+            return {"random": "random draw", "length_matched_random": "length-matched random draw"}[
+                self.config.strategy
+            ]
+        if self.config.score == "grad_norm":
+            return "gradient norm"
+        return {"gist": "GIST", "rds_plus": "RDS+", "less": "LESS"}[self.config.scorer]
 
     @classmethod
     def choose(cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None):
@@ -121,22 +209,15 @@ class Selection:
             ValueError: if the group column is missing or the budget selects nothing.
         """
         m, scorable = measurements, measurements.scorable
+        if config.strategy not in UNSCORED and len(m.singular_values) == 0:
+            raise ValueError(
+                f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
+            )
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
-        plain = config.score == "cosine"
-        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms.
-        k = len(m.singular_values) if plain else rank
-        norms = torch.where(scorable, m.norms, torch.zeros(())) if plain else None
-        directions = group_directions(m.target_coordinates[:, :k], groups, len(names))
-        reduce = "mean" if config.strategy == "mean" else "max"
-        scores, best = score_candidates(coordinates[:, :k], directions, norms, reduce)
-        scores = torch.where(scorable, scores, torch.tensor(float("-inf")))
-        if config.strategy == "round_robin":
-            limit = rows_in_budget(config.budget, config.budget_unit, len(m.norms))
-            order = round_robin(coordinates[:, :k], directions, scorable, norms, limit)
-        else:
-            order = ranked(scores)[: int(scorable.sum())].tolist()
+        space = _Space.of(m, coordinates, groups, len(names), rank, config)
+        scores, order, best = _order(m, space, scorable, config)
         squares = m.norms.double().square()
         inside = coordinates[:, :rank].double().square().sum(1)
         energy = torch.where(scorable & (squares > 0), inside / squares, torch.zeros(()).double()).clamp(max=1)
@@ -144,7 +225,7 @@ class Selection:
             indices=cut_to_budget(order, config.budget, config.budget_unit, m.label_tokens),
             scores=scores,
             rank=rank,
-            explained_variance=float(captured_variance(m.singular_values)[rank - 1]),
+            explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
             energy=energy.float(),
             best_group=best,
             group_names=names,
@@ -178,7 +259,12 @@ class Selection:
         folder.mkdir(parents=True, exist_ok=True)
         m = self.measurements
         tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
-        spectrum = {"singular_values": m.singular_values, "target_coordinates": m.target_coordinates}
+        tensors |= {} if m.scored is None else {"scored": m.scored}
+        spectrum = {
+            "singular_values": m.singular_values,
+            "target_coordinates": m.target_coordinates,
+            "target_label_tokens": m.target_label_tokens,
+        }
         write(folder / SCORES, lambda path: parquet.write_table(pyarrow.table(_scores_table(self)), path))
         write(folder / TARGETS, lambda path: parquet.write_table(pyarrow.table(_target_table(m)), path))
         write(folder / COORDINATES, lambda path: save_file(_contiguous(tensors), path))
@@ -249,16 +335,16 @@ def _scores_table(selection: Selection) -> dict[str, list[Any]]:
 
 def _counts(selection: Selection) -> dict[str, Any]:
     m = selection.measurements
-    finite = torch.isfinite(m.norms) & torch.isfinite(m.coordinates).all(1)
     return {
         "candidates": len(m.norms),
+        "candidates_scored": len(m.norms) if m.scored is None else int(m.scored.sum()),
         "targets": len(m.target_coordinates),
         "target_groups": len(selection.group_names),
         "selected": len(selection.indices),
         "rank": selection.rank,
         "explained_variance": selection.explained_variance,
         "rows_without_labels": int((m.label_tokens == 0).sum()),
-        "rows_with_non_finite_gradient": (~finite).nonzero().flatten().tolist(),
+        "rows_with_non_finite_gradient": m.not_finite,
     }
 
 

@@ -16,12 +16,13 @@ from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_gist.artifacts import FOLDER, Selection, read, write, write_json
+from hf_gist.baselines import adam_checkpoint, check_optimizer
 from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.lora import adapter_parameters, unwrapped
-from hf_gist.pipeline import check_dataset, check_inputs, group_columns, measure_and_choose
+from hf_gist.pipeline import Inputs, check_dataset, check_inputs, group_columns, measure_and_choose
 from hf_gist.report import summary_line, summary_table
 from hf_gist.rows import fetch_rows, keep_columns, read_column, signature_columns
 from hf_gist.sampler import (
@@ -103,6 +104,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._target_columns = group_columns(self.target_dataset, self.config)
         self._sources = self._read_sources(args, pool)
         check_inputs(model, pool, self._targets, self.config, collator)
+        if self.config.scorer == "less":
+            check_optimizer(kwargs["optimizer"])
         self._pool, self._collator = pool, collator
         self._lay_out(args, loader, self._expected_rows())
         self._sampler = GISTSampler(self._plan, self.config.seed)
@@ -267,9 +270,9 @@ class GISTDataSelectorCallback(TrainerCallback):
     def _select_and_swap(self, args, state: TrainerState, model, optimizer, loader) -> None:
         dtype = "bfloat16" if self.config.scoring_dtype == "auto" and args.bf16 else self.config.scoring_dtype
         run = Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
-        self.selection = measure_and_choose(
-            run, self._pool, self._targets, self.config, self._target_columns, self._sources
-        )
+        checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
+        inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, checkpoints)
+        self.selection = measure_and_choose(run, inputs, self.config)
         kept = len(self.selection.indices)
         if kept == len(self._pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)

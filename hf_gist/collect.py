@@ -4,7 +4,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from hf_gist import persample
 from hf_gist.hooks import reporting
-from hf_gist.lora import TrackedModule, find_tracked, unwrapped
+from hf_gist.lora import TrackedModule, find_tracked, in_last_blocks, unwrapped
 from hf_gist.losses import loss_kind, sample_losses
 from hf_gist.rows import IGNORE_INDEX, Collator, check_batch, fetch_rows, plan_batches, row_lengths
 
@@ -141,6 +141,52 @@ def model_device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
+# ---- What stands for a row ----
+
+
+class Vectors(Protocol):
+    """Turns a batch into one vector per sample, in named parts: a gradient has a part for every parameter."""
+
+    sizes: dict[str, int]
+    """Part to its number of values."""
+
+    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """Hand every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+
+
+class GradientVectors:
+    """Each sample's gradient of its own mean token loss, for all tracked parameters (paper GIST).
+
+    Args:
+        model (`nn.Module`): a peft model.
+        last_blocks (`int`, *optional*): leave out the adapters of all but the last blocks; the backward ends there.
+    """
+
+    def __init__(self, model: nn.Module, last_blocks: int | None = None) -> None:
+        self.model, self.tracked = model, find_tracked(model)
+        self._left_out: list[nn.Parameter] = []
+        if last_blocks is not None:
+            kept = in_last_blocks(self.tracked, last_blocks)
+            names = {name for tracked in kept for name in tracked.parameters.values()}
+            self._left_out = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+            self.tracked = kept
+        self.sizes = {
+            name: getattr(tracked.module, attribute).numel()
+            for tracked in self.tracked
+            for attribute, name in tracked.parameters.items()
+        }
+
+    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """See [`Vectors`]."""
+        for parameter in self._left_out:
+            parameter.requires_grad_(False)
+        try:
+            return per_sample_backward(self.model, batch, self.tracked, gradients)
+        finally:
+            for parameter in self._left_out:
+                parameter.requires_grad_(True)
+
+
 # ---- A whole dataset ----
 
 
@@ -177,16 +223,16 @@ class Pass:
     scoring_dtype: str = "auto"
     progress: bool = True
 
-    def run(self, dataset: Any, what: str, new_sink: Callable[[list[int]], Gradients]) -> RowFacts:
+    def run(self, dataset: Any, what: str, vectors: Vectors, new_sink: Callable[[list[int]], Gradients]) -> RowFacts:
         """One pass over this rank's share of the batches; the facts of all rows are returned on every rank.
 
         Args:
             dataset: tokenised rows.
             what (`str`): name of the dataset for messages and the progress bar.
-            new_sink: makes, for the row indices of a batch, the receiver of its gradients.
+            vectors (`Vectors`): what stands for a row.
+            new_sink: makes, for the row indices of a batch, the receiver of its vectors.
         """
         state, device = PartialState(), model_device(self.model)
-        tracked = find_tracked(self.model)
         size = len(dataset)
         facts = RowFacts(torch.zeros(size), torch.zeros(size, dtype=torch.long), torch.zeros(size))
         batches = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
@@ -200,20 +246,20 @@ class Pass:
             for indices in mine:
                 batch = self.collator(fetch_rows(dataset, indices))
                 check_batch(batch, len(indices), what)
-                self._one(to_device(batch, device), tracked, torch.tensor(indices), facts, new_sink(indices))
+                self._one(to_device(batch, device), vectors, torch.tensor(indices), facts, new_sink(indices))
                 bar.update(min(len(indices) * state.num_processes, size - bar.n))
         for values in (facts.losses, facts.label_tokens, facts.norms):
             sum_over_ranks(values)
         return facts
 
-    def _one(self, batch, tracked, rows, facts: RowFacts, sink: Gradients) -> None:
+    def _one(self, batch, vectors: Vectors, rows, facts: RowFacts, sink: Gradients) -> None:
         squares = torch.zeros(len(rows), dtype=torch.float64, device=model_device(self.model))
 
         def gradients(name: str, values: Tensor) -> None:
             squares.add_(values.square().sum(1))
             sink(name, values)
 
-        losses, counts = per_sample_backward(self.model, batch, tracked, gradients)
+        losses, counts = vectors(batch, gradients)
         facts.losses[rows] = losses.cpu()
         facts.label_tokens[rows] = counts.cpu()
         facts.norms[rows] = squares.sqrt().float().cpu()
@@ -227,37 +273,38 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def collect_gradients(run: Pass, dataset: Any, what: str) -> tuple[dict[str, Tensor], RowFacts]:
-    """Per-sample gradients of a small dataset, whole.
+def collect_vectors(
+    run: Pass, dataset: Any, what: str, vectors: Vectors | None = None
+) -> tuple[dict[str, Tensor], RowFacts]:
+    """The vectors of a small dataset, whole; by default its per-sample gradients.
 
     Returns:
-        `tuple`: parameter name to gradients `[M, numel]` fp32 on the model's device, and the facts of the rows.
+        `tuple`: part (parameter name) to values `[M, n]` fp32 on the model's device, and the facts of the rows.
     """
-    device = model_device(run.model)
-    gradients = {
-        name: torch.zeros(len(dataset), getattr(tracked.module, attribute).numel(), device=device)
-        for tracked in find_tracked(run.model)
-        for attribute, name in tracked.parameters.items()
-    }
+    vectors, device = vectors or GradientVectors(run.model), model_device(run.model)
+    gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
 
     def new_sink(indices: list[int]) -> Gradients:
         rows = torch.tensor(indices, device=device)
         return lambda name, values: gradients[name].index_copy_(0, rows, values)
 
-    facts = run.run(dataset, what, new_sink)
+    facts = run.run(dataset, what, vectors, new_sink)
     for values in gradients.values():
         sum_over_ranks(values)
     return gradients, facts
 
 
-def collect_coordinates(run: Pass, dataset: Any, basis: dict[str, Tensor], what: str) -> tuple[Tensor, RowFacts]:
-    """Coordinates of every row's gradient in a basis; no gradient outlives its module's backward.
+def collect_coordinates(
+    run: Pass, dataset: Any, basis: dict[str, Tensor], what: str, vectors: Vectors | None = None
+) -> tuple[Tensor, RowFacts]:
+    """Coordinates of every row's vector in a basis; no gradient outlives its module's backward.
 
     Args:
         run (`Pass`): how to go over the rows.
         dataset: tokenised rows.
-        basis (`dict[str, Tensor]`): parameter name to its slice of the basis `[q, numel]`.
+        basis (`dict[str, Tensor]`): part (parameter name) to its slice of the basis `[q, n]`.
         what (`str`): name for messages and the progress bar.
+        vectors (`Vectors`, *optional*): what stands for a row; by default its gradient.
 
     Returns:
         `tuple[Tensor, RowFacts]`: coordinates `[N, q]` float32 on the CPU, and the facts of the rows.
@@ -277,7 +324,7 @@ def collect_coordinates(run: Pass, dataset: Any, basis: dict[str, Tensor], what:
 
         return sink
 
-    facts = run.run(dataset, what, new_sink)
+    facts = run.run(dataset, what, vectors or GradientVectors(run.model), new_sink)
     return sum_over_ranks(coordinates), facts
 
 

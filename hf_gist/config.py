@@ -12,6 +12,9 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 
+UNSCORED = ("random", "length_matched_random")
+"""Strategies that look at no score."""
+
 EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 Config = TypeVar("Config", bound="BaseConfig")
 
@@ -139,10 +142,19 @@ class GISTConfig(BaseConfig):
         rank (`int`, *optional*): fixed rank `k` of the subspace. By default the smallest `k` that explains
             `explained_variance`.
         explained_variance (`float`, defaults to 0.95): share of the target gradients' squared spectrum to keep.
-        score (`str`, defaults to `"subspace_cosine"`): cosine inside the subspace (the paper's), or `"cosine"` for
-            the plain cosine of the full gradients.
+        scorer (`str`, defaults to `"gist"`): what stands for a row: its LoRA gradient (`"gist"`), or one of two
+            baselines compared by plain cosine: `"rds_plus"`, the position-weighted mean of its last hidden states
+            (forward only), and `"less"`, its Adam-preconditioned gradient, randomly projected to 8192 values.
+        score (`str`, defaults to `"subspace_cosine"`): with `scorer="gist"`, the cosine inside the subspace (the
+            paper's), `"cosine"` for the plain cosine of the full gradients, or `"grad_norm"` for the norm alone.
         strategy (`str`, defaults to `"max"`): how the scores against the target groups become a choice: the `"max"`
             over groups (the paper's), their `"mean"`, or `"round_robin"`, each group picking its best row in turn.
+            Two baselines look at no score: `"random"` rows, and `"length_matched_random"` rows, random with the
+            answer lengths of the target set.
+        score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
+            there. Cheaper and not exact; `recipes/README.md` has the measured agreement.
+        prefilter (`float`, *optional*): share of the pool, best first by `"rds_plus"`, that is scored by gradients;
+            the other rows cannot be selected. Cheaper and not exact.
         target_group_column (`str`, *optional*): column of the target set that names each row's group (sub-task). The
             target gradients of a group are averaged. By default every target row is its own group.
         source_column (`str`, *optional*): column of the candidate pool to report shares by.
@@ -163,8 +175,15 @@ class GISTConfig(BaseConfig):
     warmup_steps: int | None = _help("Warm-up length in optimizer steps; overrides the ratio.", None)
     rank: int | None = _help("Fixed rank of the subspace instead of the explained-variance rule.", None)
     explained_variance: float = _help("Share of the target gradients' squared spectrum to keep.", 0.95)
-    score: Literal["subspace_cosine", "cosine"] = _help("Cosine in the subspace, or plain cosine.", "subspace_cosine")
-    strategy: Literal["max", "mean", "round_robin"] = _help("How scores per target group become a choice.", "max")
+    scorer: Literal["gist", "rds_plus", "less"] = _help("What stands for a row: its gradient, or a baseline.", "gist")
+    score: Literal["subspace_cosine", "cosine", "grad_norm"] = _help(
+        "Cosine in the subspace, plain cosine, or the gradient norm (a baseline).", "subspace_cosine"
+    )
+    strategy: Literal["max", "mean", "round_robin", "random", "length_matched_random"] = _help(
+        "How scores per target group become a choice; the random ones are baselines.", "max"
+    )
+    score_layers: int | None = _help("Score by the adapters of the last blocks only; cheaper, not exact.", None)
+    prefilter: float | None = _help("Share of the pool, best by rds_plus, to score by gradients.", None)
     target_group_column: str | None = _help("Column of the target set naming each row's group.", None)
     source_column: str | None = _help("Column of the pool to report shares by.", None)
     scoring_tokens_per_batch: int = _help("Padded tokens in one scoring batch.", 4096)
@@ -181,6 +200,23 @@ class GISTConfig(BaseConfig):
             ("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 1, "at least 1"),
             ("rank", self.rank is None or self.rank >= 1, "at least 1"),
             ("explained_variance", 0 < self.explained_variance <= 1, "in (0, 1]"),
+            (
+                "score",
+                self.score == "subspace_cosine" or self.scorer == "gist",
+                f"left at its default with `scorer={self.scorer!r}`, which is compared by plain cosine",
+            ),
+            (
+                "strategy",
+                self.score != "grad_norm" or self.strategy not in ("mean", "round_robin"),
+                "'max' with `score='grad_norm'`, which knows no groups",
+            ),
+            ("score_layers", self.score_layers is None or self.score_layers >= 1, "at least 1"),
+            ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
+            (
+                "prefilter",
+                self.prefilter is None or self.scorer != "rds_plus",
+                "left out with `scorer='rds_plus'`, which is the prefilter",
+            ),
             ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, "at least 1"),
             ("seed", self.seed >= 0, "0 or more"),
         ]

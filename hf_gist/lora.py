@@ -123,6 +123,19 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
     ]
 
 
+def in_last_blocks(tracked: list[TrackedModule], blocks: int) -> list[TrackedModule]:
+    """Those of the last `blocks` adapted blocks, in the order of the model, and those outside of blocks.
+
+    Raises:
+        ValueError: if there are fewer blocks.
+    """
+    names = list(dict.fromkeys(module.block for module in tracked if module.block != OUTSIDE_BLOCKS))
+    if blocks > len(names):
+        raise ValueError(f"`score_layers={blocks}`: the adapter is on {len(names)} blocks only; lower it.")
+    kept = {*names[-blocks:], OUTSIDE_BLOCKS}
+    return [module for module in tracked if module.block in kept]
+
+
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name; what `after_selection="restart"` resets."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}

@@ -31,6 +31,14 @@ def loss_kind(model: nn.Module) -> str:
     return "seq2seq" if base.config.is_encoder_decoder else "causal"
 
 
+def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Labelled tokens of each row of a batch `[B]`, as the loss counts them; the model is not run."""
+    kind, labels = loss_kind(model), batch["labels"]
+    if kind == "classification":
+        return torch.ones(len(labels), dtype=torch.long)
+    return ((labels[:, 1:] if kind == "causal" else labels) != IGNORE_INDEX).sum(1)
+
+
 def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Position ids that do not depend on the batch a left-padded row is in.
 

@@ -7,6 +7,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,20 +19,22 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from hf_gist.artifacts import Measurements, Selection
+from hf_gist.baselines import AdamCheckpoint, LabelCounts, Stage, stages_of
 from hf_gist.collect import (
     Pass,
+    RowFacts,
     check_dtype,
     collect_coordinates,
-    collect_gradients,
+    collect_vectors,
     model_device,
     per_sample_backward,
     scoring_mode,
     to_device,
 )
-from hf_gist.config import GISTConfig
+from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.lora import TrackedModule, find_tracked, model_identity
-from hf_gist.losses import loss_kind
+from hf_gist.losses import labelled_tokens
 from hf_gist.rows import (
     IGNORE_INDEX,
     Collator,
@@ -40,6 +43,7 @@ from hf_gist.rows import (
     keep_columns,
     read_column,
     row_lengths,
+    rows_of,
     signature_columns,
 )
 from hf_gist.selection import rows_in_budget
@@ -110,26 +114,18 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is empty.")
 
 
-def labelled_tokens(batch: dict[str, Any], kind: str) -> torch.Tensor:
-    """Labelled tokens of each row of a batch `[B]`, as the loss counts them."""
-    labels = batch["labels"]
-    if kind == "classification":
-        return torch.ones(len(labels), dtype=torch.long)
-    return ((labels[:, 1:] if kind == "causal" else labels) != IGNORE_INDEX).sum(1)
-
-
 def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
     """Collate some rows and see that they can be told apart and that at least one has a labelled token.
 
     Raises:
         ValueError: naming the argument, if not.
     """
-    kind, total = loss_kind(model), 0
+    total = 0
     for start in range(0, len(rows), 16):
         chunk = rows[start : start + 16]
         batch = collator(fetch_rows(dataset, chunk))
         check_batch(batch, len(chunk), f"`{argument}`")
-        total += int(labelled_tokens(batch, kind).sum())
+        total += int(labelled_tokens(model, batch).sum())
     if total == 0:
         raise ValueError(
             f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no loss "
@@ -172,7 +168,7 @@ def _try_longest(
     lengths = row_lengths(dataset) or [0] * len(dataset)
     rows = sorted(range(len(dataset)), key=lambda i: -lengths[i])[:2]
     batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
-    if not labelled_tokens(batch, loss_kind(model)).any():
+    if not labelled_tokens(model, batch).any():
         return
     try:
         with scoring_mode(model):
@@ -214,7 +210,7 @@ def _manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, wat
 
 def _warn_unscorable(measurements: Measurements) -> None:
     unlabelled = int((measurements.label_tokens == 0).sum())
-    bad = int((~measurements.scorable).sum()) - unlabelled
+    bad = len(measurements.not_finite)
     if unlabelled or bad:
         warnings.warn(
             f"{unlabelled} candidate rows have no labelled token and {bad} have a gradient that is not finite; they "
@@ -224,69 +220,146 @@ def _warn_unscorable(measurements: Measurements) -> None:
         )
 
 
-def measure(
-    run: Pass, pool: Any, targets: Any, watch: Stopwatch, columns: dict[str, list[Any]], sources: list[str] | None
-) -> Measurements:
-    """Target gradients, their spectrum, and every candidate's coordinates.
+@dataclass(frozen=True)
+class Inputs:
+    """What a measurement reads, all checked.
+
+    Args:
+        pool: tokenised candidates, `N` rows.
+        targets: tokenised targets, `M` rows.
+        target_columns (`dict[str, list]`): columns of the targets to group by later.
+        sources (`list[str]`, *optional*): the source of each candidate.
+        checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
+    """
+
+    pool: Any
+    targets: Any
+    target_columns: dict[str, list[Any]]
+    sources: list[str] | None = None
+    checkpoints: Sequence[AdamCheckpoint] = ()
+
+
+def _target_span(
+    run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch
+) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, torch.Tensor]], RowFacts]:
+    """Spectrum of the targets' vectors and each stage's slices of the basis."""
+    parts: list[dict[str, torch.Tensor]] = []
+    for stage in stages:
+        with stage.installed():
+            vectors, facts = collect_vectors(run, targets, "target gradients", stage.targets)
+        parts.append(vectors)
+    usable = (facts.label_tokens > 0) & torch.isfinite(facts.norms)
+    if not usable.any():
+        raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
+    watch.lap("target_gradients")
+    rows = usable.nonzero().flatten()
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for vectors in parts:
+        for name in vectors:
+            vectors[name] = vectors[name][rows.to(vectors[name].device)]
+            wide = vectors[name].double()
+            gram += (wide @ wide.T).cpu()
+    singular, u = spectrum(gram)
+    basis = [{name: basis_slice(vectors.pop(name), singular, u) for name in list(vectors)} for vectors in parts]
+    watch.lap("subspace")
+    return singular, u, basis, facts
+
+
+def _candidate_coordinates(
+    run: Pass, stages: Sequence[Stage], pool: Any, basis: Sequence[dict[str, torch.Tensor]]
+) -> tuple[torch.Tensor, RowFacts]:
+    """Coordinates and facts of every candidate, with the norm of its whole vector."""
+    for number, (stage, slices) in enumerate(zip(stages, basis, strict=True)):
+        with stage.installed():
+            part, now = collect_coordinates(run, pool, slices, "scoring candidates", stage.candidates)
+        if number == 0:
+            coordinates, facts = part, now
+        else:
+            coordinates += part
+            facts.norms = torch.hypot(facts.norms, now.norms)
+    return coordinates, facts
+
+
+def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
+    """For the strategies that look at no score: only the labels are counted."""
+    counts = LabelCounts(run.model)
+    facts = run.run(inputs.pool, "counting labels", counts, lambda _: None)
+    wanted = run.run(inputs.targets, "counting labels", counts, lambda _: None).label_tokens
+    empty = torch.zeros(0, dtype=torch.float64)
+    return Measurements(
+        coordinates=torch.zeros(len(facts.norms), 0),
+        norms=facts.norms,
+        label_tokens=facts.label_tokens,
+        singular_values=empty,
+        target_coordinates=torch.zeros(len(wanted), 0),
+        target_label_tokens=wanted,
+        target_columns=inputs.target_columns,
+        sources=inputs.sources,
+    )
+
+
+def _shortlist(run: Pass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
+    """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
+    cheap = dataclasses.replace(config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None)
+    cheap = dataclasses.replace(cheap, strategy="max", budget=config.prefilter, budget_unit="rows")
+    measured = measure(run, inputs, cheap, Stopwatch())
+    return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
+
+
+def measure(run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch) -> Measurements:
+    """The targets' vectors, their spectrum, and every candidate's coordinates.
 
     Args:
         run (`Pass`): model, collator and batching.
-        pool: tokenised candidates, `N` rows.
-        targets: tokenised targets, `M` rows.
+        inputs (`Inputs`): pool, targets and what goes with them.
+        config (`GISTConfig`): what stands for a row, and which rows are looked at.
         watch (`Stopwatch`): gets the seconds of each phase.
-        columns (`dict[str, list]`): columns of the targets to group by later.
-        sources (`list[str]`, *optional*): the source of each candidate.
 
     Raises:
         ValueError: if no target has a usable gradient.
     """
-    gradients, facts = collect_gradients(run, targets, "target gradients")
-    usable = (facts.label_tokens > 0) & torch.isfinite(facts.norms)
-    if not usable.any():
-        raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
-    rows = usable.nonzero().flatten()
-    watch.lap("target_gradients")
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for name in gradients:
-        gradients[name] = gradients[name][rows.to(gradients[name].device)]
-        wide = gradients[name].double()
-        gram += (wide @ wide.T).cpu()
-    singular, u = spectrum(gram)
-    basis = {name: basis_slice(gradients.pop(name), singular, u) for name in list(gradients)}
-    watch.lap("subspace")
-    coordinates, facts = collect_coordinates(run, pool, basis, "scoring candidates")
+    if config.strategy in UNSCORED:
+        measured = _measure_nothing(run, inputs)
+        watch.lap("counting_labels")
+        return measured
+    pool, rows = inputs.pool, None
+    if config.prefilter is not None:
+        rows, label_tokens = _shortlist(run, inputs, config)
+        pool = rows_of(pool, rows)
+        watch.lap("prefilter")
+    stages = stages_of(run.model, config, inputs.checkpoints)
+    singular, u, basis, target_facts = _target_span(run, stages, inputs.targets, watch)
+    coordinates, facts = _candidate_coordinates(run, stages, pool, basis)
     watch.lap("scoring")
+    usable = ((target_facts.label_tokens > 0) & torch.isfinite(target_facts.norms)).nonzero().flatten()
     measurements = Measurements(
         coordinates=coordinates,
         norms=facts.norms,
         label_tokens=facts.label_tokens,
         singular_values=singular,
         target_coordinates=target_coordinates(singular, u),
-        target_columns={name: [values[i] for i in rows.tolist()] for name, values in columns.items()},
-        sources=sources,
+        target_label_tokens=target_facts.label_tokens[usable],
+        target_columns={name: [values[i] for i in usable.tolist()] for name, values in inputs.target_columns.items()},
+        sources=inputs.sources,
     )
-    _warn_unscorable(measurements)
-    return measurements
+    return measurements if rows is None else measurements.spread(rows, label_tokens)
 
 
-def measure_and_choose(
-    run: Pass, pool: Any, targets: Any, config: GISTConfig, columns: dict[str, list[Any]], sources: list[str] | None
-) -> Selection:
+def measure_and_choose(run: Pass, inputs: Inputs, config: GISTConfig) -> Selection:
     """[`measure`], then [`Selection.choose`], with a manifest. The inputs are taken as checked."""
     watch = Stopwatch()
-    measurements = measure(run, pool, targets, watch, columns, sources)
+    measurements = measure(run, inputs, config, watch)
+    _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     watch.lap("selection")
-    return dataclasses.replace(selection, manifest=_manifest(run.model, pool, targets, config, watch))
+    return dataclasses.replace(selection, manifest=_manifest(run.model, inputs.pool, inputs.targets, config, watch))
 
 
-def prepare(
-    model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator
-) -> tuple[Any, Any, dict[str, list[Any]], list[str] | None]:
+def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
     """Check what [`select`] is given, and take from it what scoring needs.
 
     Returns:
-        `tuple`: pool and targets cut to the model's columns, the columns of the targets to group by, and the source of
+        `Inputs`: pool and targets cut to the model's columns, the columns of the targets to group by, and the source of
         each candidate if there is a `source_column`.
 
     Raises:
@@ -301,7 +374,7 @@ def prepare(
     accepted = signature_columns(model)
     pool, targets = keep_columns(candidates, accepted), keep_columns(targets, accepted)
     check_inputs(model, pool, targets, config, collator)
-    return pool, targets, columns, sources
+    return Inputs(pool, targets, columns, sources)
 
 
 def select(
@@ -313,6 +386,7 @@ def select(
     data_collator: Collator,
     output_dir: str | Path | None = None,
     progress: bool = True,
+    checkpoints: Sequence[AdamCheckpoint] = (),
 ) -> Selection:
     """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
 
@@ -326,6 +400,8 @@ def select(
         data_collator (`Callable`): rows to a padded batch with `labels`, the one used for training.
         output_dir (`str` or `Path`, *optional*): where to write the artifacts.
         progress (`bool`, defaults to `True`): show progress bars.
+        checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
+            [`hf_gist.baselines.adam_checkpoint`].
 
     Returns:
         `Selection`: the selected rows, scores and measurements.
@@ -334,9 +410,13 @@ def select(
         ValueError: for inputs that cannot be selected from, before any gradient is taken.
     """
     config = config or GISTConfig()
-    pool, targets, columns, sources = prepare(model, candidates, targets, config, data_collator)
+    inputs = dataclasses.replace(
+        prepare(model, candidates, targets, config, data_collator), checkpoints=tuple(checkpoints)
+    )
+    if config.strategy not in UNSCORED:
+        stages_of(model, config, checkpoints)  # what is missing should show before the work starts
     run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
-    selection = measure_and_choose(run, pool, targets, config, columns, sources)
+    selection = measure_and_choose(run, inputs, config)
     if output_dir is not None and PartialState().is_main_process:
         selection.save(output_dir)
     return selection

@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 def summary_line(selection: Selection, steps: int | None = None) -> str:
     """One sentence on what was kept."""
     kept, size = len(selection.indices), len(selection.scores)
-    line = (
-        f"GIST kept {kept:,} of {size:,} rows ({kept / size:.2%}) by {len(selection.group_names)} target group(s), "
-        f"rank {selection.rank} of {len(selection.singular_values)} "
-        f"({selection.explained_variance:.1%} of the target gradients' variance)"
-    )
+    line = f"{selection.method}: kept {kept:,} of {size:,} rows ({kept / size:.2%})"
+    if selection.method == "GIST":
+        line += (
+            f" by {len(selection.group_names)} target group(s), rank {selection.rank} of "
+            f"{len(selection.singular_values)} ({selection.explained_variance:.1%} of the target gradients' variance)"
+        )
     return f"{line}; training on them for {steps:,} steps." if steps is not None else f"{line}."
 
 
@@ -32,12 +33,17 @@ def summary_table(selection: Selection) -> str:
     lines = [
         f"{'kept rows':<28}{len(selection.indices):>12,} of {len(selection.scores):,}",
         f"{'kept label tokens':<28}{int(m.label_tokens[kept].sum()):>12,} of {int(m.label_tokens.sum()):,}",
-        f"{'rank':<28}{selection.rank:>12} of {len(selection.singular_values)}",
-        f"{'target variance kept':<28}{selection.explained_variance:>12.1%}",
-        f"{'energy in the subspace':<28}{float(selection.energy[kept].median()):>12.1%} median of the kept rows, "
-        f"{float(selection.energy[m.scorable].median()):.1%} of all",
     ]
-    unscorable = int((~m.scorable).sum())
+    if selection.rank:
+        lines += [
+            f"{'rank':<28}{selection.rank:>12} of {len(selection.singular_values)}",
+            f"{'target variance kept':<28}{selection.explained_variance:>12.1%}",
+            f"{'energy in the subspace':<28}{float(selection.energy[kept].median()):>12.1%} median of the kept rows, "
+            f"{float(selection.energy[m.scorable].median()):.1%} of all",
+        ]
+    if m.scored is not None:
+        lines.append(f"{'passed on by the prefilter':<28}{int(m.scored.sum()):>12,}")
+    unscorable = int((~m.scorable & (torch.tensor(True) if m.scored is None else m.scored)).sum())
     if unscorable:
         lines.append(f"{'rows that cannot be scored':<28}{unscorable:>12,}")
     if m.sources is not None:
@@ -57,7 +63,7 @@ def _source_lines(sources: list[str], indices: list[int]) -> list[str]:
 
 
 def save_selection_figures(selection: Selection, folder: str | Path) -> list[Path]:
-    """Write `spectrum.png` and `scores.png`.
+    """Write `spectrum.png` and `scores.png`, the first only if there is a spectrum.
 
     Args:
         selection (`Selection`): what to draw.
@@ -76,7 +82,10 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for name, draw in (("spectrum.png", _draw_spectrum), ("scores.png", _draw_scores)):
+    figures = {"spectrum.png": _draw_spectrum, "scores.png": _draw_scores}
+    if not selection.rank:
+        del figures["spectrum.png"]
+    for name, draw in figures.items():
         figure = Figure(figsize=(7, 4.2), layout="constrained")
         draw(figure.subplots(), selection)
         write(folder / name, partial(figure.savefig, dpi=150, format="png"))

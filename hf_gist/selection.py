@@ -13,13 +13,16 @@ CHUNK_ROWS = 65536
 """Candidates compared with the groups at a time, so that `[N, H]` need not fit in memory."""
 
 
-def group_directions(coordinates: Tensor, groups: Sequence[int], number_of_groups: int) -> Tensor:
+def group_directions(
+    coordinates: Tensor, groups: Sequence[int], number_of_groups: int, normalise: bool = True
+) -> Tensor:
     """Unit directions of the target groups: the mean of each group's coordinates, normalised.
 
     Args:
         coordinates (`Tensor`): target coordinates `[M, k]`.
         groups (`Sequence[int]`): the group of each target row, `M` values in `[0, H)`.
         number_of_groups (`int`): `H`.
+        normalise (`bool`): `False` leaves the means as they are, as LESS does with the means of unit vectors.
 
     Returns:
         `Tensor`: `[H, k]` float64; a group whose mean is zero has a zero direction and attracts nothing.
@@ -28,7 +31,7 @@ def group_directions(coordinates: Tensor, groups: Sequence[int], number_of_group
     sums = torch.zeros(number_of_groups, coordinates.shape[1], dtype=torch.float64)
     sums.index_add_(0, index, coordinates.double())
     means = sums / torch.bincount(index, minlength=number_of_groups).clamp(min=1).unsqueeze(1)
-    return torch.nn.functional.normalize(means, dim=1)
+    return torch.nn.functional.normalize(means, dim=1) if normalise else means
 
 
 def cosines(coordinates: Tensor, directions: Tensor, norms: Tensor | None = None) -> Tensor:
@@ -114,6 +117,40 @@ def round_robin(
             taken.add(order[position[group]])
             picked.append(order[position[group]])
     return picked
+
+
+def uniform_order(eligible: Tensor, seed: int) -> list[int]:
+    """The eligible rows `[N]` in a seeded random order: the baseline that every selection has to beat."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(eligible), generator=generator)
+    return order[eligible[order]].tolist()
+
+
+def length_matched_order(
+    label_tokens: Tensor, target_label_tokens: Tensor, eligible: Tensor, seed: int, bins: int = 8
+) -> list[int]:
+    """A seeded random order in which every prefix has the answer lengths of the target set.
+
+    Gradient selection prefers some lengths; what is left of its gain over these rows is not owed to length.
+
+    Args:
+        label_tokens (`Tensor`): labelled tokens of the candidates `[N]`.
+        target_label_tokens (`Tensor`): labelled tokens of the targets `[M]`.
+        eligible (`Tensor`): `[N]` bool.
+        seed (`int`): of the draw.
+        bins (`int`): quantile bins of the target lengths.
+
+    Returns:
+        `list[int]`: rows; where a bin runs dry, its turns go to the others.
+    """
+    edges = torch.quantile(target_label_tokens.double(), torch.linspace(0, 1, bins + 1).double()[1:-1]).unique()
+    share = torch.bincount(torch.bucketize(target_label_tokens.double(), edges), minlength=len(edges) + 1)
+    bin_of = torch.bucketize(label_tokens.double(), edges)
+    order = torch.tensor(uniform_order(eligible, seed), dtype=torch.long)
+    queues = [order[bin_of[order] == number] for number in range(len(share))]
+    # Row j of a bin with share p is due at turn (j + 1/2) / p, so every prefix holds the bins in proportion.
+    due = [(torch.arange(len(queue)).double() + 0.5) / share[number] for number, queue in enumerate(queues)]
+    return torch.cat(queues)[torch.sort(torch.cat(due), stable=True).indices].tolist()
 
 
 def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None:

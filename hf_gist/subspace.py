@@ -51,8 +51,10 @@ def choose_rank(singular_values: Tensor, explained_variance: float, rank: int | 
         rank (`int`, *optional*): a fixed rank; larger than `q` is cut to `q`.
 
     Returns:
-        `int`: `k`, between 1 and `q`.
+        `int`: `k`, between 1 and `q`; 0 if nothing was measured (`q` is 0).
     """
+    if len(singular_values) == 0:
+        return 0
     if rank is not None:
         return min(rank, len(singular_values))
     shares = captured_variance(singular_values)

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from torch.utils.data import IterableDataset
 from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
-from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection
+from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
+from hf_gist.baselines import adam_checkpoint
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from tests.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
@@ -540,3 +541,47 @@ def test_the_model_is_left_without_hooks(tmp_path):
     trainer, _, _ = train(tmp_path)
     hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in trainer.model.modules())
     assert hooks == 1  # the recorder's own
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"strategy": "random"},
+        {"strategy": "length_matched_random"},
+        {"score": "grad_norm"},
+        {"scorer": "rds_plus"},
+        {"scorer": "less"},
+        {"prefilter": 0.5},
+        {"score_layers": 1},
+    ],
+    ids=str,
+)
+def test_baselines_and_cheaper_scorings_go_through_the_same_swap(tmp_path, choice):
+    config = GISTConfig(budget=20, warmup_ratio=0.1, **choice)
+    trainer, callback, recorder = train(tmp_path, config, max_grad_norm=1.0)
+    seen = [row for rows in recorder.rows[4:] for row in rows]
+    assert sorted(seen) == sorted(callback.selection.indices * 2)
+    assert Selection.load(tmp_path / "gist").indices == callback.selection.indices
+
+
+def test_less_in_the_callback_uses_the_live_optimizer(tmp_path):
+    class Measure(GISTDataSelectorCallback):
+        def _select_and_swap(self, args, state, model, optimizer, loader):
+            checkpoint = adam_checkpoint(model, optimizer, 0.5)
+            assert checkpoint.steps == 4 and all(float(v.sum()) > 0 for _, v in checkpoint.moments.values())
+            self.offline = select(
+                model, self._pool, self._targets, self.config, data_collator=self._collator, checkpoints=[checkpoint]
+            )
+            super()._select_and_swap(args, state, model, optimizer, loader)
+
+    config = GISTConfig(budget=20, warmup_ratio=0.1, scorer="less")
+    callback = Measure(config, as_dataset(token_rows(4, seed=5)))
+    train(tmp_path, callback=callback)
+    assert callback.offline.indices == callback.selection.indices
+    plain = callback.selection.measurements.coordinates
+    assert torch.equal(callback.offline.measurements.coordinates, plain) and plain.abs().sum() > 0
+
+
+def test_less_refuses_another_optimizer_before_the_first_step(tmp_path):
+    with pytest.raises(ValueError, match="needs an Adam optimizer, got SGD"):
+        train(tmp_path, GISTConfig(budget=20, scorer="less"), optim="sgd")

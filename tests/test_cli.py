@@ -59,7 +59,7 @@ def test_the_trained_adapter_gives_the_same_selection_again(files, run, capsys):
     assert main(flags(files, again, *more)) == 0
     assert Selection.load(again).indices == Selection.load(run).indices
     printed = capsys.readouterr().out
-    assert "GIST kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "rows/s" in printed
+    assert "GIST: kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "rows/s" in printed
     assert Dataset.from_parquet(str(again / "selected.parquet"))["source"]
 
 

@@ -42,7 +42,10 @@ def test_budgets_out_of_range(budget):
         ({"budgets": 0.1}, "unknown key.*budgets.*Known keys: budget"),
         ({"budget": "5%"}, "`budget` must be int or float, got '5%'"),
         ({"budget": True}, "`budget` must be int or float"),
-        ({"strategy": "best"}, "`strategy` must be one of 'max', 'mean', 'round_robin', got 'best'"),
+        (
+            {"strategy": "best"},
+            "`strategy` must be one of 'max', 'mean', 'round_robin', 'random', 'length_matched_random', got 'best'",
+        ),
         ({"rank": 2.5}, "`rank` must be int or null"),
         (["budget"], "expected a mapping"),
     ],

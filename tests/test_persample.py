@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 
 from hf_gist import per_sample_gradients_reference
-from hf_gist.collect import Pass, collect_gradients, per_sample_backward, scoring_mode
+from hf_gist.collect import Pass, collect_vectors, per_sample_backward, scoring_mode
 from hf_gist.lora import find_tracked
 from hf_gist.losses import sample_losses
 from hf_gist.rows import plan_batches
@@ -16,7 +16,7 @@ from tests.tiny import ARCHITECTURES, PaddingCollator, base_model, lora_model, t
 
 def worst_relative_error(model, rows, collator, reference_model=None):
     reference = per_sample_gradients_reference(reference_model or model, rows, collator)
-    fast, facts = collect_gradients(Pass(model, collator, 64, progress=False), rows, "rows")
+    fast, facts = collect_vectors(Pass(model, collator, 64, progress=False), rows, "rows")
     worst = 0.0
     for i, expected in enumerate(reference):
         if expected is None:
@@ -52,7 +52,7 @@ def test_left_padding_changes_nothing(architecture):
 def test_left_padding_is_refused_where_positions_depend_on_the_batch():
     model = lora_model("bert")
     with pytest.raises(ValueError, match="padding_side = 'right'"):
-        collect_gradients(
+        collect_vectors(
             Pass(model, PaddingCollator("left"), 64, progress=False), token_rows(5, architecture="bert"), "r"
         )
 
@@ -96,8 +96,8 @@ def test_only_the_active_adapter_counts():
 
 def test_bf16_autocast_stays_close_to_fp32():
     model, rows, collator = lora_model(), token_rows(6), PaddingCollator()
-    exact, _ = collect_gradients(Pass(model, collator, 64, "float32", False), rows, "rows")
-    rounded, _ = collect_gradients(Pass(model, collator, 64, "bfloat16", False), rows, "rows")
+    exact, _ = collect_vectors(Pass(model, collator, 64, "float32", False), rows, "rows")
+    rounded, _ = collect_vectors(Pass(model, collator, 64, "bfloat16", False), rows, "rows")
     whole, other = (torch.cat([g[name] for name in exact], 1) for g in (exact, rounded))
     cosine = torch.nn.functional.cosine_similarity(whole, other)
     assert (cosine > 0.995).all() and not torch.equal(whole, other)
@@ -164,9 +164,9 @@ def test_model_and_random_state_are_as_before_also_after_an_error(variant, fails
     run = Pass(model, Breaks(), 24, progress=False)
     if fails:
         with pytest.raises(KeyError):
-            collect_gradients(run, rows, "rows")
+            collect_vectors(run, rows, "rows")
     else:
-        collect_gradients(run, rows, "rows")
+        collect_vectors(run, rows, "rows")
     assert state_of(model) == before
 
 
@@ -193,7 +193,7 @@ def test_a_module_that_no_gradient_reaches_is_an_error():
     layer = model.base_model.model.model.layers[1].mlp.down_proj
     layer.forward = layer.base_layer.forward
     with pytest.raises(ValueError, match="No gradient reached .*layers.1.mlp.down_proj"):
-        collect_gradients(Pass(model, PaddingCollator(), 64, progress=False), token_rows(3), "rows")
+        collect_vectors(Pass(model, PaddingCollator(), 64, progress=False), token_rows(3), "rows")
 
 
 def test_batches_are_sorted_whole_and_within_budget():

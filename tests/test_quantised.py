@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_gist import per_sample_gradients_reference
-from hf_gist.collect import Pass, collect_gradients
+from hf_gist.collect import Pass, collect_vectors
 from tests import gast_helpers, test_gast_exact
 from tests.tiny import LINEARS, PaddingCollator, base_model, token_rows
 
@@ -33,7 +33,7 @@ def test_scoring_equals_the_oracle(tmp_path, bits):
     assert "bitsandbytes" in type(model.base_model.model.model.layers[0].self_attn.q_proj.base_layer).__module__
     rows, collator = token_rows(7), PaddingCollator()
     expected = per_sample_gradients_reference(model, rows, collator)
-    found, _ = collect_gradients(Pass(model, collator, 64, progress=False), rows, "rows")
+    found, _ = collect_vectors(Pass(model, collator, 64, progress=False), rows, "rows")
     for i, row in enumerate(expected):
         for name, gradient in row.items():
             assert gradient.norm() > 0

@@ -1,0 +1,44 @@
+"""Seeded random projection of per-sample gradients that are never held whole, for the LESS baseline.
+
+A count sketch sends every gradient entry to one of `m` cells with a random sign. Inner products are unbiased and have
+the variance of a dense random projection to `m` values, at `O(D)` instead of `O(m D)` operations a sample.
+"""
+
+import hashlib
+
+import torch
+from torch import Tensor
+
+
+class CountSketch:
+    """A linear map from all parameters' gradients to `size` values, applied one parameter at a time.
+
+    Args:
+        size (`int`): `m`, values of a sketch (LESS: 8192).
+        seed (`int`): with the parameter's name, it fixes the map of each parameter.
+    """
+
+    def __init__(self, size: int, seed: int) -> None:
+        self.size, self.seed = size, seed
+        self._maps: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def _map_of(self, name: str, numel: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        if name not in self._maps:
+            digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+            # drawn on the CPU, so that every device and process has the same map
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            cells = torch.randint(self.size, (numel,), generator=generator).to(device)
+            signs = torch.randint(2, (numel,), generator=generator, dtype=torch.int8).to(device) * 2 - 1
+            self._maps[name] = cells, signs
+        return self._maps[name]
+
+    def add(self, sketch: Tensor, name: str, values: Tensor) -> None:
+        """Add one parameter's share to a sketch, in place.
+
+        Args:
+            sketch (`Tensor`): `[B, m]`.
+            name (`str`): the parameter.
+            values (`Tensor`): its per-sample gradients `[B, n]`.
+        """
+        cells, signs = self._map_of(name, values.shape[1], values.device)
+        sketch.index_add_(1, cells, values * signs)
