@@ -26,7 +26,7 @@ from hf_gist.selection import (
     score_candidates,
     uniform_order,
 )
-from hf_gist.subspace import captured_variance, choose_rank
+from hf_gist.subspace import captured_variance, choose_rank, spectrum, target_coordinates
 
 
 FOLDER = "gist"
@@ -74,6 +74,34 @@ class Measurements:
     def not_finite(self) -> list[int]:
         """Rows whose gradient has NaN or Inf."""
         return (~(torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1))).nonzero().flatten().tolist()
+
+    def for_targets(self, column: str, value: str) -> "Measurements":
+        """The measurements that some of the target rows would have given alone; one scoring serves several target sets.
+
+        Their gradients lie in the basis of all targets, so their own subspace is a rotation of it.
+
+        Args:
+            column (`str`): a column of the target set.
+            value (`str`): keep the target rows with this value in it.
+
+        Raises:
+            ValueError: if there is no such column, or no such value in it.
+        """
+        groups, names = self.groups(column)
+        if value not in names:
+            raise ValueError(f"`target_value={value!r}` is not in the column {column!r}. Values: {', '.join(names)}.")
+        rows = [row for row, group in enumerate(groups) if names[group] == value]
+        kept, singular, u = self.target_coordinates[rows].double(), self.singular_values, torch.zeros(len(rows), 0)
+        if len(singular):
+            singular, u = spectrum(kept @ kept.T)
+        return dataclasses.replace(
+            self,
+            coordinates=(self.coordinates.double() @ (kept.T @ (u / singular))).float(),
+            singular_values=singular,
+            target_coordinates=target_coordinates(singular, u),
+            target_label_tokens=self.target_label_tokens[rows],
+            target_columns={name: [values[i] for i in rows] for name, values in self.target_columns.items()},
+        )
 
     def spread(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
         """The measurements of some rows as those of the whole pool, in which the others were not scored.

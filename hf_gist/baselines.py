@@ -267,6 +267,10 @@ def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCh
             "warm-up (no `--adapter_name_or_path`), or pass `checkpoints=[adam_checkpoint(...)]` to `select`."
         )
     total = sum(c.learning_rate for c in checkpoints)
+    if total <= 0:
+        raise ValueError(
+            "The learning rate was 0 up to every checkpoint of `scorer='less'`: train for more steps first."
+        )
     stages = []
     for number, checkpoint in enumerate(checkpoints):
         sketch = CountSketch(LESS_SIZE, config.seed + number)

@@ -328,6 +328,16 @@ def collect_coordinates(
     return sum_over_ranks(coordinates), facts
 
 
+def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
+    """Mean over the rows of each row's own mean token loss, in eval mode: long answers count no more than short ones."""
+    total, device = 0.0, model_device(model)
+    with scoring_mode(model), torch.no_grad():
+        for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
+            losses, _ = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))
+            total += losses.sum().item()
+    return total / len(rows)
+
+
 # ---- The oracle ----
 
 

@@ -45,6 +45,8 @@ def matches_type(value: Any, hint: Any) -> bool:
         return any(matches_type(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
         return value in get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(matches_type(item, get_args(hint)[0]) for item in value)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -58,6 +60,8 @@ def describe_type(hint: Any) -> str:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))
     if get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(describe_type(option) for option in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each item {describe_type(get_args(hint)[0])}"
     return "null" if hint is type(None) else hint.__name__
 
 

@@ -14,6 +14,17 @@ from hf_gist.rows import IGNORE_INDEX
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
 
 
+def check_one_of(file: str | None, dataset_name: str | None, argument: str) -> None:
+    """Raise unless exactly one of a file and a Hub id is given.
+
+    Raises:
+        ValueError: naming both flags.
+    """
+    if (file is None) == (dataset_name is None):
+        other = argument.replace("file", "dataset_name").replace("train_", "")
+        raise ValueError(f"Give exactly one of `--{argument}` and `--{other}`.")
+
+
 def load_rows(file: str | None, dataset_name: str | None, split: str, argument: str) -> Dataset:
     """A dataset from a local file or from the Hub.
 
@@ -26,9 +37,7 @@ def load_rows(file: str | None, dataset_name: str | None, split: str, argument: 
     Raises:
         ValueError: naming the argument, if the source is missing, ambiguous or of an unknown format.
     """
-    if (file is None) == (dataset_name is None):
-        other = argument.replace("file", "dataset_name").replace("train_", "")
-        raise ValueError(f"Give exactly one of `--{argument}` and `--{other}`.")
+    check_one_of(file, dataset_name, argument)
     if dataset_name is not None:
         return load_dataset(dataset_name, split=split)
     path = Path(file)

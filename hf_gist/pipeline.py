@@ -78,11 +78,12 @@ def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
         rows = [dataset[i] for i in range(len(dataset))]
         shared = set.intersection(*(set(row) for row in rows)) if rows and isinstance(rows[0], dict) else set()
         columns = {name: [row[name] for row in rows] for name in rows[0] if name in shared} if shared else {}
-    return {
-        name: values
-        for name, values in columns.items()
-        if len({type(value) for value in values}) == 1 and isinstance(values[0], str | int)
-    }
+    return {name: values for name, values in columns.items() if _names_groups(values)}
+
+
+def _names_groups(values: list[Any]) -> bool:
+    kinds = {type(value) for value in values if value is not None}
+    return len(kinds) == 1 and issubclass(kinds.pop(), str | int)
 
 
 def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:

@@ -15,10 +15,14 @@ from transformers import (
     DataCollatorForSeq2Seq,
     PreTrainedTokenizerBase,
     Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
     TrainingArguments,
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
+from hf_gist.baselines import AdamCheckpoint, adam_checkpoint
 from hf_gist.config import GISTConfig
 
 
@@ -33,6 +37,7 @@ class WarmupSettings:
         lora_target_modules (`str`): comma-separated module names, or `all-linear` (paper: q, k, v and o projections).
         learning_rate (`float`): peak learning rate (paper: 2e-5 at rank 128).
         per_device_train_batch_size (`int`): batch size (paper: 32).
+        less_checkpoints (`int`): evenly spaced moments of the warm-up that `scorer="less"` scores at, a pass each (LESS: 4).
     """
 
     lora_r: int = 16
@@ -41,6 +46,7 @@ class WarmupSettings:
     lora_target_modules: str = "q_proj,k_proj,v_proj,o_proj"
     learning_rate: float = 2e-4
     per_device_train_batch_size: int = 32
+    less_checkpoints: int = 4
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
@@ -97,6 +103,36 @@ def fresh_lora(base: torch.nn.Module, settings: WarmupSettings, seed: int) -> Pe
     return get_peft_model(base, config)
 
 
+class CheckpointRecorder(TrainerCallback):
+    """Keeps what LESS needs from a warm-up: a few moments of it, weighted by the mean learning rate up to each.
+
+    Args:
+        model (`PeftModel`): the model in training.
+        count (`int`): evenly spaced moments, the last one at the end.
+    """
+
+    def __init__(self, model: PeftModel, count: int) -> None:
+        self.model, self.count = model, count
+        self.checkpoints: list[AdamCheckpoint] = []
+        self._rates: list[float] = []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rate."""
+        self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep a moment when one is due."""
+        due = [math.ceil(state.max_steps * (i + 1) / self.count) for i in range(self.count)]
+        if state.global_step in due:
+            rate = sum(self._rates) / len(self._rates)
+            self.checkpoints.append(adam_checkpoint(self.model, kwargs["optimizer"], rate, copy_weights=True))
+            self._rates.clear()
+
+
 def warm_up(
     model: PeftModel,
     pool: Dataset,
@@ -104,19 +140,19 @@ def warm_up(
     config: GISTConfig,
     settings: WarmupSettings,
     folder: Path,
-) -> PeftModel:
+) -> list[AdamCheckpoint]:
     """Train one epoch on a random share of the pool (paper GIST: 5 %), and save the adapter into `folder`.
 
     Args:
-        model (`PeftModel`): a fresh LoRA.
+        model (`PeftModel`): a fresh LoRA; it is trained in place.
         pool (`Dataset`): tokenised candidates.
         tokenizer (`PreTrainedTokenizerBase`): for padding.
-        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
+        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, the seed, and whether `scorer="less"` needs checkpoints.
         settings (`WarmupSettings`): learning rate and batch size.
         folder (`Path`): where the adapter is written.
 
     Returns:
-        `PeftModel`: the same model, warmed up.
+        `list[AdamCheckpoint]`: for `scorer="less"`, its checkpoints.
     """
     batch = settings.per_device_train_batch_size
     rows = math.ceil(config.warmup_ratio * len(pool)) if config.warmup_steps is None else config.warmup_steps * batch
@@ -135,8 +171,13 @@ def warm_up(
         seed=config.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+    recorder = CheckpointRecorder(model, settings.less_checkpoints)
     Trainer(
-        model=model, args=arguments, train_dataset=pool.select(sample), data_collator=padding_collator(tokenizer)
+        model=model,
+        args=arguments,
+        train_dataset=pool.select(sample),
+        data_collator=padding_collator(tokenizer),
+        callbacks=[recorder] if config.scorer == "less" else [],
     ).train()
     model.save_pretrained(folder)
-    return model
+    return recorder.checkpoints

@@ -16,10 +16,11 @@ PURE = {
     "masking",
     "persample",
     "selection",
+    "sketch",
     "subspace",
     "version",
 }
-FRONT = {"__init__", "__main__", "callback", "cli", "demo", "pipeline", "trainer"}
+FRONT = {"__init__", "__main__", "callback", "cli", "compare", "demo", "pipeline", "trainer", "workspace"}
 OUTSIDE_OF_PURE = {"transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "trl"}
 
 

@@ -12,20 +12,16 @@ import datasets
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from tqdm.auto import tqdm
 from transformers import (
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
-    PrinterCallback,
-    ProgressCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 from transformers.utils import logging
 
+from hf_gist.progress import with_step_bar
 from hf_gist.warmup import WarmupSettings, fresh_lora, padding_collator
 
 
@@ -51,37 +47,6 @@ def quiet_and_small() -> Iterator[None]:
         datasets.disable_progress_bars()
         torch.set_num_threads(max(1, min(threads - 1, MOST_THREADS)))
         yield
-
-
-class StepBar(TrainerCallback):
-    """A bar of optimizer steps that goes away at the end; none where the output is no terminal.
-
-    Args:
-        title (`str`): what is being trained.
-    """
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.bar: tqdm | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Open the bar."""
-        self.bar = tqdm(total=state.max_steps, desc=self.title, unit="step", leave=False, disable=None)
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """One step further; a selection may have changed the number of steps."""
-        self.bar.total = state.max_steps
-        self.bar.update()
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Close the bar."""
-        self.bar.close()
 
 
 def build_trainer(
@@ -119,15 +84,9 @@ def build_trainer(
         **arguments,
     )
     trainer = Trainer(
-        model=model,
-        args=settings,
-        train_dataset=dataset,
-        data_collator=collator,
-        callbacks=[*callbacks, StepBar(title)],
+        model=model, args=settings, train_dataset=dataset, data_collator=collator, callbacks=list(callbacks)
     )
-    for noisy in (ProgressCallback, PrinterCallback):
-        trainer.remove_callback(noisy)
-    return trainer
+    return with_step_bar(trainer, title)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,278 @@
+"""The loop of `hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes where it was."""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import torch
+from datasets import Dataset
+from pyarrow import parquet
+
+from hf_gist.artifacts import Measurements, Selection, read, write, write_json
+from hf_gist.compare.arms import (
+    ARMS,
+    IN_DOMAIN,
+    LABELS,
+    NEED_NO_ROWS,
+    RANDOM,
+    UNTRAINED,
+    WHOLE_POOL,
+    config_of,
+    rows_of_arm,
+)
+from hf_gist.compare.table import Runs, break_even, markdown, save_plot
+from hf_gist.compare.training import Bench
+from hf_gist.config import GISTConfig
+from hf_gist.data import load_rows
+from hf_gist.pipeline import select
+from hf_gist.rows import row_lengths
+from hf_gist.warmup import WarmupSettings, fresh_lora
+from hf_gist.workspace import SourceArguments, Workspace, check_source, digest, flag, open_workspace, warmed_model
+
+
+RUNS, SETTINGS, TABLE, PLOT = "compare.parquet", "compare.json", "compare.md", "compare.png"
+SCORES, SCORED_WITH = "scores", "scored_with"
+
+
+@dataclass(frozen=True)
+class CompareArguments(SourceArguments):
+    """What `hf-gist compare` trains and measures."""
+
+    test_file: list[str] | None = flag("Held-out rows to measure the loss on: FILE, or NAME=FILE for several.")
+    methods: list[str] | None = flag(f"Of: {', '.join(ARMS)}. Default: all that the other flags allow, but less.")
+    seeds: list[int] | None = flag("Seeds of LoRA, order and random rows. Default: 0 1 2.")
+    oracle_source: list[str] | None = flag("Value(s) of --source_column that in_domain_random draws from.")
+    num_train_epochs: float = flag("Passes over each method's rows.", 3.0)
+    max_steps: int = flag("Optimizer steps instead of passes, the same for all methods.", -1)
+    whole_pool_epochs: float = flag("Passes of the method whole_pool.", 1.0)
+    target_column: str | None = flag("Column of the targets: with --target_value, only those rows are the target set.")
+    target_value: str | None = flag("Its value. The scores hold all targets, so several target sets share a scoring.")
+    scores_dir: str | None = flag("Where scores are kept and reused. Default: scores in the output folder.")
+
+
+# ---- What was asked ----
+
+
+def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
+    """The methods to compare.
+
+    Raises:
+        ValueError: for a method that does not exist or lacks its input.
+    """
+    oracle = arguments.oracle_source is not None
+    methods = arguments.methods or [m for m in ARMS if m != "less" and (oracle or m != IN_DOMAIN)]
+    unknown = [m for m in methods if m not in ARMS]
+    if unknown:
+        raise ValueError(f"`--methods {' '.join(unknown)}`: no such method. There are {', '.join(ARMS)}.")
+    if IN_DOMAIN in methods and (not oracle or config.source_column is None):
+        raise ValueError(f"`--methods {IN_DOMAIN}` needs `--source_column` and `--oracle_source`.")
+    return list(dict.fromkeys(methods))
+
+
+def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, Dataset]:
+    """The test sets by name."""
+    tests = {}
+    for text in arguments.test_file:
+        name, _, file = text.rpartition("=")
+        rows = workspace.tokenized(load_rows(file, None, "train", "test_file"), "test_file")
+        tests[name or Path(file).stem] = rows.select_columns(["input_ids", "labels"])
+    return tests
+
+
+def settings_of(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
+    """What two runs into one folder must share; methods and seeds may be added later."""
+    free = {"output_dir", "methods", "seeds", "scores_dir"}
+    values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
+    files = {name: digest(values[name]) for name in ("train_file", "target_file")}
+    return values | dataclasses.asdict(warmup) | config.to_dict() | {"sha256": files}
+
+
+def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Raise if what is in a folder was made with other settings.
+
+    Raises:
+        ValueError: naming the differences.
+    """
+    # through JSON, as the other side went
+    now = json.loads(json.dumps(now))
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if names:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
+        raise ValueError(f"{where} was made with other settings: {changes}. Use another folder.")
+
+
+# ---- Measuring ----
+
+
+@dataclass
+class Scores:
+    """What the arms choose from, measured when first asked for and kept on disk.
+
+    Args:
+        workspace (`Workspace`): model, pool and targets.
+        base (`nn.Module`): the base model.
+        warmup (`WarmupSettings`): of the warm-up.
+        config (`GISTConfig`): what the arms share.
+        folder (`Path`): a folder per scorer.
+        settings (`dict`): what the scores depend on.
+    """
+
+    workspace: Workspace
+    base: torch.nn.Module
+    warmup: WarmupSettings
+    config: GISTConfig
+    folder: Path
+    settings: dict[str, Any]
+
+    def of(self, scorer: str) -> tuple[Measurements, float]:
+        """Measurements of a scorer, and the seconds they took with their warm-up."""
+        folder = self.folder / scorer
+        if not (folder / "manifest.json").exists():
+            self._measure(scorer).save(folder)
+        found = Selection.load(folder)
+        refuse_other_settings(found.manifest.get(SCORED_WITH, {}), self.settings, folder)
+        measured, only = found.measurements, self.workspace.arguments
+        if only.target_column is not None:
+            measured = measured.for_targets(only.target_column, only.target_value)
+        return measured, found.manifest["seconds_with_warmup"]
+
+    def _measure(self, scorer: str) -> Selection:
+        say(f"measuring: {scorer}")
+        start = time.perf_counter()
+        config, checkpoints = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config), []
+        if scorer == LABELS:
+            model = fresh_lora(self.base, self.warmup, config.seed)
+        else:
+            model, checkpoints = warmed_model(self.workspace, self.base, self.warmup, config)
+        space = self.workspace
+        selection = select(
+            model, space.pool, space.targets, config, data_collator=space.collator, checkpoints=checkpoints
+        )
+        model.unload()
+        extra = {SCORED_WITH: self.settings, "seconds_with_warmup": round(time.perf_counter() - start, 1)}
+        return dataclasses.replace(selection, manifest=selection.manifest | extra)
+
+
+def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those that change the scores: neither the budget nor how an arm is trained afterwards."""
+    names = {f.name for f in dataclasses.fields(SourceArguments)} - {"output_dir"}
+    names |= {f.name for f in dataclasses.fields(WarmupSettings)} | {"sha256", "seed", "source_column"}
+    names |= {"warmup_ratio", "warmup_steps", "score_layers", "prefilter", "scoring_dtype"}
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int) -> float:
+    """Cost of scoring in passes over the pool, forward and backward; a forward alone counts half."""
+    if scorer == LABELS:
+        return 0.0
+    trained = config.warmup_ratio
+    if config.warmup_steps is not None:
+        trained = config.warmup_steps * warmup.per_device_train_batch_size / rows
+    share = 1.0 if config.prefilter is None or scorer == "rds_plus" else config.prefilter + 0.5
+    return trained + {"gist": share, "rds_plus": 0.5, "less": share * warmup.less_checkpoints}[scorer]
+
+
+# ---- Training ----
+
+
+def read_runs(folder: Path) -> Runs:
+    """The runs that an earlier, interrupted command finished."""
+    path = folder / RUNS
+    return read(path, lambda name: parquet.read_table(name).to_pylist()) if path.exists() else []
+
+
+def run_arm(
+    name: str, seed: int, scores: Scores, bench: Bench, arguments: CompareArguments, config: GISTConfig
+) -> dict[str, Any]:
+    """One row of the results."""
+    scorer = ARMS[name].scorer if name not in NEED_NO_ROWS else LABELS
+    measured, seconds = scores.of(scorer)
+    facts = {"method": name, "seed": seed, "rows": 0, "label_tokens": 0, "steps": 0}
+    cost = {"selection_seconds": 0.0, "selection_passes": 0.0, "train_seconds": 0.0, "train_tokens": 0}
+    if name == UNTRAINED:
+        return facts | bench.losses(bench.base) | cost
+    rows = rows_of_arm(name, measured, config, seed, arguments.oracle_source)
+    epochs, max_steps = arguments.num_train_epochs, arguments.max_steps
+    if name == WHOLE_POOL:
+        epochs, max_steps = arguments.whole_pool_epochs, -1
+    if scorer != LABELS:
+        passes = passes_of(scorer, bench.settings, config, len(measured.norms))
+        cost |= {"selection_seconds": seconds, "selection_passes": passes}
+    pool = scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
+    facts |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
+    return facts | cost | bench.train(pool, f"{name}, seed {seed}", seed, epochs, max_steps)
+
+
+def write_results(runs: Runs, pool_tokens: int, folder: Path) -> str:
+    """Parquet, Markdown and picture; returns the Markdown."""
+    table = pyarrow.Table.from_pylist(runs)
+    write(folder / RUNS, lambda name: parquet.write_table(table, name))
+    text = markdown(runs, pool_tokens) + "\n" + break_even(runs, pool_tokens)
+    write(folder / TABLE, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    try:
+        save_plot(runs, pool_tokens, folder / PLOT)
+    except ImportError as error:
+        text += f"\n{error}\n"
+    return text
+
+
+def plan(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+    """Every method with every seed, seed by seed, so that an early stop leaves whole comparisons; untrained once."""
+    return [(m, s) for s in seeds for m in methods if m != UNTRAINED or s == seeds[0]]
+
+
+def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Runs:
+    """`hf-gist compare`.
+
+    Args:
+        arguments (`CompareArguments`): data, methods, seeds and training length.
+        warmup (`WarmupSettings`): LoRA, learning rate and batch size, of the warm-up and of every training.
+        config (`GISTConfig`): budget, groups and what else the methods share.
+
+    Returns:
+        `Runs`: one row per method and seed.
+
+    Raises:
+        ValueError: naming the flag that is missing or wrong.
+    """
+    check_source(arguments)
+    if not arguments.test_file:
+        raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
+    if (arguments.target_column is None) != (arguments.target_value is None):
+        raise ValueError("`--target_column` and `--target_value` belong together.")
+    methods, seeds = chosen_methods(arguments, config), arguments.seeds or [0, 1, 2]
+    folder, settings = Path(arguments.output_dir), settings_of(arguments, warmup, config)
+    if (folder / SETTINGS).exists():
+        before = read(folder / SETTINGS, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
+        refuse_other_settings(before, settings, folder)
+    base = arguments.load_model()
+    workspace = open_workspace(arguments, arguments.load_pool(), base)
+    bench = Bench(base, workspace.collator, read_tests(arguments, workspace), warmup, folder / "trainer")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)
+    kept = Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES
+    scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings))
+    pool_tokens, runs = sum(row_lengths(workspace.pool)), read_runs(folder)
+    text = ""
+    for name, seed in plan(methods, seeds):
+        if any(run["method"] == name and (run["seed"] == seed or name == UNTRAINED) for run in runs):
+            continue
+        runs.append(run_arm(name, seed, scores, bench, arguments, config))
+        text = write_results(runs, pool_tokens, folder)
+        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in runs[-1].items() if k.startswith("loss_"))
+        say(f"{name}, seed {seed}: {losses}")
+    say("\n" + (text or (folder / TABLE).read_text(encoding="utf-8")))
+    say(f"results: {folder}")
+    return runs
+
+
+def say(text: str) -> None:
+    """A line for the user."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()

@@ -1,0 +1,155 @@
+"""What the commands work on: model, tokenizer, pool and targets, read and tokenised as the flags say."""
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from hf_gist.baselines import AdamCheckpoint
+from hf_gist.config import GISTConfig
+from hf_gist.data import check_one_of, load_rows, tokenize
+from hf_gist.pipeline import prepare
+from hf_gist.rows import Collator
+from hf_gist.warmup import (
+    WarmupSettings,
+    fresh_lora,
+    load_base,
+    load_tokenizer,
+    padding_collator,
+    positions,
+    warm_up,
+)
+
+
+LONGEST_ROW = 1024
+WARMUP_ADAPTER = "warmup_adapter"
+
+
+def flag(text: str, default: Any = None) -> Any:
+    """A field that is a command-line flag, with its help."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class SourceArguments:
+    """The model and the data of a command."""
+
+    model_name_or_path: str | None = flag("Model folder or Hub id.")
+    model_revision: str | None = flag("Branch, tag or commit of the model.")
+    dtype: str = flag("Dtype the model is loaded in: auto, float32 or bfloat16.", "auto")
+    trust_remote_code: bool = flag("Run code that comes with the model.", False)
+    train_file: str | None = flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
+    dataset_name: str | None = flag("Candidate pool on the Hub, instead of a file.")
+    dataset_split: str = flag("Its split.", "train")
+    target_file: str | None = flag("Target set: a few rows of what the model should become good at.")
+    target_dataset_name: str | None = flag("Target set on the Hub, instead of a file.")
+    target_dataset_split: str = flag("Its split.", "train")
+    max_length: int | None = flag(
+        f"Longest row in tokens; longer ones are cut at the end. Default: the tokenizer's own limit, or {LONGEST_ROW}."
+    )
+    output_dir: str | None = flag("Folder for everything that is written.")
+
+    def load_pool(self) -> Dataset:
+        """The rows of the pool."""
+        return load_rows(self.train_file, self.dataset_name, self.dataset_split, "train_file")
+
+    def load_model(self) -> torch.nn.Module:
+        """The base model."""
+        return load_base(self.model_name_or_path, self.model_revision, self.dtype, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Everything read and tokenised.
+
+    Args:
+        arguments (`SourceArguments`): where it came from.
+        tokenizer (`PreTrainedTokenizerBase`): of the model.
+        max_length (`int`): longest row in tokens.
+        pool (`Dataset`): candidates with `input_ids`, `labels` and their own columns.
+        targets (`Dataset`): target rows likewise.
+    """
+
+    arguments: SourceArguments
+    tokenizer: PreTrainedTokenizerBase
+    max_length: int
+    pool: Dataset
+    targets: Dataset
+
+    @property
+    def collator(self) -> Collator:
+        """Rows to a padded batch."""
+        return padding_collator(self.tokenizer)
+
+    def tokenized(self, rows: Dataset, argument: str) -> Dataset:
+        """More rows, tokenised as the pool is."""
+        return tokenize(rows, self.tokenizer, self.max_length, argument)
+
+
+def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Module) -> Workspace:
+    """Read the targets, and tokenise them and the pool.
+
+    Args:
+        arguments (`SourceArguments`): the flags.
+        rows (`Dataset`): the pool.
+        base (`nn.Module`): the base model, which knows its number of positions.
+
+    Raises:
+        ValueError: naming the flag that is missing or wrong.
+    """
+    targets = load_rows(
+        arguments.target_file, arguments.target_dataset_name, arguments.target_dataset_split, "target_file"
+    )
+    tokenizer, limit = load_tokenizer(
+        arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
+    )
+    max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
+    pool = tokenize(rows, tokenizer, max_length, "train_file")
+    return Workspace(arguments, tokenizer, max_length, pool, tokenize(targets, tokenizer, max_length, "target_file"))
+
+
+def check_source(arguments: SourceArguments) -> None:
+    """What can be known to be wrong before anything is read.
+
+    Raises:
+        ValueError: naming the flag.
+    """
+    if arguments.output_dir is None:
+        raise ValueError("`--output_dir` is missing: it receives everything that is written.")
+    check_one_of(arguments.train_file, arguments.dataset_name, "train_file")
+    if arguments.model_name_or_path is None:
+        raise ValueError("`--model_name_or_path` is missing.")
+    if arguments.max_length is not None and arguments.max_length < 1:
+        raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
+    check_one_of(arguments.target_file, arguments.target_dataset_name, "target_file")
+
+
+def warmed_model(
+    workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig
+) -> tuple[PeftModel, list[AdamCheckpoint]]:
+    """A fresh LoRA on the base model after its own warm-up, which is saved into the output folder.
+
+    Returns:
+        `tuple[PeftModel, list[AdamCheckpoint]]`: the model, and the checkpoints that `scorer="less"` needs.
+    """
+    model = fresh_lora(base, settings, config.seed)
+    # what is wrong should show before the warm-up
+    prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
+    folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
+    return model, warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+
+
+def digest(file: str | None) -> str | None:
+    """SHA-256 of a file."""
+    if file is None:
+        return None
+    with open(file, "rb") as opened:
+        total = hashlib.sha256()
+        while block := opened.read(1 << 20):
+            total.update(block)
+    return total.hexdigest()
