@@ -17,12 +17,12 @@ from torch import Tensor
 
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.selection import (
-    cut_to_budget,
     group_directions,
     length_matched_order,
     ranked,
     round_robin,
     rows_in_budget,
+    sampled_from_top,
     score_candidates,
     uniform_order,
 )
@@ -35,7 +35,16 @@ CONFIG, MANIFEST, TARGETS = "gist_config.json", "manifest.json", "targets.parque
 TARGET_ROW = "__row__"
 """Column of the row numbers in the table of targets; the other columns have the user's names."""
 
-RESELECTABLE = ("budget", "budget_unit", "rank", "explained_variance", "score", "strategy", "target_group_column")
+RESELECTABLE = (
+    "budget",
+    "budget_unit",
+    "rank",
+    "explained_variance",
+    "score",
+    "strategy",
+    "sample_from_top",
+    "target_group_column",
+)
 
 
 @dataclass(frozen=True)
@@ -181,6 +190,7 @@ def _order(m: Measurements, space: _Space, scorable: Tensor, config: GISTConfig)
     scores = torch.where(scorable, scores, nowhere)
     if config.strategy == "round_robin":
         limit = rows_in_budget(config.budget, config.budget_unit, len(m.norms))
+        limit = None if limit is None else int(limit * config.sample_from_top)
         return scores, round_robin(space.coordinates, space.directions, scorable, space.norms, limit), best
     return scores, ranked(scores)[: int(scorable.sum())].tolist(), best
 
@@ -250,7 +260,9 @@ class Selection:
         inside = coordinates[:, :rank].double().square().sum(1)
         energy = torch.where(scorable & (squares > 0), inside / squares, torch.zeros(()).double()).clamp(max=1)
         return cls(
-            indices=cut_to_budget(order, config.budget, config.budget_unit, m.label_tokens),
+            indices=sampled_from_top(
+                order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
+            ),
             scores=scores,
             rank=rank,
             explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
@@ -266,8 +278,8 @@ class Selection:
         """Choose again from the same measurements, without rescoring.
 
         Args:
-            changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy` or
-                `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
+            changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
+                `sample_from_top` or `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
 
         Raises:
             ValueError: for any other field, which would need scoring again.

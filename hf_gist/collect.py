@@ -256,7 +256,7 @@ class Pass:
         squares = torch.zeros(len(rows), dtype=torch.float64, device=model_device(self.model))
 
         def gradients(name: str, values: Tensor) -> None:
-            squares.add_(values.square().sum(1))
+            squares.add_(torch.einsum("bn,bn->b", values, values))
             sink(name, values)
 
         losses, counts = vectors(batch, gradients)

@@ -155,6 +155,9 @@ class GISTConfig(BaseConfig):
             over groups (the paper's), their `"mean"`, or `"round_robin"`, each group picking its best row in turn.
             Two baselines look at no score: `"random"` rows, and `"length_matched_random"` rows, random with the
             answer lengths of the target set.
+        sample_from_top (`float`, defaults to 1.0): draw the selection at random from the best `sample_from_top` times the
+            budget. 1 keeps the best rows, as the papers do; 3 keeps their variety, which pays where answers are short:
+            the rows closest to a target tend to have its very answer.
         score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
             there. Cheaper and not exact; `recipes/README.md` has the measured agreement.
         prefilter (`float`, *optional*): share of the pool, best first by `"rds_plus"`, that is scored by gradients;
@@ -186,6 +189,9 @@ class GISTConfig(BaseConfig):
     strategy: Literal["max", "mean", "round_robin", "random", "length_matched_random"] = _help(
         "How scores per target group become a choice; the random ones are baselines.", "max"
     )
+    sample_from_top: float = _help(
+        "Draw at random from this many times the budget, best first; 1 keeps the best.", 1.0
+    )
     score_layers: int | None = _help("Score by the adapters of the last blocks only; cheaper, not exact.", None)
     prefilter: float | None = _help("Share of the pool, best by rds_plus, to score by gradients.", None)
     target_group_column: str | None = _help("Column of the target set naming each row's group.", None)
@@ -213,6 +219,11 @@ class GISTConfig(BaseConfig):
                 "strategy",
                 self.score != "grad_norm" or self.strategy not in ("mean", "round_robin"),
                 "'max' with `score='grad_norm'`, which knows no groups",
+            ),
+            (
+                "sample_from_top",
+                math.isfinite(self.sample_from_top) and self.sample_from_top >= 1,
+                "1 or more",
             ),
             ("score_layers", self.score_layers is None or self.score_layers >= 1, "at least 1"),
             ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),

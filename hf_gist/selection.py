@@ -153,6 +153,36 @@ def length_matched_order(
     return torch.cat(queues)[torch.sort(torch.cat(due), stable=True).indices].tolist()
 
 
+def sampled_from_top(
+    order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor, times: float, seed: int
+) -> list[int]:
+    """Rows drawn at random from the best `times` the budget; with `times` 1, the best rows.
+
+    Args:
+        order (`Sequence[int]`): scorable rows, best first.
+        budget (`int` or `float`): see [`cut_to_budget`].
+        unit (`str`): see [`cut_to_budget`].
+        label_tokens (`Tensor`): labelled tokens of every pool row `[N]`.
+        times (`float`): 1 or more.
+        seed (`int`): of the draw.
+
+    Returns:
+        `list[int]`: the selected rows, best first.
+    """
+    best = cut_to_budget(order, budget, unit, label_tokens)
+    if times == 1:
+        return best
+    if unit == "rows":
+        top = list(order[: int(len(best) * times)])
+    else:
+        used = label_tokens[torch.as_tensor(order, dtype=torch.long)].cumsum(0)
+        top = list(order[: int((used <= int(label_tokens[best].sum()) * times).sum())])
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [top[i] for i in torch.randperm(len(top), generator=generator).tolist()]
+    kept = set(cut_to_budget(drawn, budget, unit, label_tokens))
+    return [row for row in top if row in kept]
+
+
 def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None:
     """The number of rows a row budget asks for; `None` for a token budget.
 

@@ -73,6 +73,7 @@ def test_reselect_equals_selecting_again(selection):
         {"rank": 2},
         {"strategy": "round_robin", "budget": 7},
         {"strategy": "mean"},
+        {"strategy": "round_robin", "sample_from_top": 3.0},
         {"score": "cosine"},
         {"target_group_column": "source", "budget_unit": "tokens"},
     ]

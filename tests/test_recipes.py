@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import chats, save_model
 
 
@@ -35,3 +38,32 @@ def test_the_gast_recipe_trains_and_leaves_its_configuration(tmp_path):
     files = {path.name for path in (tmp_path / "out").iterdir()}
     assert {"gast_config.json", "gast_selection.parquet", "gast_selection.png", "adapter_model.safetensors"} <= files
     assert "GAST masks" in done.stdout + done.stderr
+
+
+def test_ist_updates_only_the_layers_it_drew_and_learns_their_importance(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES / "baselines"))
+    from ist import ISTCallback
+
+    model, rows = lora_model(base={"num_hidden_layers": 4}), token_rows(24)
+    ist = ISTCallback(rows[:4], PaddingCollator(), layers=2, probe_every=2, seed=1)
+    changed, before = [], {}
+
+    class Watch(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            before.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+
+        def on_step_end(self, args, state, control, **kwargs):
+            moved = [n for n, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+            changed.append(({n.split(".layers.")[1][0] for n in moved}, {b[-1] for b in ist.drawn}))
+
+    scaling = model.get_base_model().model.layers[0].self_attn.q_proj.scaling["default"]
+    args = TrainingArguments(
+        str(tmp_path), max_steps=5, report_to=[], save_strategy="no", weight_decay=0.0, use_cpu=True
+    )
+    Trainer(
+        model, args, train_dataset=as_dataset(rows), data_collator=PaddingCollator(), callbacks=[ist, Watch()]
+    ).train()
+    assert len(changed) == 5 and all(moved == drawn and len(drawn) == 2 for moved, drawn in changed)
+    assert len({tuple(sorted(drawn)) for _, drawn in changed}) > 1
+    assert any(ist.importance.values()) and abs(sum(ist.importance.values())) < 1e-6
+    assert model.get_base_model().model.layers[0].self_attn.q_proj.scaling["default"] == scaling

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from hf_gist.selection import cut_to_budget, group_directions, ranked, round_robin, rows_in_budget, score_candidates
+from hf_gist.selection import (
+    cut_to_budget,
+    group_directions,
+    ranked,
+    round_robin,
+    rows_in_budget,
+    sampled_from_top,
+    score_candidates,
+)
 from hf_gist.subspace import basis_slice, captured_variance, choose_rank, spectrum, target_coordinates
 
 
@@ -125,3 +133,19 @@ def test_budgets():
 def test_budgets_that_cannot_be_kept(budget, unit, message):
     with pytest.raises(ValueError, match=message):
         cut_to_budget([3, 2, 1, 0], budget, unit, torch.tensor([5, 5, 10, 20]))
+
+
+def test_sampling_from_the_top_draws_from_it_and_keeps_its_order():
+    order, tokens = torch.randperm(100, generator=torch.Generator().manual_seed(0)).tolist(), torch.full((100,), 7)
+    best = sampled_from_top(order, 10, "rows", tokens, 1.0, 0)
+    assert best == order[:10]
+    drawn, other = (sampled_from_top(order, 10, "rows", tokens, 3.0, seed) for seed in (0, 1))
+    assert drawn == [row for row in order if row in drawn] and len(drawn) == 10 and drawn != other
+    assert set(drawn) <= set(order[:30]) and not set(drawn) <= set(order[:20])
+    by_tokens = sampled_from_top(order, 70, "tokens", tokens, 3.0, 0)
+    assert len(by_tokens) == 10 and set(by_tokens) <= set(order[:30])
+    counts = torch.zeros(100)
+    for seed in range(300):
+        counts[sampled_from_top(order, 10, "rows", tokens, 3.0, seed)] += 1
+    # each of the 30 best is drawn in a third of the cases
+    assert counts[order[30:]].sum() == 0 and ((counts[order[:30]] / 300 - 1 / 3).abs() < 0.12).all()

@@ -50,6 +50,10 @@ ARMS = {
     "gist_mean_target": Arm("GIST, all targets averaged", {"strategy": "max"}),
     "gist_round_robin": Arm("GIST, round robin", {"strategy": "round_robin"}),
     "gist_cosine_round_robin": Arm("plain cosine, round robin", {"score": "cosine", "strategy": "round_robin"}),
+    "gist_sampled": Arm(
+        "plain cosine, round robin, a third of the top",
+        {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0},
+    ),
     WHOLE_POOL: Arm("whole pool"),
 }
 NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
@@ -57,10 +61,11 @@ NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
 
 def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConfig:
     """The configuration of an arm; what `config` sets and the arm does not change stays."""
-    plain = {"scorer": "gist", "score": "subspace_cosine"}
+    plain = {"scorer": "gist", "score": "subspace_cosine", "sample_from_top": 1.0}
     if arm.scorer != "gist":
         plain["prefilter"] = None
-    if seed is not None and arm.random:
+    if seed is not None:
+        # of the draws; no score depends on it
         plain["seed"] = seed
     return dataclasses.replace(config, **(plain | arm.changes))
 

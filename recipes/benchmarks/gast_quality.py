@@ -1,4 +1,4 @@
-"""Does masking samples by layer help? Plain LoRA, `random`, `stochastic` and `topk`, several seeds, same steps.
+"""Does masking samples by layer help? Plain LoRA, `random`, `stochastic`, `topk` and IST, several seeds, same steps.
 
     python recipes/benchmarks/gast_quality.py --model_name_or_path MODEL --train_file pool.jsonl \
         --test arc=test_arc.jsonl gsm8k=test_gsm8k.jsonl --target arc=target_arc.jsonl gsm8k=target_gsm8k.jsonl \
@@ -11,20 +11,28 @@ whose support set is that file. The number is the mean over test rows of each ro
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import torch
 import transformers
-from losses import mean_loss
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
+from hf_gist.collect import mean_loss
 from hf_gist.config import GASTConfig
 from hf_gist.data import load_rows, tokenize
 from hf_gist.trainer import GASTTrainer
 from hf_gist.warmup import load_tokenizer, padding_collator
+
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "baselines"))
+from ist import ISTCallback  # noqa: E402
+
+
+IST = "IST, half of the layers"
 
 
 def named_files(values):
@@ -50,7 +58,7 @@ def parse():
     return parser.parse_args()
 
 
-def train(options, collator, pool, config, support, seed):
+def train(options, collator, pool, config, support, seed, callbacks):
     torch.manual_seed(seed)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(options.model_name_or_path),
@@ -67,7 +75,7 @@ def train(options, collator, pool, config, support, seed):
         )  # fmt: skip
         trainer = GASTTrainer(
             model=model, args=args, train_dataset=pool, data_collator=collator, gast_config=config,
-            support_dataset=support,
+            support_dataset=support, callbacks=callbacks,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
         trainer.train()
@@ -82,6 +90,7 @@ def methods(options, targets, seed):
         "random": (GASTConfig(mode="random", **keep), None),
         "stochastic": (GASTConfig(mode="stochastic", **keep), None),
         "topk": (GASTConfig(mode="topk", **keep), None),
+        IST: (GASTConfig(mode="all"), None),
     }
     for name, rows in targets.items():
         result[f"stochastic, support {name}"] = (GASTConfig(mode="stochastic", **keep), rows)
@@ -126,7 +135,9 @@ def main():
     start = time.perf_counter()
     for seed in options.seeds:
         for method, (config, support) in methods(options, targets, seed).items():
-            model = train(options, collator, pool, config, support, seed)
+            half = base.config.num_hidden_layers // 2
+            ist = [ISTCallback(pool.select(range(16)), collator, half, seed=seed)] if method == IST else []
+            model = train(options, collator, pool, config, support, seed, ist)
             by_test = results.setdefault(method, {name: [] for name in tests})
             for name, rows in tests.items():
                 by_test[name].append(mean_loss(model, rows, collator))

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 import transformers
+from memory import peak_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
@@ -234,23 +235,7 @@ class Variant:
         """Peak bytes of one step with a support pass, by the allocator, what is resident included."""
         if getattr(self.trainer, "gast", None) is not None:
             self.trainer.gast.support_step = None
-        resident = self.resident()
-        if self.options.device == "cuda":
-            self.synchronise()
-            before = torch.cuda.memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            self.step()
-            self.synchronise()
-            return resident + torch.cuda.max_memory_allocated() - before
-        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-            self.step()
-        live = peak = 0
-        for event in sorted(
-            (e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()
-        ):
-            live += event.nbytes()
-            peak = max(peak, live)
-        return resident + peak
+        return self.resident() + peak_bytes(self.step, self.options.device)
 
 
 def quartiles(values):

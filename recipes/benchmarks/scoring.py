@@ -1,0 +1,291 @@
+"""Speed, memory and storage of scoring: this library, its floor, the obvious loop, and LESS.
+
+The floor is the same batches through forward and backward of the same frozen model, with no per-sample work. All
+variants take turns in one process, so that a busy machine slows all of them down; ratios are medians over the rounds. On
+a CPU the processor time stands beside the wall time: with one thread it is hardly disturbed by what else runs.
+
+    python recipes/benchmarks/scoring.py --output scoring.json
+    python recipes/benchmarks/scoring.py --device cuda --dtype bfloat16 --hidden_size 4096 --layers 32 --heads 32 \
+        --vocabulary 32000 --lora_rank 128 --workloads instruction --scoring_tokens_per_batch 16384
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections import defaultdict
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import Dataset
+from memory import peak_bytes
+from peft import LoraConfig, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from hf_gist.baselines import LESS_SIZE, AdamCheckpoint, HiddenStateVectors, SketchedVectors
+from hf_gist.collect import GradientVectors, Pass, collect_coordinates, compute_dtype_context, to_device
+from hf_gist.lora import adapter_parameters
+from hf_gist.losses import sample_losses
+from hf_gist.rows import fetch_rows, plan_batches, row_lengths
+from hf_gist.sketch import CountSketch
+
+
+MEDIANS = {"short": 60, "instruction": 180, "long": 900}
+TARGET = 0.93
+LESS_CHECKPOINTS = 4
+
+
+def parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen model")
+    parser.add_argument("--hidden_size", type=int, default=512)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--heads", type=int, default=8)
+    parser.add_argument("--vocabulary", type=int, default=4096)
+    parser.add_argument("--lora_rank", type=int, default=16)
+    parser.add_argument("--targets", type=int, default=64, help="rank of the basis")
+    parser.add_argument("--workloads", nargs="+", default=list(MEDIANS), choices=list(MEDIANS))
+    parser.add_argument("--rows", type=int, default=48, help="rows of a workload with a median of 180 tokens")
+    parser.add_argument("--scoring_tokens_per_batch", type=int, default=4096)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", help="names of the variants to run beside the floors")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", help="JSON file to write")
+    return parser.parse_args()
+
+
+def build_model(options):
+    torch.manual_seed(options.seed)
+    config = LlamaConfig(
+        vocab_size=options.vocabulary, hidden_size=options.hidden_size, num_hidden_layers=options.layers,
+        intermediate_size=int(2.6875 * options.hidden_size), num_attention_heads=options.heads,
+        num_key_value_heads=options.heads, max_position_embeddings=4096,
+    )  # fmt: skip
+    lora = LoraConfig(
+        r=options.lora_rank, lora_alpha=4 * options.lora_rank, task_type="CAUSAL_LM",
+        target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
+    )  # fmt: skip
+    with torch.device(options.device):
+        previous = torch.get_default_dtype()
+        torch.set_default_dtype(getattr(torch, options.dtype))
+        try:
+            base = LlamaForCausalLM(config)
+        finally:
+            torch.set_default_dtype(previous)
+    model = get_peft_model(base, lora).eval()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.01)
+    return model.to(options.device)
+
+
+def make_rows(workload, options):
+    """Random tokens, log-normal lengths around the median of the workload, the second half of each row labelled."""
+    median = MEDIANS[workload]
+    generator = torch.Generator().manual_seed(options.seed)
+    count = max(8, options.rows * MEDIANS["instruction"] // median)
+    lengths = (median * torch.exp(0.4 * torch.randn(count, generator=generator))).long().clamp(8, 4096)
+    rows = []
+    for length in lengths.tolist():
+        ids = torch.randint(3, options.vocabulary, (length,), generator=generator).tolist()
+        rows.append({"input_ids": ids, "labels": [-100] * (length // 2) + ids[length // 2 :]})
+    return Dataset.from_list(rows)
+
+
+def pad(rows):
+    width = max(len(row["input_ids"]) for row in rows)
+
+    def padded(name, value):
+        return torch.tensor([row[name] + [value] * (width - len(row[name])) for row in rows])
+
+    ids = padded("input_ids", 0)
+    mask = torch.tensor([[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": padded("labels", -100)}
+
+
+class Bench:
+    """One workload on one model, and every way to score it."""
+
+    def __init__(self, model, rows, options):
+        self.model, self.rows, self.options = model, rows, options
+        generator = torch.Generator().manual_seed(1)
+        self.basis = {
+            name: torch.randn(options.targets, parameter.numel(), generator=generator).to(options.device)
+            for name, parameter in adapter_parameters(model).items()
+        }
+        moments = {
+            name: (torch.zeros_like(p, dtype=torch.float32), torch.full_like(p, 1e-6, dtype=torch.float32))
+            for name, p in adapter_parameters(model).items()
+        }
+        adam = AdamCheckpoint(1.0, moments, 10, (0.9, 0.999), 1e-8)
+        self.less = SketchedVectors(model, CountSketch(LESS_SIZE, 0), adam=adam)
+        self.sketch_basis = {"sketch": torch.randn(options.targets, LESS_SIZE, generator=generator).to(options.device)}
+        self.rds = HiddenStateVectors(model)
+        self.rds_basis = {"hidden": torch.randn(options.targets, options.hidden_size).to(options.device)}
+        self.half = GradientVectors(model, options.layers // 2)
+
+    def floor(self, dtype, rows=None):
+        rows = self.rows if rows is None else rows
+        trainable = [p for p in self.model.parameters() if p.requires_grad]
+        embeddings = self.model.get_input_embeddings()
+        handle = embeddings.register_forward_hook(lambda module, args, output: output.requires_grad_())
+        for parameter in trainable:
+            parameter.requires_grad_(False)
+        try:
+            for indices in plan_batches(row_lengths(rows), len(rows), self.options.scoring_tokens_per_batch):
+                batch = to_device(pad(fetch_rows(rows, indices)), torch.device(self.options.device))
+                with compute_dtype_context(dtype, torch.device(self.options.device)):
+                    losses, _ = sample_losses(self.model, batch)
+                    losses.sum().backward()
+        finally:
+            handle.remove()
+            for parameter in trainable:
+                parameter.requires_grad_(True)
+
+    def library(self, dtype, rows=None, basis=None, vectors=None):
+        run = Pass(self.model, pad, self.options.scoring_tokens_per_batch, dtype, progress=False)
+        rows = self.rows if rows is None else rows
+        return collect_coordinates(run, rows, basis or self.basis, "rows", vectors)
+
+    def loop(self):
+        """One forward and backward a row, the whole gradient, one projection: every eighth row."""
+        parameters = adapter_parameters(self.model)
+        basis = torch.cat([self.basis[name] for name in parameters], 1)
+        for row in self.rows.select(range(0, len(self.rows), 8)):
+            batch = to_device(pad([row]), torch.device(self.options.device))
+            gradients = torch.autograd.grad(self.model(**batch).loss, list(parameters.values()))
+            (basis @ torch.cat([g.flatten() for g in gradients]).float()).cpu()
+
+    def variants(self):
+        """Name to what it runs, its floor, and the share of the rows it scores."""
+        whole, half = 1.0, len(range(0, len(self.rows), 8)) / len(self.rows)
+        dtype = "auto" if self.options.dtype == "bfloat16" else "float32"
+        last = {name: self.basis[name] for name in self.half.sizes}
+        found = {
+            "floor": (lambda rows=None: self.floor(dtype, rows), "floor", whole),
+            "library": (lambda rows=None: self.library(dtype, rows), "floor", whole),
+            "obvious loop": (lambda rows=None: self.loop(), "floor", half),
+            "LESS, one checkpoint": (
+                lambda rows=None: self.library(dtype, rows, self.sketch_basis, self.less), "floor", whole,
+            ),
+            "library, last half of the blocks": (
+                lambda rows=None: self.library(dtype, rows, last, self.half), "floor", whole,
+            ),
+            "RDS+": (lambda rows=None: self.library(dtype, rows, self.rds_basis, self.rds), "floor", whole),
+        }  # fmt: skip
+        if self.options.dtype == "float32":
+            found |= {
+                "floor, bf16 autocast": (lambda rows=None: self.floor("bfloat16", rows), "floor, bf16 autocast", whole),
+                "library, bf16 autocast": (
+                    lambda rows=None: self.library("bfloat16", rows), "floor, bf16 autocast", whole,
+                ),
+            }  # fmt: skip
+        only = self.options.only
+        return {n: v for n, v in found.items() if only is None or n.startswith("floor") or n in only}
+
+    def timed(self, function):
+        cuda = self.options.device == "cuda"
+        if cuda:
+            torch.cuda.synchronize()
+        start = time.perf_counter(), time.process_time()
+        function()
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter() - start[0], time.process_time() - start[1]
+
+
+def measure(workload, model, options):
+    bench = Bench(model, make_rows(workload, options), options)
+    variants = bench.variants()
+    seconds = defaultdict(list)
+    for turn in range(-1, options.rounds):  # the first round warms up
+        order = list(variants)
+        for name in order[turn % len(order) :] + order[: turn % len(order)]:
+            taken = bench.timed(variants[name][0])
+            if turn >= 0:
+                seconds[name].append(taken)
+        print(f"{workload}: round {turn + 1}/{options.rounds}", file=sys.stderr, flush=True)
+    # memory on the batch with the most tokens, which is the first
+    longest = plan_batches(row_lengths(bench.rows), len(bench.rows), options.scoring_tokens_per_batch)[0]
+    few = bench.rows.select(longest)
+    peaks = {}
+    for name, (function, _, share) in variants.items():
+        peaks[name] = peak_bytes(lambda function=function: function(few), options.device) if share == 1.0 else None
+    return [
+        summarise(name, workload, bench, seconds, peaks, floor, share, options)
+        for name, (_, floor, share) in variants.items()
+    ]
+
+
+def summarise(name, workload, bench, seconds, peaks, floor, share, options):
+    def ratio(clock):
+        pairs = zip(seconds[floor], seconds[name], strict=True)
+        return sorted(f[clock] / (s[clock] / share) for f, s in pairs)
+
+    wall = [taken[0] / share for taken in seconds[name]]
+    basis = sum(values.numel() * 4 for values in bench.basis.values()) if name.startswith("library") else 0
+    return {
+        "workload": workload,
+        "name": name,
+        "rows_per_second": len(bench.rows) / statistics.median(wall),
+        "tokens_per_second": sum(row_lengths(bench.rows)) / statistics.median(wall),
+        "wall_share_of_floor": ratio(0),
+        "processor_share_of_floor": ratio(1),
+        "peak_bytes": peaks[name],
+        "memory_ratio": peaks[name] / peaks[floor] if peaks[name] else None,
+        "basis_bytes": basis,
+    }
+
+
+def table(results):
+    lines = [
+        "| workload | variant | rows/s | wall: share of the floor | processor: share of the floor | peak MB | peak / floor |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def cell(values):
+        return f"{statistics.median(values):.3f} ({values[0]:.3f}-{values[-1]:.3f})"
+
+    for row in results:
+        shares = f"{cell(row['wall_share_of_floor'])} | {cell(row['processor_share_of_floor'])}"
+        memory = "| |"
+        if row["peak_bytes"] is not None:
+            memory = f"{row['peak_bytes'] / 2**20:.0f} | {row['memory_ratio']:.3f} |"
+        lines.append(f"| {row['workload']} | {row['name']} | {row['rows_per_second']:.1f} | {shares} | {memory}")
+    return "\n".join(lines) + "\n\nMedians over the rounds, smallest and largest in brackets."
+
+
+def storage(options):
+    """Bytes a candidate: coordinates, norm and token count, against LESS as published."""
+    ours, less = 4 * options.targets + 4 + 8, 4 * LESS_SIZE * LESS_CHECKPOINTS
+    return {"bytes_per_candidate": ours, "less_bytes_per_candidate": less, "share": ours / less}
+
+
+def main():
+    options = parse()
+    torch.set_num_threads(options.threads)
+    transformers.logging.set_verbosity_error()
+    model = build_model(options)
+    on_gpu = options.device == "cuda"
+    with torch.cuda.device(0) if on_gpu else nullcontext():
+        results = [row for workload in options.workloads for row in measure(workload, model, options)]
+    print(table(results))
+    kept = storage(options)
+    print(
+        f"\nstorage: {kept['bytes_per_candidate']} B a candidate, {kept['share']:.2%} of LESS's {kept['less_bytes_per_candidate']} B"
+    )
+    if options.output:
+        processor = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
+        about = {"torch": torch.__version__, "processor": processor, **vars(options)}
+        text = json.dumps({"settings": about, "results": results, "storage": kept}, indent=2) + "\n"
+        Path(options.output).write_text(text)
+
+
+if __name__ == "__main__":
+    main()
