@@ -36,7 +36,7 @@ from hf_gist.warmup import WarmupSettings, fresh_lora
 from hf_gist.workspace import SourceArguments, Workspace, check_source, digest, flag, open_workspace, warmed_model
 
 
-RUNS, SETTINGS, TABLE, PLOT = "compare.parquet", "compare.json", "compare.md", "compare.png"
+RUNS, RESULTS, SETTINGS, TABLE, PLOT = "runs", "compare.parquet", "compare.json", "compare.md", "compare.png"
 SCORES, SCORED_WITH = "scores", "scored_with"
 
 
@@ -181,10 +181,18 @@ def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int
 # ---- Training ----
 
 
+def run_file(folder: Path, method: str, seed: int) -> Path:
+    """A file of its own for every run: what is finished is kept, and commands may share a folder at the same time."""
+    return folder / RUNS / (f"{method}.json" if method == UNTRAINED else f"{method}-seed{seed}.json")
+
+
 def read_runs(folder: Path) -> Runs:
-    """The runs that an earlier, interrupted command finished."""
-    path = folder / RUNS
-    return read(path, lambda name: parquet.read_table(name).to_pylist()) if path.exists() else []
+    """Every finished run, of this command or another, in the order of the methods and seeds."""
+    runs = [
+        read(path, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
+        for path in (folder / RUNS).glob("*.json")
+    ]
+    return sorted(runs, key=lambda run: (list(ARMS).index(run["method"]), run["seed"]))
 
 
 def run_arm(
@@ -209,10 +217,11 @@ def run_arm(
     return facts | cost | bench.train(pool, f"{name}, seed {seed}", seed, epochs, max_steps)
 
 
-def write_results(runs: Runs, pool_tokens: int, folder: Path) -> str:
-    """Parquet, Markdown and picture; returns the Markdown."""
+def write_results(pool_tokens: int, folder: Path) -> str:
+    """Parquet, Markdown and picture of all finished runs; returns the Markdown."""
+    runs = read_runs(folder)
     table = pyarrow.Table.from_pylist(runs)
-    write(folder / RUNS, lambda name: parquet.write_table(table, name))
+    write(folder / RESULTS, lambda name: parquet.write_table(table, name))
     text = markdown(runs, pool_tokens) + "\n" + break_even(runs, pool_tokens)
     write(folder / TABLE, lambda name: Path(name).write_text(text, encoding="utf-8"))
     try:
@@ -258,18 +267,19 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     write_json(folder / SETTINGS, settings)
     kept = Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES
     scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings))
-    pool_tokens, runs = sum(row_lengths(workspace.pool)), read_runs(folder)
-    text = ""
+    pool_tokens = sum(row_lengths(workspace.pool))
+    (folder / RUNS).mkdir(exist_ok=True)
     for name, seed in plan(methods, seeds):
-        if any(run["method"] == name and (run["seed"] == seed or name == UNTRAINED) for run in runs):
+        if run_file(folder, name, seed).exists():
             continue
-        runs.append(run_arm(name, seed, scores, bench, arguments, config))
-        text = write_results(runs, pool_tokens, folder)
-        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in runs[-1].items() if k.startswith("loss_"))
+        result = run_arm(name, seed, scores, bench, arguments, config)
+        write_json(run_file(folder, name, seed), result)
+        write_results(pool_tokens, folder)
+        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in result.items() if k.startswith("loss_"))
         say(f"{name}, seed {seed}: {losses}")
-    say("\n" + (text or (folder / TABLE).read_text(encoding="utf-8")))
+    say("\n" + write_results(pool_tokens, folder))
     say(f"results: {folder}")
-    return runs
+    return read_runs(folder)
 
 
 def say(text: str) -> None:

@@ -187,7 +187,9 @@ class Bench:
                 ),
             }  # fmt: skip
         only = self.options.only
-        return {n: v for n, v in found.items() if only is None or n.startswith("floor") or n in only}
+        names = found if only is None else [n for n in found if n in only]
+        needed = {"floor", *names, *(found[n][1] for n in names)}
+        return {n: v for n, v in found.items() if n in needed}
 
     def timed(self, function):
         cuda = self.options.device == "cuda"
