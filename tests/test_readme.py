@@ -75,6 +75,7 @@ def test_bash_blocks(text, tmp_path):
     save_model(tmp_path / "MODEL")
     Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
     Dataset.from_list(chats(4)).to_json(tmp_path / "targets.jsonl")
+    Dataset.from_list(chats(12)[4:]).to_json(tmp_path / "test.jsonl")
     environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
     if "--from_scores" in text:
         first = next(t for kind, t in BLOCKS if kind == "bash" and "--target_file" in t)
@@ -82,7 +83,9 @@ def test_bash_blocks(text, tmp_path):
     done = subprocess.run(["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "calls").read_text().strip()
-    if "--output_dir" in text:
+    if "hf-gist compare" in text:
+        assert "GIST (paper's rule)" in (tmp_path / "comparison" / "compare.md").read_text()
+    elif "--output_dir" in text:
         assert (tmp_path / "selection" / "selected.jsonl").exists()
 
 
