@@ -15,14 +15,16 @@ from torch.utils.data import BatchSampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_gist.artifacts import FOLDER, Selection, read, write, write_json
+from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.baselines import adam_checkpoint, check_optimizer
+from hf_gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
+from hf_gist.disk import read, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.lora import adapter_parameters, unwrapped
-from hf_gist.pipeline import Inputs, check_dataset, check_inputs, group_columns, measure_and_choose
+from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.report import summary_line, summary_table
 from hf_gist.rows import fetch_rows, keep_columns, read_column, signature_columns
 from hf_gist.sampler import (

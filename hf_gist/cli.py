@@ -14,9 +14,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hf_gist.artifacts import RESELECTABLE, Selection, write
+from hf_gist.artifacts import RESELECTABLE, Selection
 from hf_gist.compare import CompareArguments, run_compare
 from hf_gist.config import UNSCORED, GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.disk import write
 from hf_gist.pipeline import select
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.version import __version__

@@ -12,7 +12,7 @@ import torch
 from pyarrow import parquet
 from torch import Tensor
 
-from hf_gist.artifacts import write, write_json
+from hf_gist.disk import write, write_json
 
 
 STATE_FILE = "gast_state.json"

@@ -14,45 +14,30 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from datasets import Dataset
 from torch import nn
-from torch.utils.data import IterableDataset
 
-from hf_gist.artifacts import Measurements, Selection
+from hf_gist.artifacts import Selection
 from hf_gist.baselines import AdamCheckpoint, LabelCounts, Stage, stages_of
+from hf_gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.collect import (
     Pass,
     RowFacts,
-    check_dtype,
     collect_coordinates,
     collect_vectors,
-    model_device,
-    per_sample_backward,
-    scoring_mode,
-    to_device,
 )
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.errors import UnscorableRowsWarning
-from hf_gist.lora import TrackedModule, find_tracked, model_identity
-from hf_gist.losses import labelled_tokens
+from hf_gist.lora import model_identity
+from hf_gist.measurements import Measurements
 from hf_gist.rows import (
-    IGNORE_INDEX,
     Collator,
-    check_batch,
-    fetch_rows,
     keep_columns,
     read_column,
-    row_lengths,
     rows_of,
     signature_columns,
 )
-from hf_gist.selection import rows_in_budget
 from hf_gist.subspace import basis_slice, spectrum, target_coordinates
 from hf_gist.version import __version__
-
-
-ROWS_LOOKED_AT = 256
-"""Rows of the pool that are collated before the work starts, to see that they carry labels."""
 
 
 class Stopwatch:
@@ -67,118 +52,6 @@ class Stopwatch:
         now = time.perf_counter()
         self.seconds[phase] = round(now - self._last, 3)
         self._last = now
-
-
-def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
-    """The columns of a target set that could name groups: strings, integers and booleans."""
-    if isinstance(dataset, Dataset):
-        rows = dataset.with_format(None)
-        columns = {name: list(rows[name]) for name in rows.column_names}
-    else:
-        rows = [dataset[i] for i in range(len(dataset))]
-        shared = set.intersection(*(set(row) for row in rows)) if rows and isinstance(rows[0], dict) else set()
-        columns = {name: [row[name] for row in rows] for name in rows[0] if name in shared} if shared else {}
-    return {name: values for name, values in columns.items() if _names_groups(values)}
-
-
-def _names_groups(values: list[Any]) -> bool:
-    kinds = {type(value) for value in values if value is not None}
-    return len(kinds) == 1 and issubclass(kinds.pop(), str | int)
-
-
-def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
-    """The columns of the target set that could name groups, the configured one among them, as text.
-
-    Raises:
-        ValueError: if the configured column is missing.
-    """
-    columns, group = scalar_columns(targets), config.target_group_column
-    if group is not None:
-        columns[group] = [str(value) for value in read_column(targets, group, "target_group_column")]
-    return columns
-
-
-def check_dataset(dataset: Any, argument: str) -> None:
-    """Refuse datasets without a length, and empty ones.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    if isinstance(dataset, dict):
-        raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
-    if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
-        raise ValueError(
-            f"`{argument}` is a streaming dataset ({type(dataset).__name__}); GIST needs row numbers. Load it as a map "
-            "style dataset (`streaming=False`), or `Dataset.from_generator`."
-        )
-    if len(dataset) == 0:
-        raise ValueError(f"`{argument}` is empty.")
-
-
-def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
-    """Collate some rows and see that they can be told apart and that at least one has a labelled token.
-
-    Raises:
-        ValueError: naming the argument, if not.
-    """
-    total = 0
-    for start in range(0, len(rows), 16):
-        chunk = rows[start : start + 16]
-        batch = collator(fetch_rows(dataset, chunk))
-        check_batch(batch, len(chunk), f"`{argument}`")
-        total += int(labelled_tokens(model, batch).sum())
-    if total == 0:
-        raise ValueError(
-            f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no loss "
-            "and no gradient. Check the prompt mask and the truncation length."
-        )
-
-
-def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:
-    """Everything that can be known to be wrong before any work starts.
-
-    Raises:
-        ValueError: naming the argument, its value and what to do.
-    """
-    check_dataset(pool, "train_dataset")
-    check_dataset(targets, "target_dataset")
-    rows_in_budget(config.budget, config.budget_unit, len(pool))
-    tracked = find_tracked(model)
-    check_dtype(model, config.scoring_dtype)
-    check_labels(targets, collator, model, "target_dataset", range(len(targets)))
-    generator = torch.Generator().manual_seed(config.seed)
-    check_labels(
-        pool,
-        collator,
-        model,
-        "train_dataset",
-        torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist(),
-    )
-    for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
-        _try_longest(model, dataset, collator, tracked, argument)
-
-
-def _try_longest(
-    model: nn.Module, dataset: Any, collator: Collator, tracked: Sequence[TrackedModule], argument: str
-) -> None:
-    """One backward on the two longest rows: what cannot work should fail now, not after the warm-up.
-
-    Raises:
-        ValueError: naming the argument.
-    """
-    lengths = row_lengths(dataset) or [0] * len(dataset)
-    rows = sorted(range(len(dataset)), key=lambda i: -lengths[i])[:2]
-    batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
-    if not labelled_tokens(model, batch).any():
-        return
-    try:
-        with scoring_mode(model):
-            per_sample_backward(model, batch, tracked, lambda name, gradient: None)
-    except IndexError as error:
-        raise ValueError(
-            f"The longest row of `{argument}` has {max(lengths)} tokens, and the model fails on it ({error}). Cut rows to "
-            "the model's number of positions."
-        ) from error
 
 
 def _fingerprint(dataset: Any) -> dict[str, Any]:

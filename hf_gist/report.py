@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from hf_gist.artifacts import Selection, write
+from hf_gist.artifacts import Selection
+from hf_gist.disk import write
 from hf_gist.subspace import captured_variance
 
 

@@ -14,6 +14,7 @@ PURE = {
     "errors",
     "gate",
     "masking",
+    "measurements",
     "persample",
     "selection",
     "sketch",

@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
-from hf_gist.artifacts import Measurements, Selection
+from hf_gist.artifacts import Selection
 from hf_gist.config import UNSCORED, GISTConfig
+from hf_gist.measurements import Measurements
 from hf_gist.selection import cut_to_budget, uniform_order
 
 

@@ -14,7 +14,7 @@ import torch
 from datasets import Dataset
 from pyarrow import parquet
 
-from hf_gist.artifacts import Measurements, Selection, read, write, write_json
+from hf_gist.artifacts import Selection
 from hf_gist.compare.arms import (
     ARMS,
     IN_DOMAIN,
@@ -30,6 +30,8 @@ from hf_gist.compare.table import Runs, break_even, markdown, save_plot
 from hf_gist.compare.training import Bench
 from hf_gist.config import GISTConfig
 from hf_gist.data import load_rows
+from hf_gist.disk import read, write, write_json
+from hf_gist.measurements import Measurements
 from hf_gist.pipeline import select
 from hf_gist.rows import row_lengths
 from hf_gist.warmup import WarmupSettings, fresh_lora

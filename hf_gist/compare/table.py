@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hf_gist.artifacts import write
 from hf_gist.compare.arms import ARMS, RANDOM
+from hf_gist.disk import write
 
 
 Runs = list[dict[str, Any]]

@@ -14,13 +14,14 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from hf_gist.artifacts import FOLDER, Selection, write, write_json
+from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
 from hf_gist.demo.model import ModelSizes, pretrain, train_tokenizer
 from hf_gist.demo.tasks import NEIGHBOURS, TARGET_TASK, TASKS, DataSizes, DemoData, Row, make_data
 from hf_gist.demo.training import Bench, quiet_and_small
+from hf_gist.disk import write, write_json
 from hf_gist.report import save_selection_figures
 from hf_gist.rows import IGNORE_INDEX
 from hf_gist.warmup import WarmupSettings

@@ -1,0 +1,39 @@
+"""Files: written to a temporary name and renamed, and read with errors that name them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+
+def write(path: Path, writer: Callable[[str], Any]) -> None:
+    """Call `writer` with a temporary name beside `path`, then rename: the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        writer(str(temporary))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON as [`write`] does."""
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+
+
+def read(path: Path, reader: Callable[[str], Any]) -> Any:
+    """Read one artifact.
+
+    Raises:
+        ValueError: naming the file, if it is missing or damaged.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist; it is written at the end of a selection. Is this the right folder?")
+    try:
+        return reader(str(path))
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); write the selection again.") from error
