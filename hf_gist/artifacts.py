@@ -1,7 +1,6 @@
 """A selection, and its form on disk: Parquet, safetensors and JSON, each written to a temporary name and renamed."""
 
 import dataclasses
-import json
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hf_gist.config import UNSCORED, GISTConfig
-from hf_gist.disk import read, write, write_json
+from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.measurements import Measurements
 from hf_gist.selection import (
     group_directions,
@@ -226,7 +225,7 @@ class Selection:
         table = read(folder / SCORES, _read_parquet)
         targets = read(folder / TARGETS, _read_targets)
         config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
-        manifest = read(folder / MANIFEST, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))
+        manifest = read_json(folder / MANIFEST)
         measurements = read(
             folder / COORDINATES,
             lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),

@@ -1,6 +1,5 @@
 """`GISTDataSelectorCallback`: GIST inside the user's own `trainer.train()`, by public API of Trainer and accelerate."""
 
-import json
 import math
 import warnings
 from pathlib import Path
@@ -21,7 +20,7 @@ from hf_gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
-from hf_gist.disk import read, write, write_json
+from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.lora import adapter_parameters, unwrapped
 from hf_gist.pipeline import Inputs, measure_and_choose
@@ -38,6 +37,7 @@ from hf_gist.sampler import (
     warmup_steps_of,
 )
 from hf_gist.selection import rows_in_budget
+from hf_gist.shards import PARTIAL, PartialScores
 
 
 SELECTED, INITIAL_ADAPTER = "selected.json", "initial_adapter.safetensors"
@@ -116,7 +116,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._apply_plan(args, state)
         self._initial_adapter = None
         if self.config.after_selection == "restart":
-            self._initial_adapter = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()}
+            self._keep_initial_adapter(args, state, model)
         self._skip_next, self._first_step = 0, state.global_step
         if state.global_step > 0:
             self._resume(args, state, loader)
@@ -237,6 +237,17 @@ class GISTDataSelectorCallback(TrainerCallback):
                 bar.total = state.max_steps
                 bar.refresh()
 
+    def _keep_initial_adapter(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+        """Remember the adapter as it was before the first step, on disk too: a resumed run does not see it."""
+        path = Path(args.output_dir) / FOLDER / INITIAL_ADAPTER
+        if state.global_step > 0:
+            self._initial_adapter = read(path, load_file)
+            return
+        self._initial_adapter = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()}
+        if state.is_world_process_zero:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(path, lambda name: save_file(self._initial_adapter, name))
+
     # ---- Epochs and steps ----
 
     def on_epoch_begin(
@@ -274,12 +285,15 @@ class GISTDataSelectorCallback(TrainerCallback):
         run = Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
         checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
         inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, checkpoints)
-        self.selection = measure_and_choose(run, inputs, self.config)
+        folder = Path(args.output_dir) / FOLDER
+        partial = PartialScores(folder / PARTIAL, self.config.save_every)
+        self.selection = measure_and_choose(run, inputs, self.config, partial)
         kept = len(self.selection.indices)
         if kept == len(self._pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)
         if PartialState().is_main_process:
-            self.selection.save(Path(args.output_dir) / FOLDER)
+            self.selection.save(folder)
+        partial.remove()
         self._sampler.selection = self.selection.indices
         self._lay_out(args, loader, kept)
         self._sampler.plan = self._plan
@@ -321,22 +335,19 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put into the checkpoint what a resumed run needs."""
-        if not state.is_world_process_zero:
-            return
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
-        folder.mkdir(parents=True, exist_ok=True)
-        if self.selection is not None:
+        if state.is_world_process_zero and self.selection is not None:
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+            folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / SELECTED, {"indices": self.selection.indices})
-        elif self._initial_adapter is not None:
-            write(folder / INITIAL_ADAPTER, lambda path: save_file(self._initial_adapter, path))
 
     def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
         if state.global_step >= self._plan.warmup_steps:
             self.selection = Selection.load(Path(args.output_dir) / FOLDER)
-            indices = read(folder / SELECTED, lambda path: json.loads(Path(path).read_text(encoding="utf-8")))[
-                "indices"
-            ]
+            # Trainer finishes a checkpoint before its callbacks add to it: a kill in between leaves this file out
+            indices = self.selection.indices
+            if (folder / SELECTED).exists():
+                indices = read_json(folder / SELECTED)["indices"]
             if self.selection.config != self.config:
                 raise ValueError(
                     f"The selection in {folder} was made with another GISTConfig ({self.selection.config}). Resume with "
@@ -351,8 +362,6 @@ class GISTDataSelectorCallback(TrainerCallback):
             self._lay_out(args, loader, len(indices))
             self._sampler.plan = self._plan
             self._apply_plan(args, state)
-        elif self._initial_adapter is not None:
-            self._initial_adapter = read(folder / INITIAL_ADAPTER, load_file)
         if not args.ignore_data_skip:
             self._skip_next = state.global_step % self._plan.epoch_limit
 

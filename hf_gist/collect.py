@@ -9,16 +9,21 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
+from accelerate.utils import gather_object, reduce, release_memory
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_gist import persample
 from hf_gist.hooks import reporting
 from hf_gist.lora import TrackedModule, find_tracked, in_last_blocks, unwrapped
 from hf_gist.losses import loss_kind, sample_losses
 from hf_gist.rows import IGNORE_INDEX, Collator, check_batch, fetch_rows, plan_batches, row_lengths
+from hf_gist.shards import Shards
 
+
+logger = logging.get_logger(__name__)
 
 Gradients = Callable[[str, Tensor], None]
 """Receives a parameter name and its per-sample gradients `[B, numel]`."""
@@ -197,12 +202,19 @@ class RowFacts:
     Args:
         losses (`Tensor`): mean token loss `[N]` float32.
         label_tokens (`Tensor`): labelled tokens `[N]` int64.
-        norms (`Tensor`): gradient norms `[N]` float32, NaN or Inf where the gradient is not finite.
+        norms (`Tensor`): norms of the rows' vectors `[N]` float32, NaN or Inf where one is not finite.
+        coordinates (`Tensor`): in the basis of the pass `[N, q]` float32; `q` is 0 without one.
     """
 
     losses: Tensor
     label_tokens: Tensor
     norms: Tensor
+    coordinates: Tensor
+
+    @classmethod
+    def empty(cls, size: int, rank: int = 0) -> "RowFacts":
+        """Zeros for `size` rows."""
+        return cls(torch.zeros(size), torch.zeros(size, dtype=torch.long), torch.zeros(size), torch.zeros(size, rank))
 
 
 @dataclass(frozen=True)
@@ -223,7 +235,15 @@ class Pass:
     scoring_dtype: str = "auto"
     progress: bool = True
 
-    def run(self, dataset: Any, what: str, vectors: Vectors, new_sink: Callable[[list[int]], Gradients]) -> RowFacts:
+    def run(
+        self,
+        dataset: Any,
+        what: str,
+        vectors: Vectors,
+        new_sink: Callable[[list[int]], Gradients],
+        facts: RowFacts | None = None,
+        shards: Shards | None = None,
+    ) -> RowFacts:
         """One pass over this rank's share of the batches; the facts of all rows are returned on every rank.
 
         Args:
@@ -231,38 +251,103 @@ class Pass:
             what (`str`): name of the dataset for messages and the progress bar.
             vectors (`Vectors`): what stands for a row.
             new_sink: makes, for the row indices of a batch, the receiver of its vectors.
+            facts (`RowFacts`, *optional*): filled in and returned.
+            shards (`Shards`, *optional*): keeps finished batches on disk; those of an earlier run are not done again.
+
+        Raises:
+            RuntimeError: if another process failed, with its error.
         """
-        state, device = PartialState(), model_device(self.model)
         size = len(dataset)
-        facts = RowFacts(torch.zeros(size), torch.zeros(size, dtype=torch.long), torch.zeros(size))
-        batches = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
-        mine = batches[state.process_index :: state.num_processes]
+        facts = facts or RowFacts.empty(size)
+        tensors = vars(facts)
+        plan = dict(enumerate(plan_batches(row_lengths(dataset), size, self.tokens_per_batch)))
+        if shards is not None:
+            shards.restore(tensors)
+            plan = {number: rows for number, rows in plan.items() if number not in shards.done}
+        with together():
+            self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
+        for values in tensors.values():
+            sum_over_ranks(values)
+        return facts
+
+    def _batches(self, dataset, what, vectors, new_sink, facts: RowFacts, plan, shards: Shards | None) -> None:
+        state, device, size = PartialState(), model_device(self.model), len(dataset)
+        mine = list(plan.items())[state.process_index :: state.num_processes]
         with ExitStack() as stack:
             stack.enter_context(scoring_mode(self.model))
             stack.enter_context(compute_dtype_context(self.scoring_dtype, device))
             bar = stack.enter_context(
                 tqdm(total=size, desc=what, unit="row", disable=not (self.progress and state.is_main_process))
             )
-            for indices in mine:
-                batch = self.collator(fetch_rows(dataset, indices))
-                check_batch(batch, len(indices), what)
-                self._one(to_device(batch, device), vectors, torch.tensor(indices), facts, new_sink(indices))
+            bar.update(size - sum(map(len, plan.values())))
+            for number, indices in mine:
+                self._batch(dataset, indices, what, vectors, new_sink, facts)
+                if shards is not None:
+                    shards.add(number, indices, vars(facts))
                 bar.update(min(len(indices) * state.num_processes, size - bar.n))
-        for values in (facts.losses, facts.label_tokens, facts.norms):
-            sum_over_ranks(values)
-        return facts
+        if shards is not None:
+            shards.save(vars(facts))
 
-    def _one(self, batch, vectors: Vectors, rows, facts: RowFacts, sink: Gradients) -> None:
-        squares = torch.zeros(len(rows), dtype=torch.float64, device=model_device(self.model))
+    def _batch(self, dataset, indices: list[int], what, vectors: Vectors, new_sink, facts: RowFacts) -> None:
+        """One batch, or its halves where it does not fit into memory."""
+        batch = self.collator(fetch_rows(dataset, indices))
+        check_batch(batch, len(indices), what)
+        try:
+            self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error):
+                raise
+            if len(indices) == 1:
+                raise RuntimeError(
+                    f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens."
+                ) from error
+            # the traceback holds the activations of the batch that did not fit
+            error.__traceback__ = None
+            split = True
+        else:
+            split = False
+        if split:
+            release_memory()
+            logger.warning(
+                f"A batch of {len(indices)} rows of the {what} did not fit into memory; its halves are tried."
+            )
+            middle = len(indices) // 2
+            self._batch(dataset, indices[:middle], what, vectors, new_sink, facts)
+            self._batch(dataset, indices[middle:], what, vectors, new_sink, facts)
+
+    def _one(self, batch, vectors: Vectors, indices: list[int], facts: RowFacts, sink: Gradients) -> None:
+        squares = torch.zeros(len(indices), dtype=torch.float64, device=model_device(self.model))
 
         def gradients(name: str, values: Tensor) -> None:
             squares.add_(torch.einsum("bn,bn->b", values, values))
             sink(name, values)
 
         losses, counts = vectors(batch, gradients)
-        facts.losses[rows] = losses.cpu()
-        facts.label_tokens[rows] = counts.cpu()
-        facts.norms[rows] = squares.sqrt().float().cpu()
+        facts.losses[indices] = losses.float().cpu()
+        facts.label_tokens[indices] = counts.cpu()
+        facts.norms[indices] = squares.sqrt().float().cpu()
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Work of all processes that fails on all if it fails on one, so that none waits for ever.
+
+    Raises:
+        RuntimeError: on the processes that did not fail themselves, with the error of one that did.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
+    state = PartialState()
+    if state.num_processes > 1:
+        reports = gather_object([f"{type(failure).__name__}: {failure}" if failure else ""])
+        others = [f"process {rank} failed: {text}" for rank, text in enumerate(reports) if text]
+        if others and failure is None:
+            raise RuntimeError("; ".join(others))
+    if failure is not None:
+        raise failure
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -295,8 +380,13 @@ def collect_vectors(
 
 
 def collect_coordinates(
-    run: Pass, dataset: Any, basis: dict[str, Tensor], what: str, vectors: Vectors | None = None
-) -> tuple[Tensor, RowFacts]:
+    run: Pass,
+    dataset: Any,
+    basis: dict[str, Tensor],
+    what: str,
+    vectors: Vectors | None = None,
+    shards: Shards | None = None,
+) -> RowFacts:
     """Coordinates of every row's vector in a basis; no gradient outlives its module's backward.
 
     Args:
@@ -305,12 +395,10 @@ def collect_coordinates(
         basis (`dict[str, Tensor]`): part (parameter name) to its slice of the basis `[q, n]`.
         what (`str`): name for messages and the progress bar.
         vectors (`Vectors`, *optional*): what stands for a row; by default its gradient.
-
-    Returns:
-        `tuple[Tensor, RowFacts]`: coordinates `[N, q]` float32 on the CPU, and the facts of the rows.
+        shards (`Shards`, *optional*): see [`Pass.run`].
     """
     rank = len(next(iter(basis.values())))
-    coordinates = torch.zeros(len(dataset), rank)
+    facts = RowFacts.empty(len(dataset), rank)
 
     def new_sink(indices: list[int]) -> Gradients:
         total = torch.zeros(len(indices), rank, dtype=torch.float64, device=model_device(run.model))
@@ -320,12 +408,11 @@ def collect_coordinates(
             total.add_(values @ basis[name].T)
             remaining.discard(name)
             if not remaining:
-                coordinates[indices] = total.float().cpu()
+                facts.coordinates[indices] = total.float().cpu()
 
         return sink
 
-    facts = run.run(dataset, what, vectors or GradientVectors(run.model), new_sink)
-    return sum_over_ranks(coordinates), facts
+    return run.run(dataset, what, vectors or GradientVectors(run.model), new_sink, facts, shards)
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:

@@ -170,6 +170,8 @@ class GISTConfig(BaseConfig):
             bfloat16 inside a trainer with `bf16=True`, and the model's own dtype otherwise.
         after_selection (`str`, defaults to `"continue"`): go on with the warmed-up adapter, or `"restart"` from the
             initial adapter with a fresh optimizer and schedule (the paper's).
+        save_every (`int`, *optional*): scored batches between two saves, from which an interrupted scoring goes on. By
+            default about a minute.
         seed (`int`, defaults to 42): seed of the warm-up sample and of the order of each pass.
 
     Raises:
@@ -199,6 +201,7 @@ class GISTConfig(BaseConfig):
     scoring_tokens_per_batch: int = _help("Padded tokens in one scoring batch.", 4096)
     scoring_dtype: Literal["auto", "float32", "bfloat16"] = _help("Compute dtype of scoring.", "auto")
     after_selection: Literal["continue", "restart"] = _help("Keep the warmed-up adapter or start afresh.", "continue")
+    save_every: int | None = _help("Scored batches between two saves; by default about a minute.", None)
     seed: int = _help("Seed of the warm-up sample and of the order of each pass.", 42)
 
     def rules(self) -> list[tuple[str, bool, str]]:
@@ -233,6 +236,7 @@ class GISTConfig(BaseConfig):
                 "left out with `scorer='rds_plus'`, which is the prefilter",
             ),
             ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, "at least 1"),
+            ("save_every", self.save_every is None or self.save_every >= 1, "at least 1"),
             ("seed", self.seed >= 0, "0 or more"),
         ]
 

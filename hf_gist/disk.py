@@ -37,3 +37,13 @@ def read(path: Path, reader: Callable[[str], Any]) -> Any:
         return reader(str(path))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read ({error}); write the selection again.") from error
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON as [`read`] does."""
+    return read(path, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
+
+
+def as_json(value: Any) -> Any:
+    """A value as it comes back from JSON, to compare with what was read."""
+    return json.loads(json.dumps(value, default=str))

@@ -1,5 +1,6 @@
 """What peft put into a model: which trainable parameters exist, which module owns each, and which block it is in."""
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -150,3 +151,17 @@ def model_identity(model: nn.Module) -> dict[str, str | None]:
         "revision": getattr(config, "_commit_hash", None),
         "class": type(base).__name__,
     }
+
+
+def weights_digest(model: nn.Module, trainable: bool) -> str:
+    """Digest of the adapter (every trainable value), or of the base model (a sample of every other tensor)."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != trainable:
+            continue
+        values = parameter.detach().flatten()
+        if not trainable:
+            values = values[:: max(1, values.numel() // 64)]
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()

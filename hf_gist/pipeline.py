@@ -26,18 +26,25 @@ from hf_gist.collect import (
     collect_vectors,
 )
 from hf_gist.config import UNSCORED, GISTConfig
+from hf_gist.disk import as_json
 from hf_gist.errors import UnscorableRowsWarning
-from hf_gist.lora import model_identity
+from hf_gist.lora import model_identity, weights_digest
 from hf_gist.measurements import Measurements
 from hf_gist.rows import (
     Collator,
+    content_digest,
     keep_columns,
     read_column,
     rows_of,
     signature_columns,
 )
+from hf_gist.shards import PARTIAL, PartialScores
 from hf_gist.subspace import basis_slice, spectrum, target_coordinates
 from hf_gist.version import __version__
+
+
+SPAN = "targets"
+"""Name of the targets' spectrum among unfinished scores."""
 
 
 class Stopwatch:
@@ -54,6 +61,25 @@ class Stopwatch:
         self._last = now
 
 
+@dataclass(frozen=True)
+class Inputs:
+    """What a measurement reads, all checked.
+
+    Args:
+        pool: tokenised candidates, `N` rows.
+        targets: tokenised targets, `M` rows.
+        target_columns (`dict[str, list]`): columns of the targets to group by later.
+        sources (`list[str]`, *optional*): the source of each candidate.
+        checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
+    """
+
+    pool: Any
+    targets: Any
+    target_columns: dict[str, list[Any]]
+    sources: list[str] | None = None
+    checkpoints: Sequence[AdamCheckpoint] = ()
+
+
 def _fingerprint(dataset: Any) -> dict[str, Any]:
     return {"rows": len(dataset), "fingerprint": getattr(dataset, "_fingerprint", None)}
 
@@ -64,6 +90,25 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
+    """All that scores depend on, to tell whether unfinished ones may be used."""
+    names = ("scorer", "score_layers", "prefilter", "scoring_tokens_per_batch", "seed")
+    return as_json(
+        {name: getattr(config, name) for name in names}
+        | {
+            "hf_gist": __version__,
+            "model": model_identity(run.model),
+            "base weights": weights_digest(run.model, trainable=False),
+            "adapter": weights_digest(run.model, trainable=True),
+            "tokenizer": getattr(getattr(run.collator, "tokenizer", None), "name_or_path", None),
+            "compute dtype": run.scoring_dtype,
+            "checkpoints": [(c.steps, c.learning_rate) for c in inputs.checkpoints],
+            "train_dataset": content_digest(inputs.pool),
+            "target_dataset": content_digest(inputs.targets),
+        }
+    )
 
 
 def _manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, watch: Stopwatch) -> dict[str, Any]:
@@ -95,27 +140,27 @@ def _warn_unscorable(measurements: Measurements) -> None:
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What a measurement reads, all checked.
+class _Span:
+    """The subspace of the targets.
 
     Args:
-        pool: tokenised candidates, `N` rows.
-        targets: tokenised targets, `M` rows.
-        target_columns (`dict[str, list]`): columns of the targets to group by later.
-        sources (`list[str]`, *optional*): the source of each candidate.
-        checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
+        singular (`Tensor`): `[q]`.
+        u (`Tensor`): `[M', q]`, for the usable target rows.
+        usable (`Tensor`): their row numbers `[M']`.
+        label_tokens (`Tensor`): their labelled tokens `[M']`.
+        basis (`list[dict[str, Tensor]]`): each stage's slices of the basis.
     """
 
-    pool: Any
-    targets: Any
-    target_columns: dict[str, list[Any]]
-    sources: list[str] | None = None
-    checkpoints: Sequence[AdamCheckpoint] = ()
+    singular: torch.Tensor
+    u: torch.Tensor
+    usable: torch.Tensor
+    label_tokens: torch.Tensor
+    basis: list[dict[str, torch.Tensor]]
 
 
 def _target_span(
-    run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch
-) -> tuple[torch.Tensor, torch.Tensor, list[dict[str, torch.Tensor]], RowFacts]:
+    run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch, partial: PartialScores | None
+) -> _Span:
     """Spectrum of the targets' vectors and each stage's slices of the basis."""
     parts: list[dict[str, torch.Tensor]] = []
     for stage in stages:
@@ -133,25 +178,33 @@ def _target_span(
             vectors[name] = vectors[name][rows.to(vectors[name].device)]
             wide = vectors[name].double()
             gram += (wide @ wide.T).cpu()
-    singular, u = spectrum(gram)
+    kept = partial.kept(SPAN) if partial is not None else None
+    if kept is None:
+        singular, u = spectrum(gram)
+        kept = {"singular": singular, "u": u.contiguous()}
+        if partial is not None:
+            partial.keep(SPAN, kept)
+    # A last digit of difference can turn the eigenvectors: scores of before belong to the eigenvectors of before.
+    singular, u = kept["singular"], kept["u"]
     basis = [{name: basis_slice(vectors.pop(name), singular, u) for name in list(vectors)} for vectors in parts]
     watch.lap("subspace")
-    return singular, u, basis, facts
+    return _Span(singular, u, rows, facts.label_tokens[rows], basis)
 
 
-def _candidate_coordinates(
-    run: Pass, stages: Sequence[Stage], pool: Any, basis: Sequence[dict[str, torch.Tensor]]
-) -> tuple[torch.Tensor, RowFacts]:
+def _candidate_facts(
+    run: Pass, stages: Sequence[Stage], pool: Any, span: _Span, partial: PartialScores | None
+) -> RowFacts:
     """Coordinates and facts of every candidate, with the norm of its whole vector."""
-    for number, (stage, slices) in enumerate(zip(stages, basis, strict=True)):
+    facts = None
+    for number, (stage, slices) in enumerate(zip(stages, span.basis, strict=True)):
+        shards = partial.shards(f"stage{number}") if partial is not None else None
         with stage.installed():
-            part, now = collect_coordinates(run, pool, slices, "scoring candidates", stage.candidates)
-        if number == 0:
-            coordinates, facts = part, now
-        else:
-            coordinates += part
-            facts.norms = torch.hypot(facts.norms, now.norms)
-    return coordinates, facts
+            now = collect_coordinates(run, pool, slices, "scoring candidates", stage.candidates, shards)
+        if facts is not None:
+            now.coordinates += facts.coordinates
+            now.norms = torch.hypot(facts.norms, now.norms)
+        facts = now
+    return facts
 
 
 def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
@@ -180,7 +233,9 @@ def _shortlist(run: Pass, inputs: Inputs, config: GISTConfig) -> tuple[list[int]
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
 
 
-def measure(run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch) -> Measurements:
+def measure(
+    run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch, partial: PartialScores | None = None
+) -> Measurements:
     """The targets' vectors, their spectrum, and every candidate's coordinates.
 
     Args:
@@ -188,6 +243,7 @@ def measure(run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch) -> 
         inputs (`Inputs`): pool, targets and what goes with them.
         config (`GISTConfig`): what stands for a row, and which rows are looked at.
         watch (`Stopwatch`): gets the seconds of each phase.
+        partial (`PartialScores`, *optional*): keeps what is finished, and goes on behind what an earlier run finished.
 
     Raises:
         ValueError: if no target has a usable gradient.
@@ -202,27 +258,31 @@ def measure(run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch) -> 
         pool = rows_of(pool, rows)
         watch.lap("prefilter")
     stages = stages_of(run.model, config, inputs.checkpoints)
-    singular, u, basis, target_facts = _target_span(run, stages, inputs.targets, watch)
-    coordinates, facts = _candidate_coordinates(run, stages, pool, basis)
+    span = _target_span(run, stages, inputs.targets, watch, partial)
+    facts = _candidate_facts(run, stages, pool, span, partial)
     watch.lap("scoring")
-    usable = ((target_facts.label_tokens > 0) & torch.isfinite(target_facts.norms)).nonzero().flatten()
+    columns = inputs.target_columns
     measurements = Measurements(
-        coordinates=coordinates,
+        coordinates=facts.coordinates,
         norms=facts.norms,
         label_tokens=facts.label_tokens,
-        singular_values=singular,
-        target_coordinates=target_coordinates(singular, u),
-        target_label_tokens=target_facts.label_tokens[usable],
-        target_columns={name: [values[i] for i in usable.tolist()] for name, values in inputs.target_columns.items()},
+        singular_values=span.singular,
+        target_coordinates=target_coordinates(span.singular, span.u),
+        target_label_tokens=span.label_tokens,
+        target_columns={name: [values[i] for i in span.usable.tolist()] for name, values in columns.items()},
         sources=inputs.sources,
     )
     return measurements if rows is None else measurements.spread(rows, label_tokens)
 
 
-def measure_and_choose(run: Pass, inputs: Inputs, config: GISTConfig) -> Selection:
+def measure_and_choose(
+    run: Pass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
+) -> Selection:
     """[`measure`], then [`Selection.choose`], with a manifest. The inputs are taken as checked."""
     watch = Stopwatch()
-    measurements = measure(run, inputs, config, watch)
+    if partial is not None and config.strategy not in UNSCORED:
+        partial.open(scoring_key(run, inputs, config))
+    measurements = measure(run, inputs, config, watch, partial)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     watch.lap("selection")
@@ -272,7 +332,8 @@ def select(
         targets: `M` tokenised rows that stand for what the model should become good at.
         config (`GISTConfig`, *optional*): what to select and how.
         data_collator (`Callable`): rows to a padded batch with `labels`, the one used for training.
-        output_dir (`str` or `Path`, *optional*): where to write the artifacts.
+        output_dir (`str` or `Path`, *optional*): where to write the artifacts. Scoring that was interrupted goes on
+            behind what it had finished there.
         progress (`bool`, defaults to `True`): show progress bars.
         checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
             [`hf_gist.baselines.adam_checkpoint`].
@@ -290,7 +351,10 @@ def select(
     if config.strategy not in UNSCORED:
         stages_of(model, config, checkpoints)  # what is missing should show before the work starts
     run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
-    selection = measure_and_choose(run, inputs, config)
-    if output_dir is not None and PartialState().is_main_process:
-        selection.save(output_dir)
+    partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
+    selection = measure_and_choose(run, inputs, config, partial)
+    if output_dir is not None:
+        if PartialState().is_main_process:
+            selection.save(output_dir)
+        partial.remove()
     return selection

@@ -1,9 +1,11 @@
 """Rows of a dataset: reading them, planning batches of similar length, and seeing that samples can be told apart."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import pyarrow
 from datasets import Dataset
 from torch import Tensor, nn
 from torch.utils.data import Subset
@@ -59,6 +61,22 @@ def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
 def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
     """The dataset cut to some rows, without reading them."""
     return dataset.select(indices) if isinstance(dataset, Dataset) else Subset(dataset, list(indices))
+
+
+def content_digest(dataset: Any) -> str:
+    """Digest of what the rows hold, so that a dataset made again in the same way is known again."""
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    if isinstance(dataset, Dataset):
+        for batch in dataset.with_format("arrow").iter(batch_size=10_000):
+            for name in batch.column_names:
+                column = batch[name].combine_chunks()
+                digest.update(name.encode())
+                # a sink copies only the slice, where the buffers may hold more
+                digest.update(pyarrow.record_batch([column], [name]).serialize())
+        return digest.hexdigest()
+    for index in range(len(dataset)):
+        digest.update(repr(dataset[index]).encode())
+    return digest.hexdigest()
 
 
 def row_lengths(dataset: Any) -> list[int] | None:

@@ -1,6 +1,5 @@
 """`hf-gist compare` as a user runs it, and its arithmetic."""
 
-import json
 import random
 
 import pytest
@@ -217,10 +216,3 @@ def test_the_cost_of_scoring_counts_what_is_run():
     assert run.passes_of("gist", warmup, config, 640) == pytest.approx(0.1 + 0.25 + 0.5)
     assert run.passes_of("rds_plus", warmup, config, 640) == pytest.approx(0.6)
     assert run.passes_of("less", warmup, GISTConfig(), 640) == pytest.approx(4.05)
-
-
-def test_settings_go_through_json_unchanged():
-    settings = {"seeds": (0, 1), "a": 1}
-    run.refuse_other_settings(json.loads(json.dumps(settings)), settings, "folder")
-    with pytest.raises(ValueError, match="a was 1 and is now 2"):
-        run.refuse_other_settings(settings, settings | {"a": 2}, "folder")

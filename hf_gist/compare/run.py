@@ -1,7 +1,6 @@
 """The loop of `hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes where it was."""
 
 import dataclasses
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -30,10 +29,11 @@ from hf_gist.compare.table import Runs, break_even, markdown, save_plot
 from hf_gist.compare.training import Bench
 from hf_gist.config import GISTConfig
 from hf_gist.data import load_rows
-from hf_gist.disk import read, write, write_json
+from hf_gist.disk import as_json, read_json, write, write_json
 from hf_gist.measurements import Measurements
 from hf_gist.pipeline import select
 from hf_gist.rows import row_lengths
+from hf_gist.shards import refuse_other_settings
 from hf_gist.warmup import WarmupSettings, fresh_lora
 from hf_gist.workspace import SourceArguments, Workspace, check_source, digest, flag, open_workspace, warmed_model
 
@@ -92,21 +92,7 @@ def settings_of(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     free = {"output_dir", "methods", "seeds", "scores_dir"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
     files = {name: digest(values[name]) for name in ("train_file", "target_file")}
-    return values | dataclasses.asdict(warmup) | config.to_dict() | {"sha256": files}
-
-
-def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Raise if what is in a folder was made with other settings.
-
-    Raises:
-        ValueError: naming the differences.
-    """
-    # through JSON, as the other side went
-    now = json.loads(json.dumps(now))
-    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
-    if names:
-        changes = "; ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
-        raise ValueError(f"{where} was made with other settings: {changes}. Use another folder.")
+    return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | {"sha256": files})
 
 
 # ---- Measuring ----
@@ -190,10 +176,7 @@ def run_file(folder: Path, method: str, seed: int) -> Path:
 
 def read_runs(folder: Path) -> Runs:
     """Every finished run, of this command or another, in the order of the methods and seeds."""
-    runs = [
-        read(path, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
-        for path in (folder / RUNS).glob("*.json")
-    ]
+    runs = [read_json(path) for path in (folder / RUNS).glob("*.json")]
     return sorted(runs, key=lambda run: (list(ARMS).index(run["method"]), run["seed"]))
 
 
@@ -260,8 +243,7 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     methods, seeds = chosen_methods(arguments, config), arguments.seeds or [0, 1, 2]
     folder, settings = Path(arguments.output_dir), settings_of(arguments, warmup, config)
     if (folder / SETTINGS).exists():
-        before = read(folder / SETTINGS, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
-        refuse_other_settings(before, settings, folder)
+        refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
     base = arguments.load_model()
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     bench = Bench(base, workspace.collator, read_tests(arguments, workspace), warmup, folder / "trainer")

@@ -1,0 +1,143 @@
+"""Scoring and training that are killed and started again until they finish. Run as a script:
+
+    python -m tests.reliability.jobs {scoring,training} FOLDER KILLS SEED
+
+Children are forked, so that a kill costs milliseconds and not the imports; each is killed with SIGKILL at a random
+moment. The last line of the output is JSON: kills, starts, and what the finished job says of itself.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
+
+from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from hf_gist.shards import PartialScores
+from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+
+
+POOL, TARGETS = token_rows(90, seed=1), token_rows(5, seed=2)
+
+
+class SlowCollator(PaddingCollator):
+    """Takes long enough for a kill to hit every phase."""
+
+    def __call__(self, rows):
+        time.sleep(0.004)
+        return super().__call__(rows)
+
+
+def rows_in_shards(folder: Path) -> list[int]:
+    """Every row of every shard of the candidates."""
+    return [row for path in folder.glob("stage0-*.safetensors") for row in load_file(path)["rows"].tolist()]
+
+
+def scoring(folder: Path) -> dict:
+    """One `select()` with a save after every second batch; says which rows the shards held at the end."""
+    held: list[int] = []
+    remove = PartialScores.remove
+    PartialScores.remove = lambda self: (held.extend(rows_in_shards(self.folder)), remove(self))
+    config = GISTConfig(budget=8, scoring_tokens_per_batch=24, save_every=2)
+    selection = select(
+        lora_model(), as_dataset(POOL), as_dataset(TARGETS), config,
+        data_collator=SlowCollator(), output_dir=folder / "scores", progress=False,
+    )  # fmt: skip
+    return {"rows": held, "indices": selection.indices}
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint that Trainer finished."""
+    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
+    for path in folder.glob("checkpoint-*"):
+        if path not in whole:
+            shutil.rmtree(path)
+    return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
+
+
+def training(folder: Path, after_selection: str = "restart") -> dict:
+    """A training with the callback that goes on from its last checkpoint; says its losses and selection."""
+    config = GISTConfig(
+        budget=16, warmup_ratio=0.2, scoring_tokens_per_batch=64, save_every=2, after_selection=after_selection
+    )
+    callback = GISTDataSelectorCallback(config, as_dataset(TARGETS))
+    output = folder / "training"
+    arguments = TrainingArguments(
+        str(output), per_device_train_batch_size=4, num_train_epochs=3, learning_rate=1e-2, use_cpu=True, report_to=[],
+        logging_steps=1, save_strategy="steps", save_steps=2, save_total_limit=2, disable_tqdm=True, lr_scheduler_type="cosine",
+    )  # fmt: skip
+    trainer = Trainer(
+        lora_model(), arguments, train_dataset=as_dataset(POOL), data_collator=SlowCollator(), callbacks=[callback]
+    )
+    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    weights = {name: p.double().sum().item() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return {"losses": losses, "indices": callback.selection.indices, "weights": weights}
+
+
+JOBS = {"scoring": scoring, "training": training}
+
+
+def start(job: str, folder: Path) -> int:
+    """Fork a child that runs the job and leaves what it says in `done.json`."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        sys.stdout = open(os.devnull, "w")
+        sys.stderr = open(folder / "errors.log", "a")
+        result = JOBS[job](folder)
+        (folder / "done.tmp").write_text(json.dumps(result))
+        os.replace(folder / "done.tmp", folder / "done.json")
+        os._exit(0)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+def run(job: str, folder: Path, kills: int, seed: int) -> dict:
+    """Start the job until it has finished, killing it at random moments; starts over when it finishes too early."""
+    rng, killed, starts, finished = random.Random(seed), 0, 0, []
+    whole = time.monotonic()
+    while True:
+        starts += 1
+        child = start(job, folder)
+        wait = rng.uniform(0.02, 1.2) if killed < kills else 120.0
+        deadline = time.monotonic() + wait
+        status = None
+        while time.monotonic() < deadline:
+            done, code = os.waitpid(child, os.WNOHANG)
+            if done:
+                status = code
+                break
+            time.sleep(0.002)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            killed += 1
+            if time.monotonic() - whole > 400:
+                raise SystemExit("too slow")
+            continue
+        if status != 0:
+            raise SystemExit(f"the job failed: {(folder / 'errors.log').read_text()}")
+        finished.append(json.loads((folder / "done.json").read_text()))
+        if killed >= kills:
+            return {"kills": killed, "starts": starts, "finished": finished}
+        shutil.move(folder / {"scoring": "scores", "training": "training"}[job], folder / f"finished{len(finished)}")
+        (folder / "done.json").unlink()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    name, where, count, chance = sys.argv[1:]
+    Path(where).mkdir(parents=True, exist_ok=True)
+    print(json.dumps(run(name, Path(where), int(count), int(chance))))

@@ -1,0 +1,51 @@
+"""SIGKILL at random moments of scoring and training: nothing is lost, nothing is done twice."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).parent.parent.parent
+KILLS = [8, pytest.param(40, marks=pytest.mark.slow)]
+
+
+def killed(job, folder, kills, seed=0):
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.reliability.jobs", job, str(folder), str(kills), str(seed)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_scoring_goes_on_behind_what_it_finished(tmp_path, kills):
+    undisturbed = killed("scoring", tmp_path / "whole", 0)["finished"][-1]
+    result = killed("scoring", tmp_path / "killed", kills)
+    assert result["kills"] == kills
+    for finished in result["finished"]:
+        # every row once: none lost, none scored twice
+        assert sorted(finished["rows"]) == list(range(90))
+        assert finished["indices"] == undisturbed["indices"]
+    expected = (tmp_path / "whole" / "scores" / "coordinates.safetensors").read_bytes()
+    assert (tmp_path / "killed" / "scores" / "coordinates.safetensors").read_bytes() == expected
+    assert not (tmp_path / "killed" / "scores" / "partial").exists()
+
+
+@pytest.mark.parametrize("kills", KILLS)
+def test_training_goes_on_from_its_last_checkpoint(tmp_path, kills):
+    undisturbed = killed("training", tmp_path / "whole", 0)["finished"][-1]
+    result = killed("training", tmp_path / "killed", kills)
+    assert result["kills"] == kills
+    for finished in result["finished"]:
+        assert finished["indices"] == undisturbed["indices"]
+        assert finished["losses"] == undisturbed["losses"]
+        assert finished["weights"] == undisturbed["weights"]
