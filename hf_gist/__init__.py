@@ -3,8 +3,8 @@
 from importlib.util import find_spec
 
 from hf_gist.artifacts import Selection
+from hf_gist.backward import per_sample_gradients_reference
 from hf_gist.callback import GISTDataSelectorCallback
-from hf_gist.collect import per_sample_gradients_reference
 from hf_gist.config import GASTConfig, GISTConfig
 from hf_gist.pipeline import select
 from hf_gist.trainer import GASTMixin, GASTTrainer

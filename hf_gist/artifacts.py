@@ -42,6 +42,7 @@ RESELECTABLE = (
     "score",
     "strategy",
     "sample_from_top",
+    "drop_target_duplicates",
     "target_group_column",
 )
 
@@ -147,7 +148,7 @@ class Selection:
         Raises:
             ValueError: if the group column is missing or the budget selects nothing.
         """
-        m, scorable = measurements, measurements.scorable
+        m, scorable = measurements, measurements.eligible(config.drop_target_duplicates)
         if config.strategy not in UNSCORED and len(m.singular_values) == 0:
             raise ValueError(
                 f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
@@ -180,7 +181,7 @@ class Selection:
 
         Args:
             changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
-                `sample_from_top` or `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
+                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
 
         Raises:
             ValueError: for any other field, which would need scoring again.
@@ -200,7 +201,7 @@ class Selection:
         folder.mkdir(parents=True, exist_ok=True)
         m = self.measurements
         tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
-        tensors |= {} if m.scored is None else {"scored": m.scored}
+        tensors |= {name: v for name in ("scored", "leaked") if (v := getattr(m, name)) is not None}
         spectrum = {
             "singular_values": m.singular_values,
             "target_coordinates": m.target_coordinates,

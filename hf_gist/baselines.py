@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gist.collect import Gradients, GradientVectors, Vectors, model_device
+from hf_gist.backward import Gradients, GradientVectors, Vectors, model_device
 from hf_gist.config import GISTConfig
 from hf_gist.lora import adapter_parameters, unwrapped
 from hf_gist.losses import labelled_tokens, sample_losses
@@ -65,7 +65,7 @@ class HiddenStateVectors:
         self.sizes = {"hidden": self.head.in_features}
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """See [`hf_gist.collect.Vectors`]."""
+        """See [`hf_gist.backward.Vectors`]."""
         seen: list[Tensor] = []
         # registered before the loss's own hook, which cuts the input to the labelled positions
         handle = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
@@ -179,7 +179,7 @@ class SketchedVectors:
         self.device = model_device(model)
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """See [`hf_gist.collect.Vectors`]."""
+        """See [`hf_gist.backward.Vectors`]."""
         sketches = torch.zeros(len(batch["labels"]), self.sketch.size, device=self.device)
 
         def one(name: str, values: Tensor) -> None:
@@ -205,7 +205,7 @@ class LabelCounts:
         self.sizes: dict[str, int] = {}
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """See [`hf_gist.collect.Vectors`]."""
+        """See [`hf_gist.backward.Vectors`]."""
         counts = labelled_tokens(self.model, batch)
         return torch.zeros(len(counts), device=counts.device), counts
 

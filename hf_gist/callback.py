@@ -22,6 +22,7 @@ from hf_gist.config import GISTConfig
 from hf_gist.data import tokenize
 from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
+from hf_gist.leaks import find_leaks
 from hf_gist.lora import adapter_parameters, unwrapped
 from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.report import summary_line, summary_table
@@ -57,6 +58,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         target_dataset: `M` rows that stand for what the model should become good at, tokenised like the train
             dataset; with `SFTTrainer` also raw rows of `messages`, `prompt` and `completion`, or text. They must not
             be evaluation rows.
+        eval_dataset (*optional*): tokenised evaluation rows; those that are in the train dataset too are not selected.
         train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
             `config.source_column`.
 
@@ -79,14 +81,19 @@ class GISTDataSelectorCallback(TrainerCallback):
     """
 
     def __init__(
-        self, config: GISTConfig | None = None, target_dataset: Any = None, *, train_dataset: Any = None
+        self,
+        config: GISTConfig | None = None,
+        target_dataset: Any = None,
+        *,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
     ) -> None:
         if config is not None and not isinstance(config, GISTConfig):
             raise ValueError(f"`config` must be a GISTConfig, got {type(config).__name__}.")
         if target_dataset is None:
             raise ValueError("`target_dataset` is missing: GIST selects the rows that align with a small target set.")
         self.config = config or GISTConfig()
-        self.target_dataset, self.train_dataset = target_dataset, train_dataset
+        self.target_dataset, self.train_dataset, self.eval_dataset = target_dataset, train_dataset, eval_dataset
         self.selection: Selection | None = None
         self._witness: StepWitness | None = None
         self._verified = False
@@ -109,6 +116,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         if self.config.scorer == "less":
             check_optimizer(kwargs["optimizer"])
         self._pool, self._collator = pool, collator
+        tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
+        self._leaks = find_leaks(pool, self._targets, self.eval_dataset, tokenizer)
         self._lay_out(args, loader, self._expected_rows())
         self._sampler = GISTSampler(self._plan, self.config.seed)
         loader.set_sampler(self._sampler)
@@ -284,7 +293,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         dtype = "bfloat16" if self.config.scoring_dtype == "auto" and args.bf16 else self.config.scoring_dtype
         run = Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
         checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
-        inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, checkpoints)
+        inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, self._leaks, checkpoints)
         folder = Path(args.output_dir) / FOLDER
         partial = PartialScores(folder / PARTIAL, self.config.save_every)
         self.selection = measure_and_choose(run, inputs, self.config, partial)

@@ -8,7 +8,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from hf_gist.collect import check_dtype, model_device, per_sample_backward, scoring_mode, to_device
+from hf_gist.backward import check_dtype, model_device, per_sample_backward, scoring_mode, to_device
 from hf_gist.config import GISTConfig
 from hf_gist.lora import TrackedModule, find_tracked
 from hf_gist.losses import labelled_tokens

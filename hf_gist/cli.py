@@ -17,12 +17,13 @@ import yaml
 from hf_gist.artifacts import RESELECTABLE, Selection
 from hf_gist.compare import CompareArguments, run_compare
 from hf_gist.config import UNSCORED, GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.data import load_rows
 from hf_gist.disk import write
 from hf_gist.pipeline import select
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.version import __version__
 from hf_gist.warmup import WarmupSettings, fresh_lora, load_adapter
-from hf_gist.workspace import SourceArguments, check_source, digest, flag, open_workspace, warmed_model
+from hf_gist.workspace import SourceArguments, check_source, digest, flag, open_workspace, token_columns, warmed_model
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,9 @@ class SelectArguments(SourceArguments):
     """Where `hf-gist select` reads and writes."""
 
     adapter_name_or_path: str | None = flag("Trained LoRA adapter; without one, a fresh LoRA takes its own warm-up.")
+    eval_file: list[str] | None = flag(
+        "Evaluation rows: those that are in the pool too are reported and not selected."
+    )
     output_format: Literal["jsonl", "parquet"] = flag("Format of the selected rows.", "jsonl")
     from_scores: str | None = flag("Folder with the scores of an earlier run: choose again without scoring.")
 
@@ -151,6 +155,8 @@ def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) 
 def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
     base = arguments.load_model()
     workspace, checkpoints = open_workspace(arguments, rows, base), []
+    evaluation = [load_rows(file, None, "train", "eval_file") for file in arguments.eval_file or []]
+    evaluation = [workspace.tokenized(rows, "eval_file") for rows in evaluation]
     if arguments.adapter_name_or_path is not None:
         model = load_adapter(base, arguments.adapter_name_or_path)
     elif config.strategy in UNSCORED:
@@ -163,6 +169,8 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         workspace.targets,
         config,
         data_collator=workspace.collator,
+        eval_dataset=token_columns(evaluation),
+        output_dir=arguments.output_dir,
         checkpoints=checkpoints,
     )
     manifest = selection.manifest | {"train_file_sha256": digest(arguments.train_file)}

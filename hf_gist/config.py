@@ -170,6 +170,8 @@ class GISTConfig(BaseConfig):
             bfloat16 inside a trainer with `bf16=True`, and the model's own dtype otherwise.
         after_selection (`str`, defaults to `"continue"`): go on with the warmed-up adapter, or `"restart"` from the
             initial adapter with a fresh optimizer and schedule (the paper's).
+        drop_target_duplicates (`bool`, defaults to `True`): never select a row that is in the target or evaluation set
+            too, token for token or in the same words. Such rows are reported either way.
         save_every (`int`, *optional*): scored batches between two saves, from which an interrupted scoring goes on. By
             default about a minute.
         seed (`int`, defaults to 42): seed of the warm-up sample and of the order of each pass.
@@ -201,6 +203,7 @@ class GISTConfig(BaseConfig):
     scoring_tokens_per_batch: int = _help("Padded tokens in one scoring batch.", 4096)
     scoring_dtype: Literal["auto", "float32", "bfloat16"] = _help("Compute dtype of scoring.", "auto")
     after_selection: Literal["continue", "restart"] = _help("Keep the warmed-up adapter or start afresh.", "continue")
+    drop_target_duplicates: bool = _help("Never select rows that are in the target or evaluation set too.", True)
     save_every: int | None = _help("Scored batches between two saves; by default about a minute.", None)
     seed: int = _help("Seed of the warm-up sample and of the order of each pass.", 42)
 

@@ -11,3 +11,7 @@ class SelectionNotVerifiedWarning(UserWarning):
 
 class UnscorableRowsWarning(UserWarning):
     """Some candidate rows have no labelled token, or a gradient that is not finite, and cannot be selected."""
+
+
+class LeakWarning(UserWarning):
+    """Rows of the target or evaluation set are in the pool, or target rows in the evaluation set."""

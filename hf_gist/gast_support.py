@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_gist.collect import scoring_mode
+from hf_gist.backward import scoring_mode
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast_hooks import Group
 from hf_gist.masking import support_rows

@@ -22,6 +22,7 @@ class Measurements:
         target_coordinates (`Tensor`): `[M, q]` float32.
         target_label_tokens (`Tensor`): `[M]` int64.
         scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter passed on; by default all.
+        leaked (`Tensor`, *optional*): `[N]` bool, the rows that are in the target or evaluation set too; by default none.
         target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
         sources (`list[str]`, *optional*): the source of each candidate.
     """
@@ -33,6 +34,7 @@ class Measurements:
     target_coordinates: Tensor
     target_label_tokens: Tensor
     scored: Tensor | None = None
+    leaked: Tensor | None = None
     target_columns: dict[str, list[Any]] = field(default_factory=dict)
     sources: list[str] | None = None
 
@@ -41,6 +43,10 @@ class Measurements:
         """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
         finite = torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
         return (self.label_tokens > 0) & finite & (torch.tensor(True) if self.scored is None else self.scored)
+
+    def eligible(self, drop_leaked: bool) -> Tensor:
+        """`[N]` bool: the scorable rows, without those that are target or evaluation rows if they are to be dropped."""
+        return self.scorable & ~self.leaked if drop_leaked and self.leaked is not None else self.scorable
 
     @property
     def not_finite(self) -> list[int]:

@@ -19,15 +19,11 @@ from torch import nn
 from hf_gist.artifacts import Selection
 from hf_gist.baselines import AdamCheckpoint, LabelCounts, Stage, stages_of
 from hf_gist.checks import check_dataset, check_inputs, group_columns
-from hf_gist.collect import (
-    Pass,
-    RowFacts,
-    collect_coordinates,
-    collect_vectors,
-)
+from hf_gist.collect import Pass, RowFacts, collect_coordinates, collect_vectors
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.disk import as_json
 from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.leaks import Leaks, find_leaks
 from hf_gist.lora import model_identity, weights_digest
 from hf_gist.measurements import Measurements
 from hf_gist.rows import (
@@ -70,6 +66,7 @@ class Inputs:
         targets: tokenised targets, `M` rows.
         target_columns (`dict[str, list]`): columns of the targets to group by later.
         sources (`list[str]`, *optional*): the source of each candidate.
+        leaks (`Leaks`, *optional*): rows of the pool that are in the target or evaluation set too.
         checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
     """
 
@@ -77,6 +74,7 @@ class Inputs:
     targets: Any
     target_columns: dict[str, list[Any]]
     sources: list[str] | None = None
+    leaks: Leaks | None = None
     checkpoints: Sequence[AdamCheckpoint] = ()
 
 
@@ -283,10 +281,14 @@ def measure_and_choose(
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(run, inputs, config))
     measurements = measure(run, inputs, config, watch, partial)
+    if inputs.leaks is not None:
+        measurements = dataclasses.replace(measurements, leaked=inputs.leaks.mask(len(inputs.pool)))
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     watch.lap("selection")
-    return dataclasses.replace(selection, manifest=_manifest(run.model, inputs.pool, inputs.targets, config, watch))
+    manifest = _manifest(run.model, inputs.pool, inputs.targets, config, watch)
+    manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    return dataclasses.replace(selection, manifest=manifest)
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
@@ -320,6 +322,7 @@ def select(
     data_collator: Collator,
     output_dir: str | Path | None = None,
     progress: bool = True,
+    eval_dataset: Any = None,
     checkpoints: Sequence[AdamCheckpoint] = (),
 ) -> Selection:
     """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
@@ -335,6 +338,7 @@ def select(
         output_dir (`str` or `Path`, *optional*): where to write the artifacts. Scoring that was interrupted goes on
             behind what it had finished there.
         progress (`bool`, defaults to `True`): show progress bars.
+        eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
         checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
             [`hf_gist.baselines.adam_checkpoint`].
 
@@ -345,9 +349,9 @@ def select(
         ValueError: for inputs that cannot be selected from, before any gradient is taken.
     """
     config = config or GISTConfig()
-    inputs = dataclasses.replace(
-        prepare(model, candidates, targets, config, data_collator), checkpoints=tuple(checkpoints)
-    )
+    inputs = prepare(model, candidates, targets, config, data_collator)
+    leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, getattr(data_collator, "tokenizer", None))
+    inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
     if config.strategy not in UNSCORED:
         stages_of(model, config, checkpoints)  # what is missing should show before the work starts
     run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)

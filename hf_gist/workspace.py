@@ -1,12 +1,13 @@
 """What the commands work on: model, tokenizer, pool and targets, read and tokenised as the flags say."""
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
@@ -142,6 +143,11 @@ def warmed_model(
     prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
     return model, warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+
+
+def token_columns(sets: Sequence[Dataset]) -> Dataset | None:
+    """Several tokenised sets as one."""
+    return concatenate_datasets([rows.select_columns(["input_ids", "labels"]) for rows in sets]) if sets else None
 
 
 def digest(file: str | None) -> str | None:

@@ -7,7 +7,8 @@ import torch
 from peft import LoraConfig
 
 from hf_gist import per_sample_gradients_reference
-from hf_gist.collect import Pass, collect_vectors, per_sample_backward, scoring_mode
+from hf_gist.backward import per_sample_backward, scoring_mode
+from hf_gist.collect import Pass, collect_vectors
 from hf_gist.lora import find_tracked
 from hf_gist.losses import sample_losses
 from hf_gist.rows import plan_batches

@@ -213,7 +213,7 @@ def test_a_target_without_labels_is_left_out_of_the_subspace():
     ],
 )
 def test_bad_input_is_refused_before_any_gradient(change, message, monkeypatch):
-    monkeypatch.setattr("hf_gist.collect.per_sample_backward", lambda *a: pytest.fail("a gradient was taken"))
+    monkeypatch.setattr("hf_gist.backward.per_sample_backward", lambda *a: pytest.fail("a gradient was taken"))
     pool, targets = change.get("pool", token_rows(10)), change.get("targets", token_rows(3, seed=5))
     with pytest.raises(ValueError, match=message):
         select(

@@ -83,10 +83,11 @@ def rows_of_arm(
         seed (`int`): of the random arms.
         oracle_sources (`list[str]`, *optional*): sources that the targets come from, for `in_domain_random`.
     """
+    eligible = measured.eligible(config.drop_target_duplicates)
     if name == WHOLE_POOL:
-        return measured.scorable.nonzero().flatten().tolist()
+        return eligible.nonzero().flatten().tolist()
     if name == IN_DOMAIN:
-        own = torch.tensor([source in oracle_sources for source in measured.sources]) & measured.scorable
+        own = torch.tensor([source in oracle_sources for source in measured.sources]) & eligible
         order = uniform_order(own, seed)
         return cut_to_budget(order, config.budget, config.budget_unit, measured.label_tokens)
     changed = config_of(ARMS[name], config, seed)

@@ -35,11 +35,20 @@ from hf_gist.pipeline import select
 from hf_gist.rows import row_lengths
 from hf_gist.shards import refuse_other_settings
 from hf_gist.warmup import WarmupSettings, fresh_lora
-from hf_gist.workspace import SourceArguments, Workspace, check_source, digest, flag, open_workspace, warmed_model
+from hf_gist.workspace import (
+    SourceArguments,
+    Workspace,
+    check_source,
+    digest,
+    flag,
+    open_workspace,
+    token_columns,
+    warmed_model,
+)
 
 
 RUNS, RESULTS, SETTINGS, TABLE, PLOT = "runs", "compare.parquet", "compare.json", "compare.md", "compare.png"
-SCORES, SCORED_WITH = "scores", "scored_with"
+SCORES, SCORED_WITH = "scores", "scored_with.json"
 
 
 @dataclass(frozen=True)
@@ -109,6 +118,7 @@ class Scores:
         config (`GISTConfig`): what the arms share.
         folder (`Path`): a folder per scorer.
         settings (`dict`): what the scores depend on.
+        tests (`Dataset`): all test rows, which are not to be selected.
     """
 
     workspace: Workspace
@@ -117,34 +127,42 @@ class Scores:
     config: GISTConfig
     folder: Path
     settings: dict[str, Any]
+    tests: Dataset
 
     def of(self, scorer: str) -> tuple[Measurements, float]:
         """Measurements of a scorer, and the seconds they took with their warm-up."""
         folder = self.folder / scorer
-        if not (folder / "manifest.json").exists():
-            self._measure(scorer).save(folder)
-        found = Selection.load(folder)
-        refuse_other_settings(found.manifest.get(SCORED_WITH, {}), self.settings, folder)
-        measured, only = found.measurements, self.workspace.arguments
+        if (folder / SCORED_WITH).exists():
+            about = read_json(folder / SCORED_WITH)
+            refuse_other_settings(about["settings"], self.settings, folder)
+        else:
+            start = time.perf_counter()
+            self._measure(scorer, folder)
+            about = {"settings": self.settings, "seconds": round(time.perf_counter() - start, 1)}
+            write_json(folder / SCORED_WITH, about)
+        measured, only = Selection.load(folder).measurements, self.workspace.arguments
         if only.target_column is not None:
             measured = measured.for_targets(only.target_column, only.target_value)
-        return measured, found.manifest["seconds_with_warmup"]
+        return measured, about["seconds"]
 
-    def _measure(self, scorer: str) -> Selection:
+    def _measure(self, scorer: str, folder: Path) -> None:
         say(f"measuring: {scorer}")
-        start = time.perf_counter()
         config, checkpoints = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config), []
         if scorer == LABELS:
             model = fresh_lora(self.base, self.warmup, config.seed)
         else:
             model, checkpoints = warmed_model(self.workspace, self.base, self.warmup, config)
-        space = self.workspace
-        selection = select(
-            model, space.pool, space.targets, config, data_collator=space.collator, checkpoints=checkpoints
+        select(
+            model,
+            self.workspace.pool,
+            self.workspace.targets,
+            config,
+            data_collator=self.workspace.collator,
+            checkpoints=checkpoints,
+            eval_dataset=self.tests,
+            output_dir=folder,
         )
         model.unload()
-        extra = {SCORED_WITH: self.settings, "seconds_with_warmup": round(time.perf_counter() - start, 1)}
-        return dataclasses.replace(selection, manifest=selection.manifest | extra)
 
 
 def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -250,7 +268,8 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     kept = Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES
-    scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings))
+    tests = token_columns(list(bench.tests.values()))
+    scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings), tests)
     pool_tokens = sum(row_lengths(workspace.pool))
     (folder / RUNS).mkdir(exist_ok=True)
     for name, seed in plan(methods, seeds):

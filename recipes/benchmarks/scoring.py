@@ -26,8 +26,9 @@ from memory import peak_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from hf_gist.backward import GradientVectors, compute_dtype_context, to_device
 from hf_gist.baselines import LESS_SIZE, AdamCheckpoint, HiddenStateVectors, SketchedVectors
-from hf_gist.collect import GradientVectors, Pass, collect_coordinates, compute_dtype_context, to_device
+from hf_gist.collect import Pass, collect_coordinates
 from hf_gist.lora import adapter_parameters
 from hf_gist.losses import sample_losses
 from hf_gist.rows import fetch_rows, plan_batches, row_lengths

@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from hf_gist import GISTConfig, select
-from hf_gist.collect import GradientVectors, Pass, collect_coordinates
+from hf_gist.backward import GradientVectors
+from hf_gist.collect import Pass, collect_coordinates
 from hf_gist.rows import content_digest
 from hf_gist.shards import PartialScores, Shards
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
