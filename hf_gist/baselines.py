@@ -22,7 +22,7 @@ from hf_gist.config import GISTConfig
 from hf_gist.lora import adapter_parameters, unwrapped
 from hf_gist.losses import labelled_tokens, sample_losses
 from hf_gist.rows import IGNORE_INDEX
-from hf_gist.sketch import CountSketch
+from hf_gist.sketch import CountSketch, SideSketch
 
 
 LESS_SIZE = 8192
@@ -259,7 +259,8 @@ def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCh
         hidden = HiddenStateVectors(model)
         return [Stage(hidden, hidden, model)]
     if config.scorer == "gist":
-        gradient = GradientVectors(model, config.score_layers)
+        sketch = None if config.sketch_dim is None else SideSketch(config.sketch_dim, config.seed)
+        gradient = GradientVectors(model, config.score_layers, sketch)
         return [Stage(gradient, gradient, model)]
     if not checkpoints:
         raise ValueError(

@@ -24,7 +24,7 @@ from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.leaks import find_leaks
 from hf_gist.lora import adapter_parameters, unwrapped
-from hf_gist.pipeline import Inputs, measure_and_choose
+from hf_gist.pipeline import Inputs, forecast, measure_and_choose
 from hf_gist.report import summary_line, summary_table
 from hf_gist.rows import fetch_rows, keep_columns, read_column, signature_columns
 from hf_gist.sampler import (
@@ -116,6 +116,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         if self.config.scorer == "less":
             check_optimizer(kwargs["optimizer"])
         self._pool, self._collator = pool, collator
+        forecast(self._pass(args, model), len(pool), len(self._targets), self.config)
         tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
         self._leaks = find_leaks(pool, self._targets, self.eval_dataset, tokenizer)
         self._lay_out(args, loader, self._expected_rows())
@@ -289,14 +290,16 @@ class GISTDataSelectorCallback(TrainerCallback):
             control.should_training_stop = True
         return control
 
-    def _select_and_swap(self, args, state: TrainerState, model, optimizer, loader) -> None:
+    def _pass(self, args: TrainingArguments, model: torch.nn.Module) -> Pass:
         dtype = "bfloat16" if self.config.scoring_dtype == "auto" and args.bf16 else self.config.scoring_dtype
-        run = Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
+        return Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
+
+    def _select_and_swap(self, args, state: TrainerState, model, optimizer, loader) -> None:
         checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
         inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, self._leaks, checkpoints)
         folder = Path(args.output_dir) / FOLDER
         partial = PartialScores(folder / PARTIAL, self.config.save_every)
-        self.selection = measure_and_choose(run, inputs, self.config, partial)
+        self.selection = measure_and_choose(self._pass(args, model), inputs, self.config, partial)
         kept = len(self.selection.indices)
         if kept == len(self._pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)

@@ -62,6 +62,7 @@ class Pass:
         tokens_per_batch (`int`): see [`plan_batches`].
         scoring_dtype (`str`): see [`GISTConfig`].
         progress (`bool`): show a progress bar on the main process.
+        basis_device (`torch.device`, *optional*): where target vectors and basis are kept; by default the model's device.
     """
 
     model: nn.Module
@@ -69,6 +70,7 @@ class Pass:
     tokens_per_batch: int
     scoring_dtype: str = "auto"
     progress: bool = True
+    basis_device: torch.device | None = None
 
     def run(
         self,
@@ -199,14 +201,14 @@ def collect_vectors(
     """The vectors of a small dataset, whole; by default its per-sample gradients.
 
     Returns:
-        `tuple`: part (parameter name) to values `[M, n]` fp32 on the model's device, and the facts of the rows.
+        `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the facts of the rows.
     """
-    vectors, device = vectors or GradientVectors(run.model), model_device(run.model)
+    vectors, device = vectors or GradientVectors(run.model), run.basis_device or model_device(run.model)
     gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
 
     def new_sink(indices: list[int]) -> Gradients:
         rows = torch.tensor(indices, device=device)
-        return lambda name, values: gradients[name].index_copy_(0, rows, values)
+        return lambda name, values: gradients[name].index_copy_(0, rows, values.to(device))
 
     facts = run.run(dataset, what, vectors, new_sink)
     for values in gradients.values():
@@ -240,7 +242,7 @@ def collect_coordinates(
         remaining = set(basis)
 
         def sink(name: str, values: Tensor) -> None:
-            total.add_(values @ basis[name].T)
+            total.add_(values @ basis[name].to(values.device, non_blocking=True).T)
             remaining.discard(name)
             if not remaining:
                 facts.coordinates[indices] = total.float().cpu()

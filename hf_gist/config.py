@@ -160,6 +160,8 @@ class GISTConfig(BaseConfig):
             the rows closest to a target tend to have its very answer.
         score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
             there. Cheaper and not exact; `recipes/README.md` has the measured agreement.
+        sketch_dim (`int`, *optional*): project each side of a gradient matrix that is longer to this many values, at
+            random, before everything else: memory for the basis shrinks in proportion. Not exact.
         prefilter (`float`, *optional*): share of the pool, best first by `"rds_plus"`, that is scored by gradients;
             the other rows cannot be selected. Cheaper and not exact.
         target_group_column (`str`, *optional*): column of the target set that names each row's group (sub-task). The
@@ -197,6 +199,7 @@ class GISTConfig(BaseConfig):
         "Draw at random from this many times the budget, best first; 1 keeps the best.", 1.0
     )
     score_layers: int | None = _help("Score by the adapters of the last blocks only; cheaper, not exact.", None)
+    sketch_dim: int | None = _help("Project long sides of gradient matrices to this many values; not exact.", None)
     prefilter: float | None = _help("Share of the pool, best by rds_plus, to score by gradients.", None)
     target_group_column: str | None = _help("Column of the target set naming each row's group.", None)
     source_column: str | None = _help("Column of the pool to report shares by.", None)
@@ -232,6 +235,12 @@ class GISTConfig(BaseConfig):
                 "1 or more",
             ),
             ("score_layers", self.score_layers is None or self.score_layers >= 1, "at least 1"),
+            ("sketch_dim", self.sketch_dim is None or self.sketch_dim >= 1, "at least 1"),
+            (
+                "sketch_dim",
+                self.sketch_dim is None or self.scorer == "gist",
+                f"left out with `scorer={self.scorer!r}`, which has a projection of its own or no gradient",
+            ),
             ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
             (
                 "prefilter",

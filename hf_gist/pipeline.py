@@ -15,8 +15,10 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
+from tqdm.auto import tqdm
 
 from hf_gist.artifacts import Selection
+from hf_gist.backward import model_device
 from hf_gist.baselines import AdamCheckpoint, LabelCounts, Stage, stages_of
 from hf_gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.collect import Pass, RowFacts, collect_coordinates, collect_vectors
@@ -26,6 +28,7 @@ from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.leaks import Leaks, find_leaks
 from hf_gist.lora import model_identity, weights_digest
 from hf_gist.measurements import Measurements
+from hf_gist.memory import MemoryPlan, plan_memory
 from hf_gist.rows import (
     Collator,
     content_digest,
@@ -92,7 +95,7 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """All that scores depend on, to tell whether unfinished ones may be used."""
-    names = ("scorer", "score_layers", "prefilter", "scoring_tokens_per_batch", "seed")
+    names = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
     return as_json(
         {name: getattr(config, name) for name in names}
         | {
@@ -156,6 +159,12 @@ class _Span:
     basis: list[dict[str, torch.Tensor]]
 
 
+def _place(slice_: torch.Tensor, run: Pass) -> torch.Tensor:
+    """A slice of the basis where it is kept: pinned on the host, if it is copied to a GPU again and again."""
+    on_host = model_device(run.model).type == "cuda" and slice_.device.type == "cpu"
+    return slice_.pin_memory() if on_host else slice_
+
+
 def _target_span(
     run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch, partial: PartialScores | None
 ) -> _Span:
@@ -184,7 +193,9 @@ def _target_span(
             partial.keep(SPAN, kept)
     # A last digit of difference can turn the eigenvectors: scores of before belong to the eigenvectors of before.
     singular, u = kept["singular"], kept["u"]
-    basis = [{name: basis_slice(vectors.pop(name), singular, u) for name in list(vectors)} for vectors in parts]
+    basis = [
+        {name: _place(basis_slice(vectors.pop(name), singular, u), run) for name in list(vectors)} for vectors in parts
+    ]
     watch.lap("subspace")
     return _Span(singular, u, rows, facts.label_tokens[rows], basis)
 
@@ -225,7 +236,9 @@ def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
 
 def _shortlist(run: Pass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
-    cheap = dataclasses.replace(config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None)
+    cheap = dataclasses.replace(
+        config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None, sketch_dim=None
+    )
     cheap = dataclasses.replace(cheap, strategy="max", budget=config.prefilter, budget_unit="rows")
     measured = measure(run, inputs, cheap, Stopwatch())
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
@@ -273,6 +286,20 @@ def measure(
     return measurements if rows is None else measurements.spread(rows, label_tokens)
 
 
+def forecast(run: Pass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
+    """What scoring will need, said on the main process; `None` for scorers without a large basis.
+
+    Raises:
+        ValueError: if there is no room for the basis.
+    """
+    if config.strategy in UNSCORED or config.scorer != "gist":
+        return None
+    plan = plan_memory(stages_of(run.model, config, ())[0].candidates, targets, rows, run.tokens_per_batch)
+    if run.progress and PartialState().is_main_process:
+        tqdm.write(plan.describe())
+    return plan
+
+
 def measure_and_choose(
     run: Pass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
 ) -> Selection:
@@ -280,6 +307,9 @@ def measure_and_choose(
     watch = Stopwatch()
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(run, inputs, config))
+    plan = forecast(run, len(inputs.pool), len(inputs.targets), config)
+    if plan is not None and plan.placement == "host":
+        run = dataclasses.replace(run, basis_device=torch.device("cpu"))
     measurements = measure(run, inputs, config, watch, partial)
     if inputs.leaks is not None:
         measurements = dataclasses.replace(measurements, leaked=inputs.leaks.mask(len(inputs.pool)))
@@ -287,6 +317,7 @@ def measure_and_choose(
     selection = Selection.choose(measurements, config, {})
     watch.lap("selection")
     manifest = _manifest(run.model, inputs.pool, inputs.targets, config, watch)
+    manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
     return dataclasses.replace(selection, manifest=manifest)
 

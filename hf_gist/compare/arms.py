@@ -64,7 +64,7 @@ def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConf
     """The configuration of an arm; what `config` sets and the arm does not change stays."""
     plain = {"scorer": "gist", "score": "subspace_cosine", "sample_from_top": 1.0}
     if arm.scorer != "gist":
-        plain["prefilter"] = None
+        plain |= {"prefilter": None, "sketch_dim": None}
     if seed is not None:
         # of the draws; no score depends on it
         plain["seed"] = seed

@@ -1,0 +1,117 @@
+"""What scoring will need, where the basis goes, and an error before the work starts if there is no place for it."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+
+from hf_gist.backward import GradientVectors, model_device
+from hf_gist.lora import unwrapped
+from hf_gist.sketch import SideSketch
+
+
+SHARE_TO_USE = 0.9
+"""Of the free memory: allocators and other programs need some."""
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A forecast in bytes, and a decision.
+
+    Args:
+        values (`int`): values of a row's gradient, `D`, after a sketch.
+        targets (`int`): target rows, the largest rank of the basis.
+        basis (`int`): the basis, `D` by the number of targets; as much again passes while it is made.
+        coordinates (`int`): coordinates, norms and counts of all candidates, in host memory.
+        activations (`int`): of one scoring batch, roughly.
+        device_free (`int`): free memory of the model's device.
+        host_free (`int`): free memory of the host, for this process.
+        placement (`str`): `"device"`, or `"host"` from where the basis is copied one matrix at a time.
+    """
+
+    values: int
+    targets: int
+    basis: int
+    coordinates: int
+    activations: int
+    device_free: int
+    host_free: int
+    placement: str
+
+    def describe(self) -> str:
+        """One line for the user."""
+        return (
+            f"memory: basis {in_gib(self.basis)} ({self.values / 1e6:.1f} M values x {self.targets}) on the "
+            f"{self.placement}, coordinates {in_gib(self.coordinates)}, activations of a batch about "
+            f"{in_gib(self.activations)}; free: device {in_gib(self.device_free)}, host {in_gib(self.host_free)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def in_gib(size: int) -> str:
+    """A number of bytes for a person."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Free bytes of the device, and of the host for one of its processes."""
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host), host
+
+
+def activation_bytes(model: nn.Module, tokens: int) -> int:
+    """Roughly what a forward pass keeps for the backward pass of a batch."""
+    config = unwrapped(model).config
+    hidden = getattr(config, "hidden_size", 0)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layers = getattr(config, "num_hidden_layers", 0)
+    size = next(model.parameters()).element_size()
+    return tokens * (layers * (12 * hidden + 4 * inner) * size + 3 * getattr(config, "vocab_size", 0) * FP32)
+
+
+def plan_memory(vectors: GradientVectors, targets: int, rows: int, tokens_per_batch: int) -> MemoryPlan:
+    """Decide where the basis goes.
+
+    Args:
+        vectors (`GradientVectors`): what stands for a row.
+        targets (`int`): target rows.
+        rows (`int`): candidates.
+        tokens_per_batch (`int`): padded tokens of a scoring batch.
+
+    Raises:
+        ValueError: if neither device nor host has room, naming the `sketch_dim` that would fit.
+    """
+    device = model_device(vectors.model)
+    device_free, host_free = free_memory(device)
+    values = sum(vectors.sizes.values())
+    # the targets' gradients turn into the basis parameter by parameter, so both are there only for one of them
+    basis = FP32 * targets * (values + max(vectors.sizes.values()))
+    coordinates = rows * (FP32 * targets + 3 * FP32 + 8)
+    activations = activation_bytes(vectors.model, tokens_per_batch)
+    room = {"device": SHARE_TO_USE * device_free - activations, "host": SHARE_TO_USE * host_free - coordinates}
+    if device.type == "cpu":
+        # one memory for everything
+        room = {"device": room["host"] - activations}
+    placement = next((place for place, size in room.items() if basis <= size), None)
+    if placement is None:
+        raise ValueError(
+            f"The basis of {targets} targets takes {in_gib(basis)}, and there are {in_gib(device_free)} free on the "
+            f"{device.type} and {in_gib(host_free)} on the host. {_way_out(vectors, targets, max(room.values()))}"
+        )
+    return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
+
+
+def _way_out(vectors: GradientVectors, targets: int, room: float) -> str:
+    for exponent in range(12, 2, -1):
+        sketch = SideSketch(2**exponent, 0)
+        sizes = [sketch.size(shape) for shape in vectors.shapes.values()]
+        if FP32 * targets * (sum(sizes) + max(sizes)) <= room:
+            return f"Set `sketch_dim={2**exponent}` (not exact), `score_layers`, or use fewer targets."
+    return "Use a machine with more memory, fewer targets, or `score_layers`."
