@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hf_gist.backward import Gradients, GradientVectors, Vectors, model_device
 from hf_gist.config import GISTConfig
-from hf_gist.lora import adapter_parameters, unwrapped
+from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
 from hf_gist.losses import labelled_tokens, sample_losses
 from hf_gist.rows import IGNORE_INDEX
 from hf_gist.sketch import CountSketch, SideSketch
@@ -147,11 +147,11 @@ def adam_checkpoint(
                 f"`scorer='less'` needs Adam's moments, and {type(optimizer).__name__} has none for {name}. Train with "
                 "an Adam optimizer (`optim='adamw_torch'`)."
             )
-        pair = (state["exp_avg"].detach(), state["exp_avg_sq"].detach())
+        pair = (whole(state["exp_avg"]), whole(state["exp_avg_sq"]))
         moments[name] = tuple(m.cpu().clone() for m in pair) if copy_weights else pair
         steps = int(state["step"])
     group = optimizer.param_groups[0]
-    weights = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()} if copy_weights else None
+    weights = {n: whole(p).cpu().clone() for n, p in adapter_parameters(model).items()} if copy_weights else None
     return AdamCheckpoint(learning_rate, moments, steps, tuple(group["betas"]), group["eps"], weights)
 
 
@@ -230,18 +230,14 @@ class Stage:
     def installed(self) -> Iterator[None]:
         """The model with this stage's adapter; on exit it has its own again."""
         own = adapter_parameters(self.model) if self.weights is not None else {}
-        before = {name: p.detach().clone() for name, p in own.items()}
+        before = {name: whole(p).clone() for name, p in own.items()}
         try:
-            _copy_into(own, self.weights or {})
+            for name, parameter in own.items():
+                assign(parameter, self.weights[name])
             yield
         finally:
-            _copy_into(own, before)
-
-
-@torch.no_grad()
-def _copy_into(parameters: dict[str, nn.Parameter], values: dict[str, Tensor]) -> None:
-    for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+            for name, parameter in own.items():
+                assign(parameter, before[name])
 
 
 def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[Stage]:

@@ -23,7 +23,7 @@ from hf_gist.data import tokenize
 from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.leaks import find_leaks
-from hf_gist.lora import adapter_parameters, unwrapped
+from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
 from hf_gist.pipeline import Inputs, forecast, measure_and_choose
 from hf_gist.report import summary_line, summary_table
 from hf_gist.rows import fetch_rows, keep_columns, read_column, signature_columns
@@ -253,7 +253,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         if state.global_step > 0:
             self._initial_adapter = read(path, load_file)
             return
-        self._initial_adapter = {n: p.detach().cpu().clone() for n, p in adapter_parameters(model).items()}
+        self._initial_adapter = {n: whole(p).cpu().clone() for n, p in adapter_parameters(model).items()}
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
             write(path, lambda name: save_file(self._initial_adapter, name))
@@ -311,9 +311,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._sampler.plan = self._plan
         self._apply_plan(args, state)
         if self._initial_adapter is not None:
-            with torch.no_grad():
-                for name, parameter in adapter_parameters(model).items():
-                    parameter.copy_(self._initial_adapter[name])
+            for name, parameter in adapter_parameters(model).items():
+                assign(parameter, self._initial_adapter[name])
             optimizer.state.clear()
         if state.is_world_process_zero:
             tqdm.write(summary_line(self.selection, self._plan.total_steps - self._plan.warmup_steps))

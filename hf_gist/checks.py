@@ -94,6 +94,10 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
     rows_in_budget(config.budget, config.budget_unit, len(pool))
+    if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
+        raise ValueError(
+            "The parameters are partitioned by DeepSpeed ZeRO-3, which hides them from scoring; use FSDP2."
+        )
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
     check_labels(targets, collator, model, "target_dataset", range(len(targets)))

@@ -1,7 +1,8 @@
 """Passes over a dataset outside the Trainer: what stands for each row, batch by batch, over all processes."""
 
+import math
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from hf_gist.backward import (
     scoring_mode,
     to_device,
 )
+from hf_gist.lora import is_sharded
 from hf_gist.losses import sample_losses
 from hf_gist.rows import Collator, check_batch, fetch_rows, plan_batches, row_lengths
 from hf_gist.shards import Shards
@@ -101,7 +103,8 @@ class Pass:
         if shards is not None:
             shards.restore(tensors)
             plan = {number: rows for number, rows in plan.items() if number not in shards.done}
-        with together():
+        # a failed process cannot speak to others that wait for it in the middle of a joint pass; the launcher ends them
+        with nullcontext() if is_sharded(self.model) else together():
             self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
         for values in tensors.values():
             sum_over_ranks(values)
@@ -122,8 +125,16 @@ class Pass:
                 if shards is not None:
                     shards.add(number, indices, vars(facts))
                 bar.update(min(len(indices) * state.num_processes, size - bar.n))
+            if is_sharded(self.model):
+                self._keep_company(dataset, what, vectors, math.ceil(len(plan) / state.num_processes) - len(mine))
         if shards is not None:
             shards.save(vars(facts))
+
+    def _keep_company(self, dataset, what, vectors: Vectors, passes: int) -> None:
+        """Passes whose outcome is dropped: those of a sharded model are joint, and others may have a batch more."""
+        for _ in range(passes):
+            batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
+            vectors(batch, lambda name, values: None)
 
     def _batch(self, dataset, indices: list[int], what, vectors: Vectors, new_sink, facts: RowFacts) -> None:
         """One batch, or its halves where it does not fit into memory."""
@@ -132,7 +143,8 @@ class Pass:
         try:
             self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
         except RuntimeError as error:
-            if not should_reduce_batch_size(error):
+            # the halves of one process would be passes that the others do not take part in
+            if not should_reduce_batch_size(error) or is_sharded(self.model):
                 raise
             if len(indices) == 1:
                 raise RuntimeError(

@@ -4,10 +4,12 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from peft import PeftModel
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 OUTSIDE_BLOCKS = ""
@@ -137,6 +139,26 @@ def in_last_blocks(tracked: list[TrackedModule], blocks: int) -> list[TrackedMod
     return [module for module in tracked if module.block in kept]
 
 
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes (FSDP2), so that every pass is a joint one."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """The values of a parameter, gathered from all processes if it is sharded; all of them must ask."""
+    values = parameter.detach()
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+@torch.no_grad()
+def assign(parameter: nn.Parameter, values: Tensor) -> None:
+    """Set a parameter, or this process's shard of it, to whole values."""
+    values = values.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
+
+
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The trainable parameters by name; what `after_selection="restart"` resets."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
@@ -159,7 +181,7 @@ def weights_digest(model: nn.Module, trainable: bool) -> str:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad != trainable:
             continue
-        values = parameter.detach().flatten()
+        values = whole(parameter).flatten()
         if not trainable:
             values = values[:: max(1, values.numel() // 64)]
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist import persample
-from hf_gist.lora import unwrapped
+from hf_gist.lora import is_sharded, unwrapped
 from hf_gist.rows import IGNORE_INDEX
 
 
@@ -103,12 +103,14 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
     """
     base, kind = unwrapped(model), loss_kind(model)
+    # a sharded model is put together by the hooks of its outermost module
+    caller = model if is_sharded(model) else base
     inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
     labels = batch["labels"]
     if kind != "seq2seq":
         inputs = _with_positions(base, inputs)
     if kind == "classification":
-        losses = persample.classification_losses(base(**inputs).logits, labels, base.config.problem_type)
+        losses = persample.classification_losses(caller(**inputs).logits, labels, base.config.problem_type)
         return losses, torch.ones_like(losses, dtype=torch.long)
     if kind == "causal":
         # position t predicts token t + 1
@@ -122,6 +124,6 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
     labelled = labels != IGNORE_INDEX
     head = base.get_output_embeddings()
     with _head_at(None if _is_trained(head) else head, labelled):
-        logits = base(**inputs, use_cache=False).logits
+        logits = caller(**inputs, use_cache=False).logits
     sample = labelled.nonzero()[:, 0]
     return persample.mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
