@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -121,8 +122,8 @@ def _try_longest(
     Raises:
         ValueError: naming the argument.
     """
-    lengths = row_lengths(dataset) or [0] * len(dataset)
-    rows = sorted(range(len(dataset)), key=lambda i: -lengths[i])[:2]
+    lengths = row_lengths(dataset)
+    rows = [0] if lengths is None else np.argsort(-lengths, kind="stable")[:2].tolist()
     batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
     if not labelled_tokens(model, batch).any():
         return
@@ -131,6 +132,6 @@ def _try_longest(
             per_sample_backward(model, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         raise ValueError(
-            f"The longest row of `{argument}` has {max(lengths)} tokens, and the model fails on it ({error}). Cut rows to "
+            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model fails on it ({error}). Cut rows to "
             "the model's number of positions."
         ) from error

@@ -25,7 +25,7 @@ from hf_gist.backward import (
 )
 from hf_gist.lora import is_sharded
 from hf_gist.losses import sample_losses
-from hf_gist.rows import Collator, check_batch, fetch_rows, plan_batches, row_lengths
+from hf_gist.rows import Batches, Collator, check_batch, fetch_rows, plan_batches, row_lengths
 from hf_gist.shards import Shards
 
 
@@ -99,10 +99,9 @@ class Pass:
         size = len(dataset)
         facts = facts or RowFacts.empty(size)
         tensors = vars(facts)
-        plan = dict(enumerate(plan_batches(row_lengths(dataset), size, self.tokens_per_batch)))
+        plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
-            plan = {number: rows for number, rows in plan.items() if number not in shards.done}
         # a failed process cannot speak to others that wait for it in the middle of a joint pass; the launcher ends them
         with nullcontext() if is_sharded(self.model) else together():
             self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
@@ -110,23 +109,26 @@ class Pass:
             sum_over_ranks(values)
         return facts
 
-    def _batches(self, dataset, what, vectors, new_sink, facts: RowFacts, plan, shards: Shards | None) -> None:
+    def _batches(self, dataset, what, vectors, new_sink, facts: RowFacts, plan: Batches, shards) -> None:
         state, device, size = PartialState(), model_device(self.model), len(dataset)
-        mine = list(plan.items())[state.process_index :: state.num_processes]
+        done = shards.done if shards is not None else set()
+        todo = [number for number in range(len(plan)) if number not in done]
+        mine = todo[state.process_index :: state.num_processes]
         with ExitStack() as stack:
             stack.enter_context(scoring_mode(self.model))
             stack.enter_context(compute_dtype_context(self.scoring_dtype, device))
             bar = stack.enter_context(
                 tqdm(total=size, desc=what, unit="row", disable=not (self.progress and state.is_main_process))
             )
-            bar.update(size - sum(map(len, plan.values())))
-            for number, indices in mine:
+            bar.update(sum(len(plan[number]) for number in done))
+            for number in mine:
+                indices = plan[number]
                 self._batch(dataset, indices, what, vectors, new_sink, facts)
                 if shards is not None:
                     shards.add(number, indices, vars(facts))
                 bar.update(min(len(indices) * state.num_processes, size - bar.n))
             if is_sharded(self.model):
-                self._keep_company(dataset, what, vectors, math.ceil(len(plan) / state.num_processes) - len(mine))
+                self._keep_company(dataset, what, vectors, math.ceil(len(todo) / state.num_processes) - len(mine))
         if shards is not None:
             shards.save(vars(facts))
 

@@ -5,8 +5,10 @@ import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow
 from datasets import Dataset
+from pyarrow import compute
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -79,40 +81,61 @@ def content_digest(dataset: Any) -> str:
     return digest.hexdigest()
 
 
-def row_lengths(dataset: Any) -> list[int] | None:
-    """Tokens of every row, from `input_ids`; `None` if the rows are tokenised only by the collator."""
+def row_lengths(dataset: Any) -> np.ndarray | None:
+    """Tokens of every row `[N]` int32, from `input_ids`; `None` if the rows are tokenised only by the collator."""
     if isinstance(dataset, Dataset):
         if "input_ids" not in dataset.column_names:
             return None
-        return [len(ids) for ids in dataset.with_format("numpy", columns=["input_ids"])["input_ids"]]
+        column = dataset.select_columns(["input_ids"]).with_format("arrow")
+        parts = [compute.list_value_length(table["input_ids"]) for table in column.iter(batch_size=10_000)]
+        return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
     rows = [dataset[i] for i in range(len(dataset))]
     if not all(isinstance(row, dict) and "input_ids" in row for row in rows):
         return None
-    return [len(row["input_ids"]) for row in rows]
+    return np.array([len(row["input_ids"]) for row in rows], dtype=np.int32)
 
 
-def plan_batches(lengths: Sequence[int] | None, size: int, tokens_per_batch: int) -> list[list[int]]:
+class Batches(Sequence[list[int]]):
+    """Batches of row numbers, kept as two arrays: millions of rows would be gigabytes of lists.
+
+    Args:
+        order (`np.ndarray`): row numbers, batch after batch `[N]`.
+        starts (`np.ndarray`): where in it each batch starts.
+    """
+
+    def __init__(self, order: np.ndarray, starts: np.ndarray) -> None:
+        self.order, self.starts = order, starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, number: int) -> list[int]:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        end = self.starts[number + 1] if number + 1 < len(self) else len(self.order)
+        return self.order[self.starts[number] : end].tolist()
+
+
+def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -> Batches:
     """Batches of rows of similar length, the longest first so that a lack of memory shows at once.
 
     Args:
-        lengths (`Sequence[int]`, *optional*): tokens of every row; without them, rows are taken in order, a few at a
-            time.
+        lengths (`np.ndarray`, *optional*): tokens of every row; without them, rows are taken in order, a few at a time.
         size (`int`): number of rows.
         tokens_per_batch (`int`): padded tokens a batch may have; a longer row is a batch of its own.
 
     Returns:
-        `list[list[int]]`: every row exactly once.
+        `Batches`: every row exactly once.
     """
     if lengths is None:
-        step = ROWS_PER_BATCH_WITHOUT_LENGTHS
-        return [list(range(start, min(start + step, size))) for start in range(0, size, step)]
-    order = sorted(range(size), key=lambda i: (-lengths[i], i))
-    batches: list[list[int]] = []
-    for index in order:
-        if not batches or (len(batches[-1]) + 1) * lengths[batches[-1][0]] > tokens_per_batch:
-            batches.append([])
-        batches[-1].append(index)
-    return batches
+        return Batches(np.arange(size), np.arange(0, size, ROWS_PER_BATCH_WITHOUT_LENGTHS))
+    # stable: rows of equal length stay in order
+    order = np.argsort(-np.asarray(lengths), kind="stable")
+    starts, start = [], 0
+    while start < size:
+        starts.append(start)
+        start += max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
+    return Batches(order, np.array(starts))
 
 
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:

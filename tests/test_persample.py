@@ -200,7 +200,7 @@ def test_a_module_that_no_gradient_reaches_is_an_error():
 def test_batches_are_sorted_whole_and_within_budget():
     rng = random.Random(0)
     lengths = [rng.randint(1, 50) for _ in range(200)] + [500]
-    batches = plan_batches(lengths, len(lengths), 128)
+    batches = list(plan_batches(lengths, len(lengths), 128))
     assert sorted(i for batch in batches for i in batch) == list(range(201))
     assert batches[0] == [200]
     assert all(len(b) * max(lengths[i] for i in b) <= 128 for b in batches[1:])

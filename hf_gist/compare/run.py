@@ -270,7 +270,7 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     kept = Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES
     tests = token_columns(list(bench.tests.values()))
     scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings), tests)
-    pool_tokens = sum(row_lengths(workspace.pool))
+    pool_tokens = int(row_lengths(workspace.pool).sum())
     (folder / RUNS).mkdir(exist_ok=True)
     for name, seed in plan(methods, seeds):
         if run_file(folder, name, seed).exists():

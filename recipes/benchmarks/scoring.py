@@ -237,7 +237,7 @@ def summarise(name, workload, bench, seconds, peaks, floor, share, options):
         "workload": workload,
         "name": name,
         "rows_per_second": len(bench.rows) / statistics.median(wall),
-        "tokens_per_second": sum(row_lengths(bench.rows)) / statistics.median(wall),
+        "tokens_per_second": int(row_lengths(bench.rows).sum()) / statistics.median(wall),
         "wall_share_of_floor": ratio(0),
         "processor_share_of_floor": ratio(1),
         "peak_bytes": peaks[name],
