@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +10,19 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from hf_gist.baselines import AdamCheckpoint
 from hf_gist.config import GISTConfig
 from hf_gist.data import check_one_of, load_rows, tokenize
+from hf_gist.disk import as_json, read_json, write_json
+from hf_gist.lora import weights_digest
 from hf_gist.pipeline import prepare
-from hf_gist.rows import Collator
+from hf_gist.rows import Collator, content_digest
 from hf_gist.warmup import (
     WarmupSettings,
     fresh_lora,
+    load_adapter,
     load_base,
     load_tokenizer,
     padding_collator,
@@ -28,7 +32,9 @@ from hf_gist.warmup import (
 
 
 LONGEST_ROW = 1024
-WARMUP_ADAPTER = "warmup_adapter"
+WARMUP_ADAPTER, MADE_WITH = "warmup_adapter", "warmup.json"
+
+logger = logging.get_logger(__name__)
 
 
 def flag(text: str, default: Any = None) -> Any:
@@ -133,7 +139,7 @@ def check_source(arguments: SourceArguments) -> None:
 def warmed_model(
     workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig
 ) -> tuple[PeftModel, list[AdamCheckpoint]]:
-    """A fresh LoRA on the base model after its own warm-up, which is saved into the output folder.
+    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again.
 
     Returns:
         `tuple[PeftModel, list[AdamCheckpoint]]`: the model, and the checkpoints that `scorer="less"` needs.
@@ -142,7 +148,26 @@ def warmed_model(
     # what is wrong should show before the warm-up
     prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
-    return model, warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+    made_with = _warmup_key(workspace, base, settings, config)
+    path = folder / MADE_WITH
+    # LESS needs the optimizer of the warm-up too, which is not kept
+    if config.scorer != "less" and path.exists() and read_json(path) == made_with:
+        logger.warning(f"The warm-up of an earlier run is used: {folder}")
+        return load_adapter(model.unload(), str(folder)), []
+    path.unlink(missing_ok=True)
+    checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+    write_json(path, made_with)
+    return model, checkpoints
+
+
+def _warmup_key(
+    workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig
+) -> dict[str, Any]:
+    """All that a warm-up depends on."""
+    steps = {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
+    data = workspace.pool.select_columns(["input_ids", "labels"])
+    # of the weights around the fresh adapter, whose names carry peft's prefixes
+    return as_json(asdict(settings) | steps | {"pool": content_digest(data), "base": weights_digest(base, False)})
 
 
 def token_columns(sets: Sequence[Dataset]) -> Dataset | None:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_gist import GISTConfig, Selection
+from hf_gist import GISTConfig, Selection, cli, workspace
 from hf_gist.cli import main
 from tests.words import chats, save_model
 
@@ -156,3 +156,24 @@ def test_every_config_field_is_a_flag_and_the_command_is_installed():
     command = [command] if isinstance(command, str) else command
     text = subprocess.run([*command, "select", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f"--{name}" in text for name in GISTConfig().to_dict())
+
+
+def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypatch):
+    arguments = flags(files, tmp_path, "--budget", "0.1")
+    trained, original = [], workspace.warm_up
+    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "select", killed)
+    with pytest.raises(KeyboardInterrupt):
+        main(arguments)
+    monkeypatch.undo()
+    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+    assert main(arguments) == 0 and len(trained) == 1
+    again = tmp_path / "again"
+    assert main(flags(files, again, "--budget", "0.1")) == 0
+    assert Selection.load(again).indices == Selection.load(tmp_path).indices
+    # another learning rate is another warm-up
+    assert main([*arguments, "--learning_rate", "1e-3"]) == 0 and len(trained) == 3
