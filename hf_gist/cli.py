@@ -13,17 +13,28 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
+from datasets import Dataset
 
 from hf_gist.artifacts import RESELECTABLE, Selection
 from hf_gist.compare import CompareArguments, run_compare
 from hf_gist.config import UNSCORED, GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
-from hf_gist.data import load_rows
-from hf_gist.disk import write
+from hf_gist.data import load_rows, tokenize
+from hf_gist.disk import write, write_json
 from hf_gist.pipeline import select
 from hf_gist.report import save_selection_figures, summary_line, summary_table
+from hf_gist.stream import check_stream_config, select_stream
 from hf_gist.version import __version__
-from hf_gist.warmup import WarmupSettings, fresh_lora, load_adapter
-from hf_gist.workspace import SourceArguments, check_source, digest, flag, open_workspace, token_columns, warmed_model
+from hf_gist.warmup import WarmupSettings, fresh_lora, load_adapter, padding_collator
+from hf_gist.workspace import (
+    SourceArguments,
+    check_source,
+    digest,
+    flag,
+    open_targets,
+    open_workspace,
+    token_columns,
+    warmed_model,
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +44,9 @@ class SelectArguments(SourceArguments):
     adapter_name_or_path: str | None = flag("Trained LoRA adapter; without one, a fresh LoRA takes its own warm-up.")
     eval_file: list[str] | None = flag(
         "Evaluation rows: those that are in the pool too are reported and not selected."
+    )
+    streaming: bool = flag(
+        "Read the pool once, row by row: needs --adapter_name_or_path and a --budget in rows.", False
     )
     output_format: Literal["jsonl", "parquet"] = flag("Format of the selected rows.", "jsonl")
     from_scores: str | None = flag("Folder with the scores of an earlier run: choose again without scoring.")
@@ -179,11 +193,50 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
     return selection
 
 
+def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> None:
+    if arguments.adapter_name_or_path is None:
+        raise ValueError("`--streaming` needs `--adapter_name_or_path`: a warm-up would read the stream first.")
+    check_stream_config(config)
+    base = arguments.load_model()
+    targets, tokenizer, max_length = open_targets(arguments, base)
+    rows = load_rows(
+        arguments.train_file, arguments.dataset_name, arguments.dataset_split, "train_file", streaming=True
+    )
+    selection = select_stream(
+        load_adapter(base, arguments.adapter_name_or_path),
+        rows,
+        targets,
+        config,
+        data_collator=padding_collator(tokenizer),
+        tokenize=lambda chunk: tokenize(chunk, tokenizer, max_length, "train_file"),
+        eval_dataset=token_columns(
+            [
+                tokenize(load_rows(file, None, "train", "eval_file"), tokenizer, max_length, "eval_file")
+                for file in arguments.eval_file or []
+            ]
+        ),
+    )
+    folder = Path(arguments.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = Dataset.from_list(selection.rows)
+    path = folder / f"selected.{arguments.output_format}"
+    write(path, kept.to_parquet if arguments.output_format == "parquet" else partial(kept.to_json, force_ascii=False))
+    write_json(
+        folder / "stream.json", {"indices": selection.indices, "scores": selection.scores, "seen": selection.seen}
+    )
+    _say(
+        f"kept {len(selection.indices):,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)"
+    )
+    _say(f"selected rows: {path}")
+
+
 def run_select(flags: argparse.Namespace) -> None:
     """`hf-gist select`."""
     given, (arguments, warmup, config) = _settings(flags)
     if arguments.from_scores is None or arguments.output_dir is None:
         check_source(arguments)
+    if arguments.streaming:
+        return _select_from_stream(arguments, config)
     rows, start = None, time.perf_counter()
     if arguments.from_scores is None or "train_file" in given or "dataset_name" in given:
         rows = arguments.load_pool()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, load_dataset
+from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
 from hf_gist.rows import IGNORE_INDEX
@@ -25,7 +25,9 @@ def check_one_of(file: str | None, dataset_name: str | None, argument: str) -> N
         raise ValueError(f"Give exactly one of `--{argument}` and `--{other}`.")
 
 
-def load_rows(file: str | None, dataset_name: str | None, split: str, argument: str) -> Dataset:
+def load_rows(
+    file: str | None, dataset_name: str | None, split: str, argument: str, streaming: bool = False
+) -> Dataset | IterableDataset:
     """A dataset from a local file or from the Hub.
 
     Args:
@@ -33,19 +35,20 @@ def load_rows(file: str | None, dataset_name: str | None, split: str, argument: 
         dataset_name (`str`, *optional*): Hub id; exactly one of the two must be given.
         split (`str`): split of the Hub dataset.
         argument (`str`): the file argument's name, for messages.
+        streaming (`bool`): read row by row, without a copy on disk.
 
     Raises:
         ValueError: naming the argument, if the source is missing, ambiguous or of an unknown format.
     """
     check_one_of(file, dataset_name, argument)
     if dataset_name is not None:
-        return load_dataset(dataset_name, split=split)
+        return load_dataset(dataset_name, split=split, streaming=streaming)
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"`--{argument} {file}`: no such file.")
     if path.suffix not in FILE_FORMATS:
         raise ValueError(f"`--{argument} {file}`: unknown format; use one of {', '.join(FILE_FORMATS)}.")
-    return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train")
+    return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
 
 
 def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> dict[str, Any]:

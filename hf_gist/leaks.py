@@ -40,6 +40,12 @@ class Leaks:
         every = sorted({row for rows in self.rows.values() for row in rows})
         return torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(every, dtype=torch.long), True)
 
+    def extend(self, more: "Leaks", offset: int) -> None:
+        """Add those of a chunk that starts at row `offset`."""
+        for name, rows in more.rows.items():
+            self.rows[name] += [offset + row for row in rows]
+            self.exact[name] += more.exact[name]
+
     def report(self) -> dict[str, Any]:
         """For the manifest."""
         found = {
@@ -76,6 +82,38 @@ def _has_tokens(dataset: Any) -> bool:
     return isinstance(row, dict) and "input_ids" in row
 
 
+class LeakGuard:
+    """Knows the target and evaluation rows, and finds them in pools.
+
+    Args:
+        targets: tokenised targets.
+        evaluation (*optional*): tokenised evaluation rows.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): to compare words too; without it, tokens only.
+    """
+
+    def __init__(self, targets: Any, evaluation: Any = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
+        # a processor of images or sound has no text to compare
+        self.tokenizer = tokenizer if hasattr(tokenizer, "batch_decode") else None
+        others = {"target_dataset": targets} | ({} if evaluation is None else {"eval_dataset": evaluation})
+        self.usable = all(_has_tokens(dataset) for dataset in others.values())
+        keys = {name: list(_keys(rows, self.tokenizer)) if self.usable else [] for name, rows in others.items()}
+        self.tokens = {name: {key for key, _ in own} for name, own in keys.items()}
+        self.words = {name: {key for _, key in own} for name, own in keys.items()}
+        evaluated = self.words.get("eval_dataset", set())
+        self.targets_in_evaluation = sum(key in evaluated for _, key in keys["target_dataset"])
+
+    def search(self, pool: Any) -> Leaks:
+        """The rows of a pool that are known."""
+        leaks = Leaks({name: [] for name in self.words}, dict.fromkeys(self.words, 0), self.targets_in_evaluation)
+        for row, (tokens, words) in enumerate(_keys(pool, self.tokenizer)):
+            for name in self.words:
+                same = tokens in self.tokens[name]
+                if same or words in self.words[name]:
+                    leaks.rows[name].append(row)
+                    leaks.exact[name] += same
+        return leaks
+
+
 def find_leaks(
     pool: Any, targets: Any, evaluation: Any = None, tokenizer: PreTrainedTokenizerBase | None = None
 ) -> Leaks | None:
@@ -83,43 +121,24 @@ def find_leaks(
 
     Args:
         pool: tokenised candidates.
-        targets: tokenised targets.
-        evaluation (*optional*): tokenised evaluation rows.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): to compare words too; without it, tokens only.
+        targets: see [`LeakGuard`].
+        evaluation (*optional*): see [`LeakGuard`].
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): see [`LeakGuard`].
 
     Returns:
         `Leaks`, *optional*: what was found; `None` if the rows have no `input_ids` to compare.
     """
-    if not hasattr(tokenizer, "batch_decode"):
-        # a processor of images or sound
-        tokenizer = None
-    others = {"target_dataset": targets} | ({} if evaluation is None else {"eval_dataset": evaluation})
-    if not all(_has_tokens(dataset) for dataset in (pool, *others.values())):
+    guard = LeakGuard(targets, evaluation, tokenizer)
+    if not guard.usable or not _has_tokens(pool):
         return None
-    found = [_search(pool, others, tokenizer) if PartialState().is_main_process else None]
+    found = [guard.search(pool) if PartialState().is_main_process else None]
     broadcast_object_list(found)
-    leaks = found[0]
-    _warn(leaks)
-    return leaks
+    warn(found[0])
+    return found[0]
 
 
-def _search(pool: Any, others: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None) -> Leaks:
-    keys = {name: list(_keys(dataset, tokenizer)) for name, dataset in others.items()}
-    tokens = {name: {key for key, _ in own} for name, own in keys.items()}
-    words = {name: {key for _, key in own} for name, own in keys.items()}
-    leaks = Leaks({name: [] for name in others}, dict.fromkeys(others, 0))
-    for row, (own_tokens, own_words) in enumerate(_keys(pool, tokenizer)):
-        for name in others:
-            same = own_tokens in tokens[name]
-            if same or own_words in words[name]:
-                leaks.rows[name].append(row)
-                leaks.exact[name] += same
-    if "eval_dataset" in words:
-        leaks.targets_in_evaluation = sum(key in words["eval_dataset"] for _, key in keys["target_dataset"])
-    return leaks
-
-
-def _warn(leaks: Leaks) -> None:
+def warn(leaks: Leaks) -> None:
+    """Say what was found."""
     for name, rows in leaks.rows.items():
         if rows:
             same = leaks.exact[name]

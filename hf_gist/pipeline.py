@@ -1,14 +1,9 @@
 """Offline GIST: measure a pool against a target set, then choose. The callback runs the same code inside training."""
 
 import dataclasses
-import platform
-import resource
-import sys
-import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +22,7 @@ from hf_gist.disk import as_json
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.leaks import Leaks, find_leaks
 from hf_gist.lora import model_identity, weights_digest
+from hf_gist.manifest import Stopwatch, run_manifest
 from hf_gist.measurements import Measurements
 from hf_gist.memory import MemoryPlan, plan_memory
 from hf_gist.rows import (
@@ -44,20 +40,6 @@ from hf_gist.version import __version__
 
 SPAN = "targets"
 """Name of the targets' spectrum among unfinished scores."""
-
-
-class Stopwatch:
-    """Seconds per phase."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._last = time.perf_counter()
-
-    def lap(self, phase: str) -> None:
-        """End the phase that is running."""
-        now = time.perf_counter()
-        self.seconds[phase] = round(now - self._last, 3)
-        self._last = now
 
 
 @dataclass(frozen=True)
@@ -81,18 +63,6 @@ class Inputs:
     checkpoints: Sequence[AdamCheckpoint] = ()
 
 
-def _fingerprint(dataset: Any) -> dict[str, Any]:
-    return {"rows": len(dataset), "fingerprint": getattr(dataset, "_fingerprint", None)}
-
-
-def peak_memory_bytes(device: torch.device) -> int:
-    """Peak memory so far: of the allocator on a GPU, of the process elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """All that scores depend on, to tell whether unfinished ones may be used."""
     names = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
@@ -112,22 +82,6 @@ def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]
     )
 
 
-def _manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, watch: Stopwatch) -> dict[str, Any]:
-    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return {
-        "hf_gist": __version__,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "model": model_identity(model) | {"trainable_parameters": trainable},
-        "train_dataset": _fingerprint(pool),
-        "target_dataset": _fingerprint(targets),
-        "seed": config.seed,
-        "processes": PartialState().num_processes,
-        "seconds": watch.seconds,
-        "peak_memory_bytes": peak_memory_bytes(next(model.parameters()).device),
-    }
-
-
 def _warn_unscorable(measurements: Measurements) -> None:
     unlabelled = int((measurements.label_tokens == 0).sum())
     bad = len(measurements.not_finite)
@@ -141,7 +95,7 @@ def _warn_unscorable(measurements: Measurements) -> None:
 
 
 @dataclass(frozen=True)
-class _Span:
+class Span:
     """The subspace of the targets.
 
     Args:
@@ -165,9 +119,9 @@ def _place(slice_: torch.Tensor, run: Pass) -> torch.Tensor:
     return slice_.pin_memory() if on_host else slice_
 
 
-def _target_span(
+def target_span(
     run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch, partial: PartialScores | None
-) -> _Span:
+) -> Span:
     """Spectrum of the targets' vectors and each stage's slices of the basis."""
     parts: list[dict[str, torch.Tensor]] = []
     for stage in stages:
@@ -197,11 +151,11 @@ def _target_span(
         {name: _place(basis_slice(vectors.pop(name), singular, u), run) for name in list(vectors)} for vectors in parts
     ]
     watch.lap("subspace")
-    return _Span(singular, u, rows, facts.label_tokens[rows], basis)
+    return Span(singular, u, rows, facts.label_tokens[rows], basis)
 
 
 def _candidate_facts(
-    run: Pass, stages: Sequence[Stage], pool: Any, span: _Span, partial: PartialScores | None
+    run: Pass, stages: Sequence[Stage], pool: Any, span: Span, partial: PartialScores | None
 ) -> RowFacts:
     """Coordinates and facts of every candidate, with the norm of its whole vector."""
     facts = None
@@ -214,6 +168,24 @@ def _candidate_facts(
             now.norms = torch.hypot(facts.norms, now.norms)
         facts = now
     return facts
+
+
+def chunk_measurements(
+    run: Pass, stages: Sequence[Stage], inputs: Inputs, span: Span, partial: PartialScores | None = None
+) -> Measurements:
+    """Measurements of the rows in `inputs.pool` against targets whose subspace is known."""
+    facts = _candidate_facts(run, stages, inputs.pool, span, partial)
+    columns = inputs.target_columns
+    return Measurements(
+        coordinates=facts.coordinates,
+        norms=facts.norms,
+        label_tokens=facts.label_tokens,
+        singular_values=span.singular,
+        target_coordinates=target_coordinates(span.singular, span.u),
+        target_label_tokens=span.label_tokens,
+        target_columns={name: [values[i] for i in span.usable.tolist()] for name, values in columns.items()},
+        sources=inputs.sources,
+    )
 
 
 def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
@@ -269,20 +241,9 @@ def measure(
         pool = rows_of(pool, rows)
         watch.lap("prefilter")
     stages = stages_of(run.model, config, inputs.checkpoints)
-    span = _target_span(run, stages, inputs.targets, watch, partial)
-    facts = _candidate_facts(run, stages, pool, span, partial)
+    span = target_span(run, stages, inputs.targets, watch, partial)
+    measurements = chunk_measurements(run, stages, dataclasses.replace(inputs, pool=pool), span, partial)
     watch.lap("scoring")
-    columns = inputs.target_columns
-    measurements = Measurements(
-        coordinates=facts.coordinates,
-        norms=facts.norms,
-        label_tokens=facts.label_tokens,
-        singular_values=span.singular,
-        target_coordinates=target_coordinates(span.singular, span.u),
-        target_label_tokens=span.label_tokens,
-        target_columns={name: [values[i] for i in span.usable.tolist()] for name, values in columns.items()},
-        sources=inputs.sources,
-    )
     return measurements if rows is None else measurements.spread(rows, label_tokens)
 
 
@@ -316,7 +277,7 @@ def measure_and_choose(
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     watch.lap("selection")
-    manifest = _manifest(run.model, inputs.pool, inputs.targets, config, watch)
+    manifest = run_manifest(run.model, inputs.pool, inputs.targets, config, watch)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
     return dataclasses.replace(selection, manifest=manifest)

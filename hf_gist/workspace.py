@@ -98,12 +98,11 @@ class Workspace:
         return tokenize(rows, self.tokenizer, self.max_length, argument)
 
 
-def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Module) -> Workspace:
-    """Read the targets, and tokenise them and the pool.
+def open_targets(arguments: SourceArguments, base: torch.nn.Module) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
+    """The tokenised targets, the tokenizer, and the longest row in tokens.
 
     Args:
         arguments (`SourceArguments`): the flags.
-        rows (`Dataset`): the pool.
         base (`nn.Module`): the base model, which knows its number of positions.
 
     Raises:
@@ -116,8 +115,14 @@ def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Mod
         arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
     )
     max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
+    return tokenize(targets, tokenizer, max_length, "target_file"), tokenizer, max_length
+
+
+def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Module) -> Workspace:
+    """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
+    targets, tokenizer, max_length = open_targets(arguments, base)
     pool = tokenize(rows, tokenizer, max_length, "train_file")
-    return Workspace(arguments, tokenizer, max_length, pool, tokenize(targets, tokenizer, max_length, "target_file"))
+    return Workspace(arguments, tokenizer, max_length, pool, targets)
 
 
 def check_source(arguments: SourceArguments) -> None:

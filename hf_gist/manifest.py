@@ -1,0 +1,59 @@
+"""What a run says of itself: versions, counts, seconds, peak memory."""
+
+import platform
+import resource
+import sys
+import time
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from hf_gist.config import GISTConfig
+from hf_gist.lora import model_identity
+from hf_gist.version import __version__
+
+
+class Stopwatch:
+    """Seconds per phase."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End the phase that is running."""
+        now = time.perf_counter()
+        self.seconds[phase] = round(now - self._last, 3)
+        self._last = now
+
+
+def _fingerprint(dataset: Any) -> dict[str, Any]:
+    return {"rows": len(dataset), "fingerprint": getattr(dataset, "_fingerprint", None)}
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the allocator on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, watch: Stopwatch) -> dict[str, Any]:
+    """Everything that a reader needs to repeat a selection, and what it took."""
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "hf_gist": __version__,
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "model": model_identity(model) | {"trainable_parameters": trainable},
+        "train_dataset": _fingerprint(pool),
+        "target_dataset": _fingerprint(targets),
+        "seed": config.seed,
+        "processes": PartialState().num_processes,
+        "seconds": watch.seconds,
+        "peak_memory_bytes": peak_memory_bytes(next(model.parameters()).device),
+    }
