@@ -231,7 +231,8 @@ class Selection:
             folder / COORDINATES,
             lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),
         )
-        again = cls.choose(measurements, config, manifest)
+        read(folder / COORDINATES, lambda _: measurements.check_shapes())
+        again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
         kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
         if len(table["row"]) != len(measurements.norms) or sorted(again.indices) != kept:
             raise ValueError(f"{folder / SCORES} does not belong to {folder / COORDINATES}: their selections differ.")

@@ -38,6 +38,20 @@ class Measurements:
     target_columns: dict[str, list[Any]] = field(default_factory=dict)
     sources: list[str] | None = None
 
+    def check_shapes(self) -> None:
+        """Raise unless all parts belong to the same rows.
+
+        Raises:
+            ValueError: naming the shapes.
+        """
+        rows, rank = self.coordinates.shape
+        expected = {"norms": (rows,), "label_tokens": (rows,), "singular_values": (rank,)}
+        expected |= {"target_coordinates": (len(self.target_label_tokens), rank)}
+        expected |= {name: (rows,) for name in ("scored", "leaked") if getattr(self, name) is not None}
+        wrong = [name for name, shape in expected.items() if tuple(getattr(self, name).shape) != shape]
+        if wrong or not self.coordinates.is_floating_point():
+            raise ValueError(f"{', '.join(wrong) or 'coordinates'} of another size or type than the other tensors")
+
     @property
     def scorable(self) -> Tensor:
         """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
