@@ -16,6 +16,7 @@ from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.measurements import Measurements
 from hf_gist.selection import (
+    energy_inside,
     group_directions,
     length_matched_order,
     ranked,
@@ -158,9 +159,7 @@ class Selection:
         coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
         space = _Space.of(m, coordinates, groups, len(names), rank, config)
         scores, order, best = _order(m, space, scorable, config)
-        squares = m.norms.double().square()
-        inside = coordinates[:, :rank].double().square().sum(1)
-        energy = torch.where(scorable & (squares > 0), inside / squares, torch.zeros(()).double()).clamp(max=1)
+        norms = torch.where(scorable, m.norms, torch.zeros(()))
         return cls(
             indices=sampled_from_top(
                 order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
@@ -168,7 +167,7 @@ class Selection:
             scores=scores,
             rank=rank,
             explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
-            energy=energy.float(),
+            energy=energy_inside(coordinates[:, :rank], norms),
             best_group=best,
             group_names=names,
             config=config,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-CHUNK_ROWS = 65536
+CHUNK_ROWS = 8192
 """Candidates compared with the groups at a time, so that `[N, H]` need not fit in memory."""
 
 
@@ -78,6 +78,21 @@ def score_candidates(
         scores.append(chunk.mean(dim=1) if reduce == "mean" else top)
         best.append(group)
     return torch.cat(scores).float(), torch.cat(best)
+
+
+def energy_inside(coordinates: Tensor, norms: Tensor) -> Tensor:
+    """Share of each squared gradient norm that lies in the subspace.
+
+    Args:
+        coordinates (`Tensor`): candidates in the subspace `[N, k]`.
+        norms (`Tensor`): norms of their whole gradients `[N]`.
+
+    Returns:
+        `Tensor`: `[N]` float32 in [0, 1]; 0 for a gradient of norm zero.
+    """
+    inside = torch.cat([c.double().square().sum(1) for c in coordinates.split(CHUNK_ROWS)])
+    squares = norms.double().square()
+    return torch.where(squares > 0, inside / squares, torch.zeros_like(squares)).clamp(max=1).float()
 
 
 def ranked(scores: Tensor) -> Tensor:
