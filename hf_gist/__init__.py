@@ -7,6 +7,7 @@ from hf_gist.backward import per_sample_gradients_reference
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.config import GASTConfig, GISTConfig
 from hf_gist.pipeline import select
+from hf_gist.stream import StreamSelection, select_stream
 from hf_gist.trainer import GASTMixin, GASTTrainer
 from hf_gist.version import __version__
 
@@ -18,9 +19,11 @@ __all__ = [
     "GISTConfig",
     "GISTDataSelectorCallback",
     "Selection",
+    "StreamSelection",
     "__version__",
     "per_sample_gradients_reference",
     "select",
+    "select_stream",
 ]
 if find_spec("trl") is not None:
     __all__ += ["GASTSFTTrainer"]

@@ -47,6 +47,9 @@ def test_python_blocks(text, tmp_path, monkeypatch):
         "chats": Dataset.from_list(rows),
         "target_chats": Dataset.from_list(rows[:4]),
         "tokenizer": tokenizer(),
+        "small_model": lora_model(),
+        "small_pool": as_dataset(token_rows(80)),
+        "raw_pool": Dataset.from_list(rows),
     }
     before = dict(names)
     exec(compile(text, str(README), "exec"), names)
