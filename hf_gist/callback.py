@@ -298,7 +298,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
         inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, self._leaks, checkpoints)
         folder = Path(args.output_dir) / FOLDER
-        partial = PartialScores(folder / PARTIAL, self.config.save_every)
+        partial = PartialScores(folder / PARTIAL, self.config.save_every, start_over=True)
         self.selection = measure_and_choose(self._pass(args, model), inputs, self.config, partial)
         kept = len(self.selection.indices)
         if kept == len(self._pool):

@@ -98,10 +98,13 @@ class PartialScores:
     Args:
         folder (`Path`): where.
         every (`int`, *optional*): see [`Shards`].
+        start_over (`bool`): what belongs to another scoring is deleted with a warning instead of refused; for a training,
+            whose warm-up is done by then.
     """
 
     folder: Path
     every: int | None = None
+    start_over: bool = False
 
     def open(self, key: dict[str, Any]) -> None:
         """Make the folder, or see that what is in it belongs to the same scoring.
@@ -114,8 +117,16 @@ class PartialScores:
         """
         state, path = PartialState(), self.folder / KEY
         if path.exists():
-            refuse_other_settings(read_json(path), key, self.folder)
-        elif state.is_main_process:
+            try:
+                refuse_other_settings(read_json(path), key, self.folder)
+            except ValueError as error:
+                if not self.start_over:
+                    raise
+                warnings.warn(f"Unfinished scores are not used: {error}", stacklevel=2)
+                state.wait_for_everyone()
+                self.remove()
+        state.wait_for_everyone()
+        if state.is_main_process and not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(path, key)
         state.wait_for_everyone()

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
-from hf_gist import GISTConfig, select
+from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.backward import GradientVectors
 from hf_gist.collect import Pass, collect_coordinates
 from hf_gist.rows import content_digest
@@ -101,6 +102,39 @@ def test_finished_batches_are_not_scored_again(interrupted, monkeypatch):
 def test_scores_of_something_else_are_refused_with_the_difference(interrupted, change, message):
     with pytest.raises(ValueError, match=message):
         choose(interrupted, **change)
+
+
+def test_a_training_starts_over_where_unfinished_scores_are_of_another_one(tmp_path):
+    def run(collator, **settings):
+        arguments = TrainingArguments(
+            str(tmp_path),
+            num_train_epochs=2,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            **settings,
+        )
+        callback = GISTDataSelectorCallback(
+            GISTConfig(budget=8, save_every=1, warmup_steps=1, scoring_tokens_per_batch=40), as_dataset(TARGETS)
+        )
+        pool = as_dataset(POOL)
+        Trainer(lora_model(), arguments, train_dataset=pool, data_collator=collator, callbacks=[callback]).train()
+        return callback.selection
+
+    class Dies(PaddingCollator):
+        """In the middle of scoring: after the checks, the warm-up and the targets."""
+
+        def __call__(self, rows):
+            if len(list((tmp_path / "gist" / "partial").glob("stage0-*"))) >= 1:
+                raise Interrupted
+            return super().__call__(rows)
+
+    with pytest.raises(Interrupted):
+        run(Dies(), learning_rate=1e-2)
+    with pytest.warns(UserWarning, match="Unfinished scores are not used: .* adapter was"):
+        again = run(PaddingCollator(), learning_rate=3e-2)
+    assert torch.isfinite(again.scores).all() and not (tmp_path / "gist" / "partial").exists()
 
 
 def test_another_budget_may_use_them(interrupted):
