@@ -14,7 +14,6 @@ from hf_gist.hooks import reporting
 from hf_gist.lora import TrackedModule, find_tracked, in_last_blocks, unwrapped
 from hf_gist.losses import loss_kind, sample_losses
 from hf_gist.rows import IGNORE_INDEX, Collator
-from hf_gist.sketch import SideSketch
 
 
 Gradients = Callable[[str, Tensor], None]
@@ -157,37 +156,28 @@ class GradientVectors:
     Args:
         model (`nn.Module`): a peft model.
         last_blocks (`int`, *optional*): leave out the adapters of all but the last blocks; the backward ends there.
-        sketch (`SideSketch`, *optional*): makes each parameter's gradient smaller.
     """
 
-    def __init__(self, model: nn.Module, last_blocks: int | None = None, sketch: SideSketch | None = None) -> None:
-        self.model, self.tracked, self.sketch = model, find_tracked(model), sketch
+    def __init__(self, model: nn.Module, last_blocks: int | None = None) -> None:
+        self.model, self.tracked = model, find_tracked(model)
         self._left_out: list[nn.Parameter] = []
         if last_blocks is not None:
             kept = in_last_blocks(self.tracked, last_blocks)
             names = {name for tracked in kept for name in tracked.parameters.values()}
             self._left_out = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
             self.tracked = kept
-        self.shapes = {
-            name: getattr(tracked.module, attribute).shape
+        self.sizes = {
+            name: getattr(tracked.module, attribute).numel()
             for tracked in self.tracked
             for attribute, name in tracked.parameters.items()
-        }
-        self.sizes = {
-            name: shape.numel() if sketch is None else sketch.size(shape) for name, shape in self.shapes.items()
         }
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
         """See [`Vectors`]."""
         for parameter in self._left_out:
             parameter.requires_grad_(False)
-
-        def sketched(name: str, values: Tensor) -> None:
-            gradients(name, self.sketch(name, values.view(len(values), *self.shapes[name])).flatten(1))
-
         try:
-            receiver = gradients if self.sketch is None else sketched
-            return per_sample_backward(self.model, batch, self.tracked, receiver)
+            return per_sample_backward(self.model, batch, self.tracked, gradients)
         finally:
             for parameter in self._left_out:
                 parameter.requires_grad_(True)

@@ -22,7 +22,7 @@ from hf_gist.config import GISTConfig
 from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
 from hf_gist.losses import labelled_tokens, sample_losses
 from hf_gist.rows import IGNORE_INDEX
-from hf_gist.sketch import CountSketch, SideSketch
+from hf_gist.sketch import CountSketch
 
 
 LESS_SIZE = 8192
@@ -156,12 +156,12 @@ def adam_checkpoint(
 
 
 class SketchedVectors:
-    """LESS: unit vectors of projected gradients, or of projected Adam updates.
+    """Projected gradients; for LESS, unit vectors of projected gradients or Adam updates.
 
     Args:
         model (`nn.Module`): a peft model.
         sketch (`CountSketch`): the projection.
-        scale (`float`): length of the vectors.
+        length (`float`, *optional*): make all vectors this long; by default they keep their lengths.
         adam (`AdamCheckpoint`, *optional*): take Adam updates instead of gradients, as LESS does for candidates.
         last_blocks (`int`, *optional*): see [`GradientVectors`].
     """
@@ -170,12 +170,12 @@ class SketchedVectors:
         self,
         model: nn.Module,
         sketch: CountSketch,
-        scale: float = 1.0,
+        length: float | None = None,
         adam: AdamCheckpoint | None = None,
         last_blocks: int | None = None,
     ) -> None:
-        self.gradient, self.sketch, self.scale, self.adam = GradientVectors(model, last_blocks), sketch, scale, adam
-        self.sizes = {"sketch": sketch.size}
+        self.gradient, self.sketch, self.length, self.adam = GradientVectors(model, last_blocks), sketch, length, adam
+        self.model, self.sizes = model, {"sketch": sketch.size}
         self.device = model_device(model)
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,9 @@ class SketchedVectors:
             self.sketch.add(sketches, name, values if self.adam is None else self.adam.update(name, values))
 
         losses, counts = self.gradient(batch, one)
-        gradients("sketch", nn.functional.normalize(sketches, dim=1) * self.scale)
+        if self.length is not None:
+            sketches = nn.functional.normalize(sketches, dim=1) * self.length
+        gradients("sketch", sketches)
         return losses, counts
 
 
@@ -255,8 +257,10 @@ def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCh
         hidden = HiddenStateVectors(model)
         return [Stage(hidden, hidden, model)]
     if config.scorer == "gist":
-        sketch = None if config.sketch_dim is None else SideSketch(config.sketch_dim, config.seed)
-        gradient = GradientVectors(model, config.score_layers, sketch)
+        gradient = GradientVectors(model, config.score_layers)
+        if config.sketch_dim is not None:
+            sketch = CountSketch(config.sketch_dim, config.seed)
+            gradient = SketchedVectors(model, sketch, last_blocks=config.score_layers)
         return [Stage(gradient, gradient, model)]
     if not checkpoints:
         raise ValueError(

@@ -160,8 +160,8 @@ class GISTConfig(BaseConfig):
             the rows closest to a target tend to have its very answer.
         score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
             there. Cheaper and not exact; `recipes/README.md` has the measured agreement.
-        sketch_dim (`int`, *optional*): project each side of a gradient matrix that is longer to this many values, at
-            random, before everything else: memory for the basis shrinks in proportion. Not exact.
+        sketch_dim (`int`, *optional*): project each gradient to this many values at random before everything else (LESS:
+            8192), so that the basis takes next to no memory. Not exact; `recipes/README.md` has the measured agreement.
         prefilter (`float`, *optional*): share of the pool, best first by `"rds_plus"`, that is scored by gradients;
             the other rows cannot be selected. Cheaper and not exact.
         target_group_column (`str`, *optional*): column of the target set that names each row's group (sub-task). The
@@ -199,7 +199,7 @@ class GISTConfig(BaseConfig):
         "Draw at random from this many times the budget, best first; 1 keeps the best.", 1.0
     )
     score_layers: int | None = _help("Score by the adapters of the last blocks only; cheaper, not exact.", None)
-    sketch_dim: int | None = _help("Project long sides of gradient matrices to this many values; not exact.", None)
+    sketch_dim: int | None = _help("Project each gradient to this many values at random; not exact.", None)
     prefilter: float | None = _help("Share of the pool, best by rds_plus, to score by gradients.", None)
     target_group_column: str | None = _help("Column of the target set naming each row's group.", None)
     source_column: str | None = _help("Column of the pool to report shares by.", None)

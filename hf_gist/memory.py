@@ -9,13 +9,14 @@ import torch
 from torch import nn
 
 from hf_gist.backward import GradientVectors, model_device
+from hf_gist.baselines import SketchedVectors
 from hf_gist.lora import unwrapped
-from hf_gist.sketch import SideSketch
 
 
 SHARE_TO_USE = 0.9
 """Of the free memory: allocators and other programs need some."""
 FP32 = 4
+SUGGESTED_SKETCH = 8192
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ def activation_bytes(model: nn.Module, tokens: int) -> int:
     return tokens * (layers * (12 * hidden + 4 * inner) * size + 3 * getattr(config, "vocab_size", 0) * FP32)
 
 
-def plan_memory(vectors: GradientVectors, targets: int, rows: int, tokens_per_batch: int) -> MemoryPlan:
+def plan_memory(
+    vectors: GradientVectors | SketchedVectors, targets: int, rows: int, tokens_per_batch: int
+) -> MemoryPlan:
     """Decide where the basis goes.
 
     Args:
@@ -86,7 +89,7 @@ def plan_memory(vectors: GradientVectors, targets: int, rows: int, tokens_per_ba
         tokens_per_batch (`int`): padded tokens of a scoring batch.
 
     Raises:
-        ValueError: if neither device nor host has room, naming the `sketch_dim` that would fit.
+        ValueError: if neither device nor host has room, naming the way out.
     """
     device = model_device(vectors.model)
     device_free, host_free = free_memory(device)
@@ -103,15 +106,6 @@ def plan_memory(vectors: GradientVectors, targets: int, rows: int, tokens_per_ba
     if placement is None:
         raise ValueError(
             f"The basis of {targets} targets takes {in_gib(basis)}, and there are {in_gib(device_free)} free on the "
-            f"{device.type} and {in_gib(host_free)} on the host. {_way_out(vectors, targets, max(room.values()))}"
+            f"{device.type} and {in_gib(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact), `score_layers`, or use fewer targets."
         )
     return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
-
-
-def _way_out(vectors: GradientVectors, targets: int, room: float) -> str:
-    for exponent in range(12, 2, -1):
-        sketch = SideSketch(2**exponent, 0)
-        sizes = [sketch.size(shape) for shape in vectors.shapes.values()]
-        if FP32 * targets * (sum(sizes) + max(sizes)) <= room:
-            return f"Set `sketch_dim={2**exponent}` (not exact), `score_layers`, or use fewer targets."
-    return "Use a machine with more memory, fewer targets, or `score_layers`."

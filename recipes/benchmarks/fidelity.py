@@ -1,7 +1,7 @@
 """What the cheaper scorings cost in agreement: `sketch_dim`, `score_layers`, `prefilter` and bf16 against exact scores.
 
     python recipes/benchmarks/fidelity.py --model_name_or_path MODEL --adapter_name_or_path ADAPTER \
-        --train_file pool.jsonl --target_file targets.jsonl --rows 3000 --sketch_dims 4 8 16 32 64 --score_layers 1 2 3
+        --train_file pool.jsonl --target_file targets.jsonl --rows 3000 --sketch_dims 1344 5376 21504 --score_layers 1 2 3
 
 Spearman's correlation of the scores, share of the same rows in the top 5 %, and seconds as a share of the exact scoring's,
 on random rows of the pool. All in one process, one after the other.
@@ -27,7 +27,7 @@ def parse():
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--rows", type=int, default=3000, help="random rows of the pool")
     parser.add_argument("--max_length", type=int, default=512)
-    parser.add_argument("--sketch_dims", type=int, nargs="*", default=[4, 8, 16, 32, 64])
+    parser.add_argument("--sketch_dims", type=int, nargs="*", default=[1344, 5376, 21504])
     parser.add_argument("--score_layers", type=int, nargs="*", default=[])
     parser.add_argument("--prefilters", type=float, nargs="*", default=[0.3])
     parser.add_argument("--bf16", action="store_true", help="also with bfloat16 autocast")

@@ -125,7 +125,7 @@ class Bench:
             for name, p in adapter_parameters(model).items()
         }
         adam = AdamCheckpoint(1.0, moments, 10, (0.9, 0.999), 1e-8)
-        self.less = SketchedVectors(model, CountSketch(LESS_SIZE, 0), adam=adam)
+        self.less = SketchedVectors(model, CountSketch(LESS_SIZE, 0), 1.0, adam)
         self.sketch_basis = {"sketch": torch.randn(options.targets, LESS_SIZE, generator=generator).to(options.device)}
         self.rds = HiddenStateVectors(model)
         self.rds_basis = {"hidden": torch.randn(options.targets, options.hidden_size).to(options.device)}
