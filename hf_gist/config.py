@@ -247,6 +247,14 @@ class GISTConfig(BaseConfig):
                 self.prefilter is None or self.scorer != "rds_plus",
                 "left out with `scorer='rds_plus'`, which is the prefilter",
             ),
+            (
+                "prefilter",
+                self.prefilter is None
+                or self.budget_unit != "rows"
+                or not isinstance(self.budget, float)
+                or self.prefilter >= self.budget * self.sample_from_top,
+                "at least `budget` times `sample_from_top`, or it leaves too few rows to choose from",
+            ),
             ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, "at least 1"),
             ("save_every", self.save_every is None or self.save_every >= 1, "at least 1"),
             ("seed", self.seed >= 0, "0 or more"),

@@ -225,6 +225,7 @@ def test_gradient_norm_takes_the_largest_gradients():
         ({"scorer": "less", "score": "cosine"}, "`score` must be left at its default with `scorer='less'`"),
         ({"score": "grad_norm", "strategy": "round_robin"}, "`strategy` must be 'max' with `score='grad_norm'`"),
         ({"prefilter": 0.5, "scorer": "rds_plus"}, "`prefilter` must be left out"),
+        ({"prefilter": 0.1, "budget": 0.05, "sample_from_top": 3.0}, "`prefilter` must be at least `budget` times"),
         ({"prefilter": 1.0}, "`prefilter` must be between 0 and 1"),
         ({"sketch_dim": 8, "scorer": "less"}, "`sketch_dim` must be left out with `scorer='less'`"),
         ({"score_layers": 0}, "`score_layers` must be at least 1"),
