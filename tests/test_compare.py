@@ -1,7 +1,5 @@
 """`hf-gist compare` as a user runs it, and its arithmetic."""
 
-import random
-
 import pytest
 import torch
 from datasets import Dataset
@@ -15,16 +13,7 @@ from hf_gist.compare.table import against_random, break_even, markdown
 from hf_gist.config import GISTConfig
 from hf_gist.warmup import WarmupSettings
 from tests.tiny import PaddingCollator, lora_model, token_rows
-from tests.words import chats, save_model
-
-
-def varied(size, seed):
-    """Conversations of four families, no two alike, so that no scores tie."""
-    rng, rows = random.Random(seed), chats(size)
-    for i, row in enumerate(rows):
-        words = [f"w{(i % 4) * 20 + rng.randrange(20)}" for _ in range(rng.randint(6, 10))]
-        row["messages"][0]["content"], row["messages"][1]["content"] = " ".join(words[:4]), " ".join(words[4:])
-    return rows
+from tests.words import save_model, varied
 
 
 @pytest.fixture(scope="module")
