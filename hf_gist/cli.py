@@ -61,7 +61,7 @@ GROUPS = {
 def _flag_type(hint: Any) -> dict[str, Any]:
     options = [option for option in get_args(hint) if option is not type(None)]
     if hint is bool:
-        return {"action": "store_true"}
+        return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return {"choices": options}
     if get_origin(hint) in (types.UnionType, typing.Union):
@@ -166,11 +166,15 @@ def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) 
     return selection
 
 
+def _evaluation(arguments: SelectArguments, tokenizer: Any, max_length: int) -> Dataset | None:
+    files = arguments.eval_file or []
+    rows = [load_rows(file, None, "train", "eval_file") for file in files]
+    return token_columns([tokenize(part, tokenizer, max_length, "eval_file") for part in rows])
+
+
 def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
     base = arguments.load_model()
     workspace, checkpoints = open_workspace(arguments, rows, base), []
-    evaluation = [load_rows(file, None, "train", "eval_file") for file in arguments.eval_file or []]
-    evaluation = [workspace.tokenized(rows, "eval_file") for rows in evaluation]
     if arguments.adapter_name_or_path is not None:
         model = load_adapter(base, arguments.adapter_name_or_path)
     elif config.strategy in UNSCORED:
@@ -183,7 +187,7 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         workspace.targets,
         config,
         data_collator=workspace.collator,
-        eval_dataset=token_columns(evaluation),
+        eval_dataset=_evaluation(arguments, workspace.tokenizer, workspace.max_length),
         output_dir=arguments.output_dir,
         checkpoints=checkpoints,
     )
@@ -209,12 +213,7 @@ def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> None:
         config,
         data_collator=padding_collator(tokenizer),
         tokenize=lambda chunk: tokenize(chunk, tokenizer, max_length, "train_file"),
-        eval_dataset=token_columns(
-            [
-                tokenize(load_rows(file, None, "train", "eval_file"), tokenizer, max_length, "eval_file")
-                for file in arguments.eval_file or []
-            ]
-        ),
+        eval_dataset=_evaluation(arguments, tokenizer, max_length),
     )
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

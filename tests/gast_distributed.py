@@ -5,37 +5,23 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from safetensors.torch import save_file
 
 from hf_gist.config import GASTConfig
 from hf_gist.trainer import GASTTrainer
+from tests.fsdp import FSDP2, ShardsOnCPU
 from tests.gast_helpers import build_model, rows, train
 
 
 KINDS = {
     "ddp": {},
-    "fsdp2": {
-        "fsdp": True,
-        "fsdp_config": {
-            "version": 2,
-            "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-            "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-        },
-    },
+    "fsdp2": FSDP2,
 }
 CONFIG = GASTConfig(keep=2, support_batch_size=2, seed=5)
 
 
-class FSDPOnCPU(GASTTrainer):
-    """Accelerate shards on accelerators only; everything behind that decision works with gloo as well."""
-
-    def create_accelerator_and_postprocess(self):
-        super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        state.distributed_type = DistributedType.FSDP
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-        self.is_fsdp_enabled = True
+class ShardedGAST(ShardsOnCPU, GASTTrainer):
+    """GAST under FSDP2."""
 
 
 def main(kind: str, folder: str) -> None:
@@ -44,7 +30,7 @@ def main(kind: str, folder: str) -> None:
     trainer, recorder = train(
         build_model("llama"), Path(folder) / "run", rows("llama", 48), config=CONFIG, per_device_train_batch_size=4,
         gradient_accumulation_steps=2, ddp_backend="gloo",
-        trainer_class=FSDPOnCPU if kind == "fsdp2" else GASTTrainer, **KINDS[kind],
+        trainer_class=ShardedGAST if kind == "fsdp2" else GASTTrainer, **KINDS[kind],
     )  # fmt: skip
     tensors = {f"gradient/{name}": value for name, value in recorder.gradients[0].items()}
     for number, (batch, masks) in enumerate(zip(recorder.batches, recorder.masks, strict=True)):

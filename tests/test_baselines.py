@@ -209,7 +209,10 @@ def test_length_matched_rows_have_the_lengths_of_the_targets():
     kept = pool[order[:200]]
     assert abs(int((kept <= 10).sum()) - 50) <= 2 and int(((kept > 10) & (kept < 90)).sum()) <= 30
     assert abs(float(kept.float().median() - targets.float().median())) < 12
-    assert not eligible.logical_not().any() and order[:5].tolist() != sorted(order[:5].tolist())
+    other = length_matched_order(pool, targets, eligible, seed=1)
+    assert other[:200] != order[:200].tolist()
+    eligible[order[:100]] = False
+    assert not set(length_matched_order(pool, targets, eligible, seed=0)) & set(order[:100].tolist())
 
 
 def test_gradient_norm_takes_the_largest_gradients():

@@ -177,3 +177,16 @@ def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypa
     assert Selection.load(again).indices == Selection.load(tmp_path).indices
     # another learning rate is another warm-up
     assert main([*arguments, "--learning_rate", "1e-3"]) == 0 and len(trained) == 3
+
+
+def test_evaluation_rows_are_kept_out_and_the_guard_can_be_switched_off(files, run, tmp_path):
+    pool = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
+    best = Selection.load(run).indices[0]
+    (tmp_path / "eval.jsonl").write_text(json.dumps(pool[best]) + "\n")
+    adapter = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1")
+    more = (*adapter, "--eval_file", str(tmp_path / "eval.jsonl"))
+    assert main(flags(files, tmp_path / "kept_out", *more)) == 0
+    assert best not in Selection.load(tmp_path / "kept_out").indices
+    assert main(flags(files, tmp_path / "off", *more, "--no-drop_target_duplicates")) == 0
+    off = Selection.load(tmp_path / "off")
+    assert not off.config.drop_target_duplicates and off.measurements.leaked[off.indices].any()

@@ -11,7 +11,7 @@ from hf_gist.trainer import GASTMixin
 from tests.gast_helpers import VOCABULARY, Recorder, build_model, reference_gradients, relative_error
 
 
-trl = pytest.importorskip("trl")
+trl = pytest.importorskip("trl", reason="TRL is not installed")
 
 WORDS = ["<pad>", "<s>", "</s>", *(f"w{i}" for i in range(VOCABULARY - 3))]
 

@@ -128,9 +128,15 @@ class Scores:
     folder: Path
     settings: dict[str, Any]
     tests: Dataset
+    _loaded: dict[str, tuple[Measurements, float]] = dataclasses.field(default_factory=dict)
 
     def of(self, scorer: str) -> tuple[Measurements, float]:
         """Measurements of a scorer, and the seconds they took with their warm-up."""
+        if scorer not in self._loaded:
+            self._loaded[scorer] = self._load(scorer)
+        return self._loaded[scorer]
+
+    def _load(self, scorer: str) -> tuple[Measurements, float]:
         folder = self.folder / scorer
         if (folder / SCORED_WITH).exists():
             about = read_json(folder / SCORED_WITH)

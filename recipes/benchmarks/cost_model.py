@@ -68,7 +68,7 @@ def bytes_needed(shape: Shape, rows: int, rank: int) -> dict[str, int]:
     return {
         "basis on every device": 4 * shape.trainable * rank,
         "target gradients while the basis is made": 4 * shape.trainable * rank,
-        "coordinates, norms and counts": rows * (4 * rank + 12),
+        "coordinates, norms and counts": rows * (4 * rank + 20),
     }
 
 

@@ -6,31 +6,17 @@ from pathlib import Path
 
 import torch
 import transformers
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
 from hf_gist.errors import SelectionNotVerifiedWarning
+from tests.fsdp import FSDP2, ShardsOnCPU
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
-FSDP = {
-    "version": 2,
-    "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
-    "transformer_layer_cls_to_wrap": ["LlamaDecoderLayer"],
-}
-
-
-class FSDPOnCPU(Trainer):
-    """Accelerate shards on accelerators only; everything behind that decision works with gloo as well."""
-
-    def create_accelerator_and_postprocess(self):
-        super().create_accelerator_and_postprocess()
-        state = self.accelerator.state
-        state.distributed_type = DistributedType.FSDP
-        state.fsdp_plugin = FullyShardedDataParallelPlugin(**self.args.fsdp_plugin_args)
-        self.is_fsdp_enabled = True
+class Sharded(ShardsOnCPU, Trainer):
+    """A stock Trainer under FSDP2."""
 
 
 def run(folder: Path, after_selection: str, sharded: bool) -> dict:
@@ -41,9 +27,9 @@ def run(folder: Path, after_selection: str, sharded: bool) -> dict:
     arguments = TrainingArguments(
         str(folder / "training"), per_device_train_batch_size=2 if sharded else 4, num_train_epochs=3, learning_rate=1e-2,
         report_to=[], logging_steps=1, save_strategy="no", disable_tqdm=True, use_cpu=True, ddp_backend="gloo" if sharded else None,
-        **({"fsdp": True, "fsdp_config": FSDP} if sharded else {}),
+        **(FSDP2 if sharded else {}),
     )  # fmt: skip
-    trainer = (FSDPOnCPU if sharded else Trainer)(
+    trainer = (Sharded if sharded else Trainer)(
         lora_model(), arguments, train_dataset=as_dataset(token_rows(61, seed=1)), data_collator=PaddingCollator(),
         callbacks=[callback],
     )  # fmt: skip
