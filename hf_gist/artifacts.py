@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.disk import read, read_json, write, write_json
+from hf_gist.ledger import CostLedger
 from hf_gist.measurements import Measurements
 from hf_gist.selection import (
     energy_inside,
@@ -32,6 +33,7 @@ from hf_gist.subspace import captured_variance, choose_rank
 FOLDER = "gist"
 SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
 CONFIG, MANIFEST, TARGETS = "gist_config.json", "manifest.json", "targets.parquet"
+ARTIFACTS = (SCORES, COORDINATES, SUBSPACE, CONFIG, TARGETS)
 TARGET_ROW = "__row__"
 """Column of the row numbers in the table of targets; the other columns have the user's names."""
 
@@ -113,6 +115,7 @@ class Selection:
         config (`GISTConfig`): what was asked.
         measurements (`Measurements`): what was measured.
         manifest (`dict`): versions, fingerprints, counts and seconds of the run that measured it.
+        costs (`CostLedger`, *optional*): what each phase took.
     """
 
     indices: list[int]
@@ -125,6 +128,7 @@ class Selection:
     config: GISTConfig
     measurements: Measurements
     manifest: dict[str, Any] = field(default_factory=dict)
+    costs: CostLedger | None = None
 
     @property
     def singular_values(self) -> Tensor:
@@ -211,6 +215,8 @@ class Selection:
         write(folder / COORDINATES, lambda path: save_file(_contiguous(tensors), path))
         write(folder / SUBSPACE, lambda path: save_file(_contiguous(spectrum), path))
         write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
+        if self.costs is not None:
+            self.costs.with_bytes(folder, ARTIFACTS).save(folder)
         write_json(folder / MANIFEST, {**self.manifest, **_counts(self)})
 
     @classmethod
@@ -235,7 +241,7 @@ class Selection:
         kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
         if len(table["row"]) != len(measurements.norms) or sorted(again.indices) != kept:
             raise ValueError(f"{folder / SCORES} does not belong to {folder / COORDINATES}: their selections differ.")
-        return again
+        return dataclasses.replace(again, costs=CostLedger.load(folder))
 
 
 def _read_parquet(path: str) -> dict[str, list[Any]]:

@@ -1,5 +1,6 @@
 """`GISTDataSelectorCallback`: GIST inside the user's own `trainer.train()`, by public API of Trainer and accelerate."""
 
+import dataclasses
 import math
 import warnings
 from pathlib import Path
@@ -17,16 +18,18 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.baselines import adam_checkpoint, check_optimizer
 from hf_gist.checks import check_dataset, check_inputs, group_columns
+from hf_gist.clock import RunClock
 from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
-from hf_gist.data import tokenize
 from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
+from hf_gist.forecast import forecast_memory
 from hf_gist.leaks import find_leaks
+from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
 from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
-from hf_gist.pipeline import Inputs, forecast, measure_and_choose
+from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.report import summary_line, summary_table
-from hf_gist.rows import fetch_rows, keep_columns, read_column, signature_columns
+from hf_gist.rows import fetch_rows, read_column, row_lengths
 from hf_gist.sampler import (
     GISTSampler,
     StepWitness,
@@ -39,6 +42,8 @@ from hf_gist.sampler import (
 )
 from hf_gist.selection import rows_in_budget
 from hf_gist.shards import PARTIAL, PartialScores
+from hf_gist.targets import prepare_targets
+from hf_gist.tracking import track_selection
 
 
 SELECTED, INITIAL_ADAPTER = "selected.json", "initial_adapter.safetensors"
@@ -109,14 +114,14 @@ class GISTDataSelectorCallback(TrainerCallback):
         self.selection, self._verified = None, False
         self._check_trainer(args, loader)
         pool, collator = loader.dataset, loader.collate_fn
-        self._targets = self._prepare_targets(args, kwargs.get("processing_class"), pool, model)
+        self._targets = prepare_targets(self.target_dataset, args, kwargs.get("processing_class"), pool, model)
         self._target_columns = group_columns(self.target_dataset, self.config)
         self._sources = self._read_sources(args, pool)
         check_inputs(model, pool, self._targets, self.config, collator)
         if self.config.scorer == "less":
             check_optimizer(kwargs["optimizer"])
         self._pool, self._collator = pool, collator
-        forecast(self._pass(args, model), len(pool), len(self._targets), self.config)
+        forecast_memory(self._pass(args, model), len(pool), len(self._targets), self.config)
         tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
         self._leaks = find_leaks(pool, self._targets, self.eval_dataset, tokenizer)
         self._lay_out(args, loader, self._expected_rows())
@@ -127,7 +132,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._initial_adapter = None
         if self.config.after_selection == "restart":
             self._keep_initial_adapter(args, state, model)
-        self._skip_next, self._first_step = 0, state.global_step
+        self._skip_next, self._first_step, self._clock = 0, state.global_step, RunClock()
         if state.global_step > 0:
             self._resume(args, state, loader)
 
@@ -144,43 +149,6 @@ class GISTDataSelectorCallback(TrainerCallback):
             raise ValueError(
                 f"`train_sampling_strategy={args.train_sampling_strategy!r}` uses a batch sampler whose order cannot be "
                 "replaced; set it to 'random'."
-            )
-
-    def _prepare_targets(self, args: TrainingArguments, tokenizer: Any, pool: Any, model: torch.nn.Module) -> Any:
-        targets = self.target_dataset
-        check_dataset(targets, "target_dataset")
-        if not isinstance(targets, Dataset):
-            return targets
-        if "input_ids" not in targets.column_names and hasattr(args, "assistant_only_loss"):
-            self._check_sft_format(args, targets)
-            answers_only = args.assistant_only_loss or (
-                "prompt" in targets.column_names and args.completion_only_loss is not False
-            )
-            targets = tokenize(
-                targets, tokenizer, args.max_length, "target_dataset", answers_only, args.dataset_text_field
-            )
-        if not isinstance(pool, Dataset):
-            return keep_columns(targets, signature_columns(model))
-        needed = [name for name in pool.column_names if name in signature_columns(model)]
-        missing = [name for name in needed if name not in targets.column_names]
-        if missing:
-            raise ValueError(
-                f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
-                "same function."
-            )
-        return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
-
-    def _check_sft_format(self, args: TrainingArguments, targets: Dataset) -> None:
-        special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
-        if args.truncation_mode != "keep_start":
-            special.append(f"truncation_mode={args.truncation_mode!r}")
-        if args.assistant_only_loss and "prompt" in targets.column_names:
-            special.append("assistant_only_loss with prompt and completion")
-        if special:
-            raise ValueError(
-                f"Raw `target_dataset` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
-                "Let SFTTrainer do it (`eval_dataset={'target': targets}`) and set "
-                "`callback.target_dataset = trainer.eval_dataset['target']` before `trainer.train()`."
             )
 
     def _read_sources(self, args: TrainingArguments, pool: Any) -> list[str] | None:
@@ -299,7 +267,11 @@ class GISTDataSelectorCallback(TrainerCallback):
         inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, self._leaks, checkpoints)
         folder = Path(args.output_dir) / FOLDER
         partial = PartialScores(folder / PARTIAL, self.config.save_every, start_over=True)
-        self.selection = measure_and_choose(self._pass(args, model), inputs, self.config, partial)
+        self._clock.lap(WARMUP)
+        warmup = self._cost(WARMUP, model, range(self._plan.warmup_steps))
+        selection = measure_and_choose(self._pass(args, model), inputs, self.config, partial)
+        self._clock.lap(None)
+        self.selection = dataclasses.replace(selection, costs=selection.costs.with_phase(warmup, first=True))
         kept = len(self.selection.indices)
         if kept == len(self._pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)
@@ -315,8 +287,13 @@ class GISTDataSelectorCallback(TrainerCallback):
                 assign(parameter, self._initial_adapter[name])
             optimizer.state.clear()
         if state.is_world_process_zero:
+            track_selection(args, state, self.selection)
             tqdm.write(summary_line(self.selection, self._plan.total_steps - self._plan.warmup_steps))
             tqdm.write(summary_table(self.selection))
+
+    def _cost(self, phase: str, model: torch.nn.Module, steps: range) -> PhaseCost:
+        rows = [row for step in steps for row in self._sampler.rows_of_step(step)]
+        return self._clock.cost(phase, model, row_lengths(self._pool), rows)
 
     def _verify(self, step: int) -> None:
         seen = self._witness.rows
@@ -346,13 +323,18 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put into the checkpoint what a resumed run needs."""
-        if state.is_world_process_zero and self.selection is not None:
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
-            folder.mkdir(parents=True, exist_ok=True)
+        if not state.is_world_process_zero:
+            return
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clock.lap(WARMUP if self.selection is None else TRAINING)
+        self._clock.save(folder)
+        if self.selection is not None:
             write_json(folder / SELECTED, {"indices": self.selection.indices})
 
     def _resume(self, args: TrainingArguments, state: TrainerState, loader: Any) -> None:
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
+        self._clock.restore(folder)
         if state.global_step >= self._plan.warmup_steps:
             self.selection = Selection.load(Path(args.output_dir) / FOLDER)
             # Trainer finishes a checkpoint before its callbacks add to it: a kill in between leaves this file out
@@ -381,8 +363,10 @@ class GISTDataSelectorCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Say so if training ended before anything was trained on the selection."""
+        """Close the ledger, and say so if training ended before anything was trained on the selection."""
         self._close_witness()
+        if self.selection is not None:
+            self._close_ledger(args, state, kwargs["model"])
         if self.selection is None or (not self._verified and self._first_step < state.global_step):
             warnings.warn(
                 f"Training ended at step {state.global_step}, before a step on selected rows was seen: the warm-up alone "
@@ -390,3 +374,14 @@ class GISTDataSelectorCallback(TrainerCallback):
                 NoEffectWarning,
                 stacklevel=2,
             )
+
+    def _close_ledger(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
+        self._clock.lap(TRAINING)
+        if self.selection.costs is None:
+            return
+        training = self._cost(TRAINING, model, range(self._plan.warmup_steps, state.global_step))
+        self.selection = dataclasses.replace(self.selection, costs=self.selection.costs.with_phase(training))
+        if state.is_world_process_zero:
+            self.selection.costs.save(Path(args.output_dir) / FOLDER)
+            if not args.disable_tqdm:
+                tqdm.write(self.selection.costs.break_even())

@@ -2,11 +2,12 @@
 
 import argparse
 import dataclasses
+import json
 import sys
-import time
 import types
 import typing
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,12 @@ from hf_gist.compare import CompareArguments, run_compare
 from hf_gist.config import UNSCORED, GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
 from hf_gist.data import load_rows, tokenize
 from hf_gist.disk import write, write_json
+from hf_gist.ledger import CostLedger
 from hf_gist.pipeline import select
+from hf_gist.plan import SelectionPlan, plan_selection
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.stream import check_stream_config, select_stream
+from hf_gist.tracking import selection_metrics
 from hf_gist.version import __version__
 from hf_gist.warmup import WarmupSettings, fresh_lora, load_adapter, padding_collator
 from hf_gist.workspace import (
@@ -56,6 +60,9 @@ GROUPS = {
     "select": (SelectArguments, WarmupSettings, GISTConfig),
     "compare": (CompareArguments, WarmupSettings, GISTConfig),
 }
+
+
+NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
 
 
 def _flag_type(hint: Any) -> dict[str, Any]:
@@ -99,6 +106,11 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="does selection pay here? train on each method's rows, and compare")
     _add_flags(choose, GROUPS["select"])
     _add_flags(compare, GROUPS["compare"])
+    choose.add_argument(
+        "--dry_run", action="store_true", help="Say what it would look at, need and take, and write nothing."
+    )
+    for command in (choose, compare):
+        command.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
     for command in (demo, choose, compare):
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
@@ -123,7 +135,7 @@ def _settings(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     """What was given explicitly, and one instance of each group with it filled in."""
     classes = GROUPS[flags.command]
     given = _read_yaml(flags.config, classes) if flags.config else {}
-    given |= {name: value for name, value in vars(flags).items() if name not in ("command", "config", "debug")}
+    given |= {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
     groups = [cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes]
     return given, groups
 
@@ -174,13 +186,14 @@ def _evaluation(arguments: SelectArguments, tokenizer: Any, max_length: int) -> 
 
 def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
     base = arguments.load_model()
-    workspace, checkpoints = open_workspace(arguments, rows, base), []
+    workspace, checkpoints, cost = open_workspace(arguments, rows, base), [], None
     if arguments.adapter_name_or_path is not None:
         model = load_adapter(base, arguments.adapter_name_or_path)
     elif config.strategy in UNSCORED:
         model = fresh_lora(base, warmup, config.seed)
     else:
-        model, checkpoints = warmed_model(workspace, base, warmup, config)
+        warmed = warmed_model(workspace, base, warmup, config)
+        model, checkpoints, cost = warmed.model, warmed.checkpoints, warmed.cost
     selection = select(
         model,
         workspace.pool,
@@ -192,12 +205,13 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         checkpoints=checkpoints,
     )
     manifest = selection.manifest | {"train_file_sha256": digest(arguments.train_file)}
-    selection = dataclasses.replace(selection, manifest=manifest)
+    costs = selection.costs if cost is None else selection.costs.with_phase(cost, first=True)
+    selection = dataclasses.replace(selection, manifest=manifest, costs=costs)
     selection.save(arguments.output_dir)
     return selection
 
 
-def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> None:
+def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[str, Any]:
     if arguments.adapter_name_or_path is None:
         raise ValueError("`--streaming` needs `--adapter_name_or_path`: a warm-up would read the stream first.")
     check_stream_config(config)
@@ -227,16 +241,37 @@ def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> None:
         f"kept {len(selection.indices):,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)"
     )
     _say(f"selected rows: {path}")
+    counts = {"gist_rows": len(selection.indices), "seen": selection.seen, "unscorable": selection.unscorable}
+    return counts | {"artifacts": arguments.output_dir, "selected_rows": str(path)}
 
 
-def run_select(flags: argparse.Namespace) -> None:
-    """`hf-gist select`."""
+def _plan(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig) -> SelectionPlan:
+    if arguments.from_scores is not None or arguments.streaming:
+        other = "--from_scores" if arguments.from_scores is not None else "--streaming"
+        raise ValueError(f"`--dry_run` cannot be used with `{other}`: there is no pool to plan for.")
+    base = arguments.load_model()
+    workspace, trained = open_workspace(arguments, arguments.load_pool(), base), arguments.adapter_name_or_path
+    return plan_selection(
+        load_adapter(base, trained) if trained else fresh_lora(base, warmup, config.seed),
+        workspace,
+        config,
+        None if trained else warmup,
+        _evaluation(arguments, workspace.tokenizer, workspace.max_length),
+    )
+
+
+def run_select(flags: argparse.Namespace) -> dict[str, Any]:
+    """`hf-gist select`; returns what `--json` prints."""
     given, (arguments, warmup, config) = _settings(flags)
     if arguments.from_scores is None or arguments.output_dir is None:
         check_source(arguments)
+    if flags.dry_run:
+        plan = _plan(arguments, warmup, config)
+        _say(plan.describe())
+        return plan.to_dict()
     if arguments.streaming:
         return _select_from_stream(arguments, config)
-    rows, start = None, time.perf_counter()
+    rows = None
     if arguments.from_scores is None or "train_file" in given or "dataset_name" in given:
         rows = arguments.load_pool()
     if arguments.from_scores is None:
@@ -246,18 +281,24 @@ def run_select(flags: argparse.Namespace) -> None:
         selection = _choose_again(arguments, given, rows)
     _say(summary_line(selection))
     _say(summary_table(selection))
-    if arguments.from_scores is None:
-        _say(_cost(selection, time.perf_counter() - start))
+    if selection.costs is not None:
+        _say(_cost(selection.costs))
     _say(f"artifacts: {arguments.output_dir}")
+    result = selection_metrics(selection) | {"method": selection.method, "artifacts": arguments.output_dir}
     if rows is not None:
-        _say(f"selected rows: {_write_rows(rows, selection, arguments)}")
+        result["selected_rows"] = str(_write_rows(rows, selection, arguments))
+        _say(f"selected rows: {result['selected_rows']}")
+    return result | {"costs": None if selection.costs is None else selection.costs.to_dict()}
 
 
-def _cost(selection: Selection, seconds: float) -> str:
-    memory = f"{seconds:,.0f} s in all, peak memory {selection.manifest['peak_memory_bytes'] / 2**30:.2f} GiB"
-    if "scoring" not in selection.manifest["seconds"]:
-        return f"\n{memory}"
-    return f"\nscored {len(selection.scores) / selection.manifest['seconds']['scoring']:,.1f} rows/s, {memory}"
+def _cost(costs: CostLedger) -> str:
+    widths = [max(map(len, column)) for column in zip(*costs.table(), strict=True)]
+    lines = [
+        line[0].ljust(widths[0])
+        + "".join(cell.rjust(width + 2) for cell, width in zip(line[1:], widths[1:], strict=True))
+        for line in costs.table()
+    ]
+    return "\n".join(["", *lines, costs.break_even()])
 
 
 def _draw(selection: Selection, folder: str) -> None:
@@ -271,29 +312,48 @@ def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
 
 
+def _run(flags: argparse.Namespace) -> dict[str, Any] | None:
+    if flags.command == "demo":
+        # it needs what `select` does not, and takes a moment to import
+        from hf_gist.demo import run_demo
+
+        run_demo(Path(flags.output_dir), flags.seed)
+        return None
+    if flags.command == "compare":
+        _, (arguments, warmup, config) = _settings(flags)
+        return {"runs": run_compare(arguments, warmup, config), "artifacts": arguments.output_dir}
+    return run_select(flags)
+
+
+def _fail(text: str, code: int) -> int:
+    sys.stderr.write(f"hf-gist: {text}\n")
+    return code
+
+
 def main(argv: list[str] | None = None) -> int:
     """Entry point of `hf-gist`.
 
     Returns:
-        `int`: 0, or 2 after an error in what the user gave.
+        `int`: 0; 2 after an error in what the user gave; 1 after any other error; 130 after Ctrl-C.
     """
     flags = build_parser().parse_args(argv)
+    as_json = getattr(flags, "json", False)
     try:
-        if flags.command == "demo":
-            # it needs what `select` does not, and takes a moment to import
-            from hf_gist.demo import run_demo
-
-            run_demo(Path(flags.output_dir), flags.seed)
-        elif flags.command == "compare":
-            _, (arguments, warmup, config) = _settings(flags)
-            run_compare(arguments, warmup, config)
-        else:
-            run_select(flags)
+        # whatever else a library prints must not mix with the JSON
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():
+            result = _run(flags)
+    except KeyboardInterrupt:
+        return _fail("interrupted. What is finished is kept; the same command goes on behind it.", 130)
     except (ValueError, OSError, ImportError) as error:
         if flags.debug:
             raise
-        sys.stderr.write(f"hf-gist: error: {error}\n")
-        return 2
+        return _fail(f"error: {error}", 2)
+    except Exception as error:
+        if flags.debug:
+            raise
+        return _fail(f"{type(error).__name__}: {error}\nRun it again with --debug for the traceback.", 1)
+    if as_json:
+        sys.stdout.write(json.dumps(result) + "\n")
     return 0
 
 

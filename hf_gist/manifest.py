@@ -4,6 +4,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
@@ -16,18 +17,42 @@ from hf_gist.lora import model_identity
 from hf_gist.version import __version__
 
 
-class Stopwatch:
-    """Seconds per phase."""
+PREFILTER, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
+    "prefilter",
+    "targets",
+    "subspace",
+    "scoring",
+    "counting",
+    "choosing",
+)
+"""Phases of a selection."""
 
-    def __init__(self) -> None:
+
+class Stopwatch:
+    """Seconds and peak memory per phase.
+
+    Args:
+        device (`torch.device`, *optional*): whose peak memory is looked at; by default that of the process.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
         self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, int] = {}
+        self.forecasts: dict[str, float] = {}
+        self.device = device or torch.device("cpu")
         self._last = time.perf_counter()
 
     def lap(self, phase: str) -> None:
         """End the phase that is running."""
         now = time.perf_counter()
         self.seconds[phase] = round(now - self._last, 3)
+        self.peaks[phase] = peak_memory_bytes(self.device)
         self._last = now
+
+    def phases(self) -> Iterator[tuple[str, float, int]]:
+        """Name, seconds and peak memory in bytes of each phase so far."""
+        for phase, seconds in self.seconds.items():
+            yield phase, seconds, self.peaks[phase]
 
 
 def _fingerprint(dataset: Any) -> dict[str, Any]:
@@ -42,8 +67,8 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, watch: Stopwatch) -> dict[str, Any]:
-    """Everything that a reader needs to repeat a selection, and what it took."""
+def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig) -> dict[str, Any]:
+    """Everything that a reader needs to repeat a selection."""
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
@@ -54,6 +79,4 @@ def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
         "target_dataset": _fingerprint(targets),
         "seed": config.seed,
         "processes": PartialState().num_processes,
-        "seconds": watch.seconds,
-        "peak_memory_bytes": peak_memory_bytes(next(model.parameters()).device),
     }

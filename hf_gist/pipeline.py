@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from torch import nn
-from tqdm.auto import tqdm
 
 from hf_gist.artifacts import Selection
 from hf_gist.backward import model_device
@@ -20,16 +19,27 @@ from hf_gist.collect import Pass, RowFacts, collect_coordinates, collect_vectors
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.disk import as_json
 from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.forecast import forecast_memory, forecast_scoring
 from hf_gist.leaks import Leaks, find_leaks
+from hf_gist.ledger import selection_ledger
 from hf_gist.lora import model_identity, weights_digest
-from hf_gist.manifest import Stopwatch, run_manifest
+from hf_gist.manifest import (
+    CHOOSING,
+    COUNTING,
+    PREFILTER,
+    SCORING,
+    SUBSPACE,
+    TARGETS,
+    Stopwatch,
+    run_manifest,
+)
 from hf_gist.measurements import Measurements
-from hf_gist.memory import MemoryPlan, plan_memory
 from hf_gist.rows import (
     Collator,
     content_digest,
     keep_columns,
     read_column,
+    row_lengths,
     rows_of,
     signature_columns,
 )
@@ -131,7 +141,7 @@ def target_span(
     usable = (facts.label_tokens > 0) & torch.isfinite(facts.norms)
     if not usable.any():
         raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
-    watch.lap("target_gradients")
+    watch.lap(TARGETS)
     rows = usable.nonzero().flatten()
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for vectors in parts:
@@ -150,7 +160,7 @@ def target_span(
     basis = [
         {name: _place(basis_slice(vectors.pop(name), singular, u), run) for name in list(vectors)} for vectors in parts
     ]
-    watch.lap("subspace")
+    watch.lap(SUBSPACE)
     return Span(singular, u, rows, facts.label_tokens[rows], basis)
 
 
@@ -233,42 +243,29 @@ def measure(
     """
     if config.strategy in UNSCORED:
         measured = _measure_nothing(run, inputs)
-        watch.lap("counting_labels")
+        watch.lap(COUNTING)
         return measured
     pool, rows = inputs.pool, None
     if config.prefilter is not None:
         rows, label_tokens = _shortlist(run, inputs, config)
         pool = rows_of(pool, rows)
-        watch.lap("prefilter")
+        watch.lap(PREFILTER)
     stages = stages_of(run.model, config, inputs.checkpoints)
     span = target_span(run, stages, inputs.targets, watch, partial)
+    forecast_scoring(run, inputs.targets, pool, span.label_tokens, config, watch)
     measurements = chunk_measurements(run, stages, dataclasses.replace(inputs, pool=pool), span, partial)
-    watch.lap("scoring")
+    watch.lap(SCORING)
     return measurements if rows is None else measurements.spread(rows, label_tokens)
-
-
-def forecast(run: Pass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
-    """What scoring will need, said on the main process; `None` for scorers without a large basis.
-
-    Raises:
-        ValueError: if there is no room for the basis.
-    """
-    if config.strategy in UNSCORED or config.scorer != "gist":
-        return None
-    plan = plan_memory(stages_of(run.model, config, ())[0].candidates, targets, rows, run.tokens_per_batch)
-    if run.progress and PartialState().is_main_process:
-        tqdm.write(plan.describe())
-    return plan
 
 
 def measure_and_choose(
     run: Pass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
 ) -> Selection:
     """[`measure`], then [`Selection.choose`], with a manifest. The inputs are taken as checked."""
-    watch = Stopwatch()
+    watch = Stopwatch(model_device(run.model))
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(run, inputs, config))
-    plan = forecast(run, len(inputs.pool), len(inputs.targets), config)
+    plan = forecast_memory(run, len(inputs.pool), len(inputs.targets), config)
     if plan is not None and plan.placement == "host":
         run = dataclasses.replace(run, basis_device=torch.device("cpu"))
     measurements = measure(run, inputs, config, watch, partial)
@@ -276,11 +273,21 @@ def measure_and_choose(
         measurements = dataclasses.replace(measurements, leaked=inputs.leaks.mask(len(inputs.pool)))
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
-    watch.lap("selection")
-    manifest = run_manifest(run.model, inputs.pool, inputs.targets, config, watch)
+    watch.lap(CHOOSING)
+    manifest = run_manifest(run.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
+    ledger = selection_ledger(
+        run.model,
+        config,
+        row_lengths(inputs.pool),
+        row_lengths(inputs.targets),
+        measurements,
+        selection.indices,
+        watch,
+        max(1, len(inputs.checkpoints)),
+    )
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
-    return dataclasses.replace(selection, manifest=manifest)
+    return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:

@@ -133,6 +133,14 @@ class CheckpointRecorder(TrainerCallback):
             self._rates.clear()
 
 
+def warmup_rows(config: GISTConfig, settings: WarmupSettings, size: int) -> list[int]:
+    """The random rows of a pool of `size` rows that the warm-up trains on."""
+    batch = settings.per_device_train_batch_size
+    rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
+    generator = torch.Generator().manual_seed(config.seed)
+    return torch.randperm(size, generator=generator)[:rows].tolist()
+
+
 def warm_up(
     model: PeftModel,
     pool: Dataset,
@@ -154,10 +162,7 @@ def warm_up(
     Returns:
         `list[AdamCheckpoint]`: for `scorer="less"`, its checkpoints.
     """
-    batch = settings.per_device_train_batch_size
-    rows = math.ceil(config.warmup_ratio * len(pool)) if config.warmup_steps is None else config.warmup_steps * batch
-    generator = torch.Generator().manual_seed(config.seed)
-    sample = torch.randperm(len(pool), generator=generator)[:rows].tolist()
+    batch, sample = settings.per_device_train_batch_size, warmup_rows(config, settings, len(pool))
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
@@ -165,7 +170,7 @@ def warm_up(
         lr_scheduler_type="cosine",
         warmup_steps=0.03,
         num_train_epochs=1,
-        logging_steps=max(1, rows // batch // 5),
+        logging_steps=max(1, len(sample) // batch // 5),
         save_strategy="no",
         report_to=[],
         seed=config.seed,

@@ -13,12 +13,14 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from hf_gist.baselines import AdamCheckpoint
+from hf_gist.clock import RunClock
 from hf_gist.config import GISTConfig
 from hf_gist.data import check_one_of, load_rows, tokenize
 from hf_gist.disk import as_json, read_json, write_json
+from hf_gist.ledger import WARMUP, PhaseCost
 from hf_gist.lora import weights_digest
 from hf_gist.pipeline import prepare
-from hf_gist.rows import Collator, content_digest
+from hf_gist.rows import Collator, content_digest, row_lengths
 from hf_gist.warmup import (
     WarmupSettings,
     fresh_lora,
@@ -28,6 +30,7 @@ from hf_gist.warmup import (
     padding_collator,
     positions,
     warm_up,
+    warmup_rows,
 )
 
 
@@ -141,28 +144,42 @@ def check_source(arguments: SourceArguments) -> None:
     check_one_of(arguments.target_file, arguments.target_dataset_name, "target_file")
 
 
-def warmed_model(
-    workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig
-) -> tuple[PeftModel, list[AdamCheckpoint]]:
-    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again.
+@dataclass(frozen=True)
+class Warmed:
+    """A model after its warm-up.
 
-    Returns:
-        `tuple[PeftModel, list[AdamCheckpoint]]`: the model, and the checkpoints that `scorer="less"` needs.
+    Args:
+        model (`PeftModel`): the model.
+        checkpoints (`list[AdamCheckpoint]`): what `scorer="less"` needs.
+        cost (`PhaseCost`): what the warm-up took when it was made.
     """
+
+    model: PeftModel
+    checkpoints: list[AdamCheckpoint]
+    cost: PhaseCost
+
+
+def warmed_model(workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig) -> Warmed:
+    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again."""
     model = fresh_lora(base, settings, config.seed)
     # what is wrong should show before the warm-up
     prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
     made_with = _warmup_key(workspace, base, settings, config)
-    path = folder / MADE_WITH
+    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, len(workspace.pool))
+    lengths = row_lengths(workspace.pool)
     # LESS needs the optimizer of the warm-up too, which is not kept
     if config.scorer != "less" and path.exists() and read_json(path) == made_with:
         logger.warning(f"The warm-up of an earlier run is used: {folder}")
-        return load_adapter(model.unload(), str(folder)), []
+        clock.restore(folder)
+        cost = clock.cost(WARMUP, model, lengths, rows)
+        return Warmed(load_adapter(model.unload(), str(folder)), [], cost)
     path.unlink(missing_ok=True)
     checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+    clock.lap(WARMUP)
+    clock.save(folder)
     write_json(path, made_with)
-    return model, checkpoints
+    return Warmed(model, checkpoints, clock.cost(WARMUP, model, lengths, rows))
 
 
 def _warmup_key(

@@ -59,7 +59,8 @@ def test_the_trained_adapter_gives_the_same_selection_again(files, run, capsys):
     assert main(flags(files, again, *more)) == 0
     assert Selection.load(again).indices == Selection.load(run).indices
     printed = capsys.readouterr().out
-    assert "GIST: kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "rows/s" in printed
+    assert "GIST: kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "\nwarm-up" not in printed
+    assert "\nscoring" in printed and "Selecting cost" in printed
     assert Dataset.from_parquet(str(again / "selected.parquet"))["source"]
 
 
@@ -167,8 +168,7 @@ def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypa
         raise KeyboardInterrupt
 
     monkeypatch.setattr(cli, "select", killed)
-    with pytest.raises(KeyboardInterrupt):
-        main(arguments)
+    assert main(arguments) == 130
     monkeypatch.undo()
     monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
     assert main(arguments) == 0 and len(trained) == 1
@@ -190,3 +190,46 @@ def test_evaluation_rows_are_kept_out_and_the_guard_can_be_switched_off(files, r
     assert main(flags(files, tmp_path / "off", *more, "--no-drop_target_duplicates")) == 0
     off = Selection.load(tmp_path / "off")
     assert not off.config.drop_target_duplicates and off.measurements.leaked[off.indices].any()
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_counts(files, run, tmp_path, capsys):
+    output = tmp_path / "dry"
+    assert main(flags(files, output, "--budget", "0.1", "--dry_run")) == 0
+    assert not output.exists() and "time, scoring" in capsys.readouterr().out
+    assert main(flags(files, output, "--budget", "0.1", "--dry_run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)
+    done = {phase.phase: phase for phase in Selection.load(run).costs.phases}
+    assert plan["counts"]["candidates"] == done["scoring"].rows and plan["counts"]["selected"] == 8
+    assert plan["counts"]["candidate_tokens"] == done["scoring"].tokens
+    assert plan["counts"]["warmup_steps"] * 4 == done["warm-up"].rows
+    assert list(plan["seconds"]) == ["warm-up", "targets", "scoring"] and min(plan["seconds"].values()) >= 0
+    for more in (["--scorer", "less"], ["--prefilter", "0.5"], ["--scorer", "rds_plus"], ["--strategy", "random"]):
+        assert main(flags(files, output, "--dry_run", *more)) == 0
+    trained = ["--adapter_name_or_path", str(run / "warmup_adapter")]
+    capsys.readouterr()
+    assert main(flags(files, output, "--dry_run", "--json", *trained)) == 0
+    assert "warm-up" not in json.loads(capsys.readouterr().out)["seconds"]
+    assert main(["select", "--from_scores", str(run), "--output_dir", str(output), "--dry_run"]) == 2
+    assert not output.exists()
+
+
+def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):
+    more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--json")
+    assert main(flags(files, tmp_path, *more)) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["gist_rows"] == 8 and result["selected_rows"] == str(tmp_path / "selected.jsonl")
+    assert [phase["phase"] for phase in result["costs"]["phases"]][0] == "targets" and "kept rows" in printed.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("broken"), 1)])
+def test_exit_codes(files, tmp_path, monkeypatch, capsys, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("hf_gist.cli.run_select", fail)
+    assert main(flags(files, tmp_path)) == code
+    assert "Traceback" not in capsys.readouterr().err
+    if code == 1:
+        with pytest.raises(RuntimeError, match="broken"):
+            main([*flags(files, tmp_path), "--debug"])

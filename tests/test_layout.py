@@ -21,7 +21,19 @@ PURE = {
     "subspace",
     "version",
 }
-FRONT = {"__init__", "__main__", "callback", "cli", "compare", "demo", "pipeline", "stream", "trainer", "workspace"}
+FRONT = {
+    "__init__",
+    "__main__",
+    "callback",
+    "cli",
+    "compare",
+    "demo",
+    "pipeline",
+    "plan",
+    "stream",
+    "trainer",
+    "workspace",
+}
 OUTSIDE_OF_PURE = {"transformers", "peft", "accelerate", "datasets", "safetensors", "huggingface_hub", "trl"}
 
 

@@ -98,6 +98,7 @@ def test_saved_and_loaded_is_the_same(selection, tmp_path):
     assert files == {
         "scores.parquet",
         "targets.parquet",
+        "costs.json",
         "coordinates.safetensors",
         "subspace.safetensors",
         "gist_config.json",
@@ -110,7 +111,8 @@ def test_saved_and_loaded_is_the_same(selection, tmp_path):
     manifest = json.loads((tmp_path / "gist" / "manifest.json").read_text())
     assert manifest["candidates"] == 80 and manifest["selected"] == 8
     assert manifest["train_dataset"]["rows"] == 80 and manifest["train_dataset"]["fingerprint"]
-    assert set(manifest["seconds"]) == {"target_gradients", "subspace", "scoring", "selection"}
+    assert [p.phase for p in loaded.costs.phases] == ["targets", "subspace", "scoring", "choosing"]
+    assert loaded.costs.phases[2].bytes_written > 1000 and loaded.costs.break_even() == selection.costs.break_even()
 
 
 def test_scores_table_holds_every_row(selection, tmp_path):

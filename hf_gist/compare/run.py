@@ -157,7 +157,8 @@ class Scores:
         if scorer == LABELS:
             model = fresh_lora(self.base, self.warmup, config.seed)
         else:
-            model, checkpoints = warmed_model(self.workspace, self.base, self.warmup, config)
+            warmed = warmed_model(self.workspace, self.base, self.warmup, config)
+            model, checkpoints = warmed.model, warmed.checkpoints
         select(
             model,
             self.workspace.pool,

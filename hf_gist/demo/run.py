@@ -14,6 +14,7 @@ from pathlib import Path
 from datasets import Dataset
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from hf_gist import manifest
 from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.config import GISTConfig
@@ -163,9 +164,9 @@ def train_with_gist(
     )
     with result.phase("training with GIST, selection included"):
         loss, steps = bench.finetune(pool, "with GIST", [callback], num_train_epochs=1 + settings.passes)
-    seconds = callback.selection.manifest["seconds"]
-    result.seconds["- of it, target gradients"] = round(seconds["target_gradients"] + seconds["subspace"], 1)
-    result.seconds["- of it, scoring the pool"] = round(seconds["scoring"], 1)
+    seconds = {phase.phase: phase.seconds for phase in callback.selection.costs.phases}
+    result.seconds["- of it, target gradients"] = round(seconds[manifest.TARGETS] + seconds[manifest.SUBSPACE], 1)
+    result.seconds["- of it, scoring the pool"] = round(seconds[manifest.SCORING], 1)
     result.losses[GIST], result.steps[GIST], result.rows[GIST] = loss, steps, len(callback.selection.indices)
     return callback.selection
 

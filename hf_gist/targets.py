@@ -1,0 +1,61 @@
+"""The target set that a callback was given, in the form of the trainer's own rows."""
+
+from typing import Any
+
+from datasets import Dataset
+from torch import nn
+from transformers import TrainingArguments
+
+from hf_gist.checks import check_dataset
+from hf_gist.data import tokenize
+from hf_gist.rows import keep_columns, signature_columns
+
+
+def prepare_targets(targets: Any, args: TrainingArguments, tokenizer: Any, pool: Any, model: nn.Module) -> Any:
+    """The target rows with the columns that the rows of the train dataset have.
+
+    Args:
+        targets: what the user gave: tokenised rows, or raw ones with `SFTTrainer`.
+        args (`TrainingArguments`): of the trainer.
+        tokenizer: the trainer's `processing_class`.
+        pool: the train dataset.
+        model (`nn.Module`): decides which columns are looked at.
+
+    Raises:
+        ValueError: for rows that cannot be brought into that form.
+    """
+    check_dataset(targets, "target_dataset")
+    if not isinstance(targets, Dataset):
+        return targets
+    if "input_ids" not in targets.column_names and hasattr(args, "assistant_only_loss"):
+        _check_sft_format(args, targets)
+        answers_only = args.assistant_only_loss or (
+            "prompt" in targets.column_names and args.completion_only_loss is not False
+        )
+        targets = tokenize(
+            targets, tokenizer, args.max_length, "target_dataset", answers_only, args.dataset_text_field
+        )
+    if not isinstance(pool, Dataset):
+        return keep_columns(targets, signature_columns(model))
+    needed = [name for name in pool.column_names if name in signature_columns(model)]
+    missing = [name for name in needed if name not in targets.column_names]
+    if missing:
+        raise ValueError(
+            f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
+            "same function."
+        )
+    return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
+
+
+def _check_sft_format(args: TrainingArguments, targets: Dataset) -> None:
+    special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
+    if args.truncation_mode != "keep_start":
+        special.append(f"truncation_mode={args.truncation_mode!r}")
+    if args.assistant_only_loss and "prompt" in targets.column_names:
+        special.append("assistant_only_loss with prompt and completion")
+    if special:
+        raise ValueError(
+            f"Raw `target_dataset` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
+            "Let SFTTrainer do it (`eval_dataset={'target': targets}`) and set "
+            "`callback.target_dataset = trainer.eval_dataset['target']` before `trainer.train()`."
+        )
