@@ -10,6 +10,7 @@ from torch import nn
 
 from hf_gist.backward import GradientVectors, model_device
 from hf_gist.baselines import SketchedVectors
+from hf_gist.ledger import in_units
 from hf_gist.lora import unwrapped
 
 
@@ -46,19 +47,14 @@ class MemoryPlan:
     def describe(self) -> str:
         """One line for the user."""
         return (
-            f"memory: basis {in_gib(self.basis)} ({self.values / 1e6:.1f} M values x {self.targets}) on the "
-            f"{self.placement}, coordinates {in_gib(self.coordinates)}, activations of a batch about "
-            f"{in_gib(self.activations)}; free: device {in_gib(self.device_free)}, host {in_gib(self.host_free)}"
+            f"memory: basis {in_units(self.basis)} ({self.values / 1e6:.1f} M values x {self.targets}) on the "
+            f"{self.placement}, coordinates {in_units(self.coordinates)}, activations of a batch about "
+            f"{in_units(self.activations)}; free: device {in_units(self.device_free)}, host {in_units(self.host_free)}"
         )
 
     def to_dict(self) -> dict[str, Any]:
         """For the manifest."""
         return asdict(self)
-
-
-def in_gib(size: int) -> str:
-    """A number of bytes for a person."""
-    return f"{size / 2**30:.2f} GiB"
 
 
 def free_memory(device: torch.device) -> tuple[int, int]:
@@ -105,7 +101,7 @@ def plan_memory(
     placement = next((place for place, size in room.items() if basis <= size), None)
     if placement is None:
         raise ValueError(
-            f"The basis of {targets} targets takes {in_gib(basis)}, and there are {in_gib(device_free)} free on the "
-            f"{device.type} and {in_gib(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact), `score_layers`, or use fewer targets."
+            f"The basis of {targets} targets takes {in_units(basis)}, and there are {in_units(device_free)} free on the "
+            f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact), `score_layers`, or use fewer targets."
         )
     return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)

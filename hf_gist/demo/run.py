@@ -28,7 +28,8 @@ from hf_gist.rows import IGNORE_INDEX
 from hf_gist.warmup import WarmupSettings
 
 
-BASE_MODEL, POOL, TARGETS, RESULT = "base_model", "pool.jsonl", "targets.jsonl", "demo.json"
+BASE_MODEL, RESULT = "base_model", "demo.json"
+POOL, TARGETS, TEST = "pool.jsonl", "targets.jsonl", "test.jsonl"
 GIST, RANDOM, WHOLE, UNTRAINED = "GIST", "random", "whole pool", "untrained"
 
 
@@ -118,7 +119,7 @@ def share_by_length(pool: Dataset, targets: Dataset) -> float:
 def prepare(settings: DemoSettings, folder: Path, seed: int) -> tuple[DemoData, PreTrainedTokenizerFast]:
     """Make the rows and a tokenizer for all of their text, and leave the rows on disk for `hf-gist select`."""
     data = make_data(settings.data, seed)
-    for name, rows in ((POOL, data.pool), (TARGETS, data.targets)):
+    for name, rows in ((POOL, data.pool), (TARGETS, data.targets), (TEST, data.test)):
         write(folder / name, as_dataset(rows).to_json)
     answers = [row.answer for row in data.pool]
     return data, train_tokenizer([*data.reading, *answers], settings.model.vocabulary)
