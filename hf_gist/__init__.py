@@ -7,6 +7,7 @@ from hf_gist.backward import per_sample_gradients_reference
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.config import GASTConfig, GISTConfig
 from hf_gist.pipeline import select
+from hf_gist.publish import push_to_hub
 from hf_gist.stream import StreamSelection, select_stream
 from hf_gist.trainer import GASTMixin, GASTTrainer
 from hf_gist.version import __version__
@@ -22,6 +23,7 @@ __all__ = [
     "StreamSelection",
     "__version__",
     "per_sample_gradients_reference",
+    "push_to_hub",
     "select",
     "select_stream",
 ]

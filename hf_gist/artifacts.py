@@ -32,7 +32,7 @@ from hf_gist.subspace import captured_variance, choose_rank
 
 FOLDER = "gist"
 SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
-CONFIG, MANIFEST, TARGETS = "gist_config.json", "manifest.json", "targets.parquet"
+CONFIG, MANIFEST, TARGETS = GISTConfig.FILE, "manifest.json", "targets.parquet"
 ARTIFACTS = (SCORES, COORDINATES, SUBSPACE, CONFIG, TARGETS)
 TARGET_ROW = "__row__"
 """Column of the row numbers in the table of targets; the other columns have the user's names."""
@@ -210,14 +210,48 @@ class Selection:
             "target_coordinates": m.target_coordinates,
             "target_label_tokens": m.target_label_tokens,
         }
-        write(folder / SCORES, lambda path: parquet.write_table(pyarrow.table(_scores_table(self)), path))
+        write(folder / SCORES, self.write_scores)
         write(folder / TARGETS, lambda path: parquet.write_table(pyarrow.table(_target_table(m)), path))
         write(folder / COORDINATES, lambda path: save_file(_contiguous(tensors), path))
         write(folder / SUBSPACE, lambda path: save_file(_contiguous(spectrum), path))
         write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
         if self.costs is not None:
             self.costs.with_bytes(folder, ARTIFACTS).save(folder)
-        write_json(folder / MANIFEST, {**self.manifest, **_counts(self)})
+        self.write_manifest(folder / MANIFEST)
+
+    def write_manifest(self, path: Path) -> None:
+        """Write the manifest with the counts of the selection as JSON."""
+        write_json(path, {**self.manifest, **_counts(self)})
+
+    def write_scores(self, path: str | os.PathLike) -> None:
+        """Write the table of all rows of the pool as Parquet: source, score, energy, position in the selection."""
+        parquet.write_table(pyarrow.table(_scores_table(self)), path)
+
+    def export_dataset(
+        self,
+        rows: Any,
+        folder: str | os.PathLike,
+        repo_id: str | None = None,
+        license: str | None = None,
+    ) -> Path:
+        """Write a dataset folder: the selected rows, the scores of all rows, and a card for `load_dataset` and the Hub.
+
+        Args:
+            rows (`Dataset`): the pool, `N` rows in the order that was scored, tokenised or not.
+            folder (`str` or `PathLike`): where to write; it is made if need be.
+            repo_id (`str`, *optional*): where it will be on the Hub, for the card.
+            license (`str`, *optional*): the Hub's name of the rows' licence; none is claimed without it.
+
+        Returns:
+            `Path`: the folder.
+
+        Raises:
+            ValueError: if `rows` is not the pool that was scored, as far as its size can tell.
+        """
+        # it needs this module
+        from hf_gist.dataset_card import export_dataset
+
+        return export_dataset(self, rows, folder, repo_id, license)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Selection":

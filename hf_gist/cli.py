@@ -21,9 +21,12 @@ from hf_gist.compare import CompareArguments, run_compare
 from hf_gist.config import UNSCORED, GISTConfig, describe_type, fraction_or_count, matches_type, parse_yaml
 from hf_gist.data import load_rows, tokenize
 from hf_gist.disk import write, write_json
+from hf_gist.hub import SCHEME, config_from_uri
 from hf_gist.ledger import CostLedger
 from hf_gist.pipeline import select
 from hf_gist.plan import SelectionPlan, plan_selection
+from hf_gist.provenance import digest, public_name
+from hf_gist.publish import add_card_flags, run_card
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.stream import check_stream_config, select_stream
 from hf_gist.tracking import selection_metrics
@@ -32,7 +35,6 @@ from hf_gist.warmup import WarmupSettings, fresh_lora, load_adapter, padding_col
 from hf_gist.workspace import (
     SourceArguments,
     check_source,
-    digest,
     flag,
     open_targets,
     open_workspace,
@@ -79,7 +81,10 @@ def _flag_type(hint: Any) -> dict[str, Any]:
 
 
 def _add_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
-    parser.add_argument("--config", help="YAML file with any of the flags below; flags override it.")
+    parser.add_argument(
+        "--config",
+        help="YAML file with any of the flags below, or hf://user/model for the GISTConfig of a run on the Hub; flags override it.",
+    )
     for cls in groups:
         group = parser.add_argument_group(cls.__name__)
         for field in dataclasses.fields(cls):
@@ -111,17 +116,23 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for command in (choose, compare):
         command.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
-    for command in (demo, choose, compare):
+    card = commands.add_parser("card", help="write the card of a run, or of its selection as a dataset, and push it")
+    add_card_flags(card)
+    for command in (demo, choose, compare, card):
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
 
 def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
+    if path.startswith(SCHEME):
+        # nothing but the fields of GISTConfig: what a stranger wrote never says which model or code to run
+        config, default = config_from_uri(GISTConfig, path).to_dict(), GISTConfig().to_dict()
+        return {name: value for name, value in config.items() if value != default[name]}
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
-    hints = {name: hint for cls in groups for name, hint in get_type_hints(cls).items()}
+    hints = {f.name: get_type_hints(cls)[f.name] for cls in groups for f in dataclasses.fields(cls)}
     if not isinstance(values, dict) or set(values) - set(hints):
         unknown = ", ".join(map(str, set(values) - set(hints))) if isinstance(values, dict) else "not a mapping"
         raise ValueError(f"`--config {path}`: unknown key(s): {unknown}. Known keys: {', '.join(sorted(hints))}.")
@@ -162,13 +173,14 @@ def _lines(file: str) -> list[str]:
 
 
 def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) -> Selection:
-    used = {*RESELECTABLE, "from_scores", "output_dir", "output_format", "train_file", "dataset_name", "dataset_split"}
+    used = {*RESELECTABLE, "from_scores", "output_dir", "output_format", "train_file"}
+    used |= {"dataset_name", "dataset_split", "dataset_revision"}
     if set(given) - used:
         names = ", ".join(f"--{name}" for name in sorted(set(given) - used))
         raise ValueError(f"{names} would need scoring again and cannot be used with `--from_scores`.")
     before = Selection.load(arguments.from_scores)
     selection = before.reselect(**{name: given[name] for name in RESELECTABLE if name in given})
-    known, found = before.manifest.get("train_file_sha256"), digest(arguments.train_file)
+    known, found = before.manifest["train_dataset"].get("sha256"), digest(arguments.train_file)
     if rows is not None and (len(rows) != len(selection.scores) or (known and found and known != found)):
         raise ValueError(
             f"The pool given ({len(rows)} rows) is not the one that was scored in {arguments.from_scores} "
@@ -204,7 +216,11 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         output_dir=arguments.output_dir,
         checkpoints=checkpoints,
     )
-    manifest = selection.manifest | {"train_file_sha256": digest(arguments.train_file)}
+    manifest = selection.manifest | arguments.provenance(selection.manifest)
+    if arguments.adapter_name_or_path is not None:
+        manifest["adapter"] = public_name(arguments.adapter_name_or_path)
+    elif config.strategy not in UNSCORED:
+        manifest["warmup"] = dataclasses.asdict(warmup)
     costs = selection.costs if cost is None else selection.costs.with_phase(cost, first=True)
     selection = dataclasses.replace(selection, manifest=manifest, costs=costs)
     selection.save(arguments.output_dir)
@@ -218,7 +234,12 @@ def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[
     base = arguments.load_model()
     targets, tokenizer, max_length = open_targets(arguments, base)
     rows = load_rows(
-        arguments.train_file, arguments.dataset_name, arguments.dataset_split, "train_file", streaming=True
+        arguments.train_file,
+        arguments.dataset_name,
+        arguments.dataset_split,
+        "train_file",
+        arguments.dataset_revision,
+        streaming=True,
     )
     selection = select_stream(
         load_adapter(base, arguments.adapter_name_or_path),
@@ -322,6 +343,9 @@ def _run(flags: argparse.Namespace) -> dict[str, Any] | None:
     if flags.command == "compare":
         _, (arguments, warmup, config) = _settings(flags)
         return {"runs": run_compare(arguments, warmup, config), "artifacts": arguments.output_dir}
+    if flags.command == "card":
+        run_card(flags)
+        return None
     return run_select(flags)
 
 

@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
+import os
 import re
 import types
 import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -73,10 +74,14 @@ def fits_fraction_or_count(amount: int | float) -> bool:
 class BaseConfig:
     """What the configurations share: type checks, range checks and files. Subclasses are frozen dataclasses."""
 
+    FILE: ClassVar[str]
+    """Name of the file in a folder or a Hub repository."""
+
     def __post_init__(self) -> None:
         problems = []
-        for name, hint in get_type_hints(type(self)).items():
-            value = getattr(self, name)
+        hints = get_type_hints(type(self))
+        for name in (f.name for f in dataclasses.fields(self)):
+            hint, value = hints[name], getattr(self, name)
             if not matches_type(value, hint):
                 problems.append(f"`{name}` must be {describe_type(hint)}, got {value!r}")
         problems = problems or [
@@ -131,6 +136,41 @@ class BaseConfig:
         """Build from YAML text."""
         return cls.from_dict(parse_yaml(text) or {})
 
+    @classmethod
+    def from_pretrained(
+        cls: type[Config],
+        name_or_folder: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        repo_type: str = "model",
+    ) -> Config:
+        """Read the configuration of a run from its folder, or from the repository it was pushed to.
+
+        Args:
+            name_or_folder (`str` or `PathLike`): a local folder, or `user/model` on the Hub.
+            revision (`str`, *optional*): branch, tag or commit.
+            token (`str` or `bool`, *optional*): by default that of `hf auth login`.
+            cache_dir (`str` or `PathLike`, *optional*): where downloads are kept.
+            local_files_only (`bool`, defaults to `False`): look in the cache only.
+            repo_type (`str`, defaults to `"model"`): `"dataset"` for a pushed selection.
+
+        Raises:
+            ValueError: naming what does not exist, or what in the file does not fit.
+        """
+        from hf_gist.hub import load_config
+
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        return load_config(cls, name_or_folder, repo_type, revision=revision, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the configuration into a folder, for [`from_pretrained`] to read."""
+        from hf_gist.hub import save_config
+
+        save_config(self, folder)
+
 
 @dataclass(frozen=True, kw_only=True)
 class GISTConfig(BaseConfig):
@@ -181,6 +221,8 @@ class GISTConfig(BaseConfig):
     Raises:
         ValueError: naming every field that has a wrong type or is out of range.
     """
+
+    FILE: ClassVar[str] = "gist_config.json"
 
     budget: int | float = _help("How much of the pool to keep: 0.05 is a fraction, 500 is a count.", 0.05)
     budget_unit: Literal["rows", "tokens"] = _help("Unit of the budget: rows, or labelled tokens.", "rows")
@@ -294,6 +336,8 @@ class GASTConfig(BaseConfig):
     Raises:
         ValueError: naming every field that has a wrong type or is out of range.
     """
+
+    FILE: ClassVar[str] = "gast_config.json"
 
     keep: int | float = _help("Samples of a batch that may update a layer: 0.5 is a fraction, 8 is a count.", 0.5)
     mode: Literal["stochastic", "random", "topk", "all"] = _help(

@@ -26,7 +26,12 @@ def check_one_of(file: str | None, dataset_name: str | None, argument: str) -> N
 
 
 def load_rows(
-    file: str | None, dataset_name: str | None, split: str, argument: str, streaming: bool = False
+    file: str | None,
+    dataset_name: str | None,
+    split: str,
+    argument: str,
+    revision: str | None = None,
+    streaming: bool = False,
 ) -> Dataset | IterableDataset:
     """A dataset from a local file or from the Hub.
 
@@ -35,6 +40,7 @@ def load_rows(
         dataset_name (`str`, *optional*): Hub id; exactly one of the two must be given.
         split (`str`): split of the Hub dataset.
         argument (`str`): the file argument's name, for messages.
+        revision (`str`, *optional*): branch, tag or commit of the Hub dataset.
         streaming (`bool`): read row by row, without a copy on disk.
 
     Raises:
@@ -42,7 +48,7 @@ def load_rows(
     """
     check_one_of(file, dataset_name, argument)
     if dataset_name is not None:
-        return load_dataset(dataset_name, split=split, streaming=streaming)
+        return load_dataset(dataset_name, split=split, revision=revision, streaming=streaming)
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"`--{argument} {file}`: no such file.")

@@ -11,6 +11,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from hf_gist.provenance import public_name
+
 
 OUTSIDE_BLOCKS = ""
 """Block key of trainable modules that are not inside a repeated block, such as a classification head."""
@@ -165,11 +167,11 @@ def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def model_identity(model: nn.Module) -> dict[str, str | None]:
-    """Where the base model came from, for a manifest: its name or path, revision and class."""
+    """Where the base model came from, for a manifest: its id (of a folder the name only), revision and class."""
     base = unwrapped(model)
     config = getattr(base, "config", None)
     return {
-        "name_or_path": getattr(config, "_name_or_path", None) or None,
+        "name_or_path": public_name(getattr(config, "_name_or_path", None)),
         "revision": getattr(config, "_commit_hash", None),
         "class": type(base).__name__,
     }

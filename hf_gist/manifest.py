@@ -14,6 +14,7 @@ from torch import nn
 
 from hf_gist.config import GISTConfig
 from hf_gist.lora import model_identity
+from hf_gist.provenance import describe_dataset
 from hf_gist.version import __version__
 
 
@@ -55,10 +56,6 @@ class Stopwatch:
             yield phase, seconds, self.peaks[phase]
 
 
-def _fingerprint(dataset: Any) -> dict[str, Any]:
-    return {"rows": len(dataset), "fingerprint": getattr(dataset, "_fingerprint", None)}
-
-
 def peak_memory_bytes(device: torch.device) -> int:
     """Peak memory so far: of the allocator on a GPU, of the process elsewhere."""
     if device.type == "cuda":
@@ -75,8 +72,8 @@ def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig) 
         "hf_gist": __version__,
         "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
         "model": model_identity(model) | {"trainable_parameters": trainable},
-        "train_dataset": _fingerprint(pool),
-        "target_dataset": _fingerprint(targets),
+        "train_dataset": describe_dataset(pool),
+        "target_dataset": describe_dataset(targets),
         "seed": config.seed,
         "processes": PartialState().num_processes,
     }

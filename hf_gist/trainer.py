@@ -24,6 +24,7 @@ from hf_gist.gast_report import SourceCollator
 from hf_gist.gast_run import GASTRun
 from hf_gist.gate import mean_loss_scales
 from hf_gist.losses import loss_kind
+from hf_gist.publish import attach
 from hf_gist.rows import read_column
 
 
@@ -57,6 +58,7 @@ class GASTMixin:
         self._gast_support_set: gast_support.SupportSet | None = None
         self._gast_sources: list[str] | None = None
         super().__init__(*args, **kwargs)
+        attach(self)
         self._gast_probe = gast_losses.LossFunctionProbe(self.compute_loss_func) if self.compute_loss_func else None
         if self.gast_config.mode == "all":
             return

@@ -1,6 +1,5 @@
 """What the commands work on: model, tokenizer, pool and targets, read and tokenised as the flags say."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from hf_gist.disk import as_json, read_json, write_json
 from hf_gist.ledger import WARMUP, PhaseCost
 from hf_gist.lora import weights_digest
 from hf_gist.pipeline import prepare
+from hf_gist.provenance import describe_source
 from hf_gist.rows import Collator, content_digest, row_lengths
 from hf_gist.warmup import (
     WarmupSettings,
@@ -56,9 +56,11 @@ class SourceArguments:
     train_file: str | None = flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
     dataset_name: str | None = flag("Candidate pool on the Hub, instead of a file.")
     dataset_split: str = flag("Its split.", "train")
+    dataset_revision: str | None = flag("Its branch, tag or commit.")
     target_file: str | None = flag("Target set: a few rows of what the model should become good at.")
     target_dataset_name: str | None = flag("Target set on the Hub, instead of a file.")
     target_dataset_split: str = flag("Its split.", "train")
+    target_dataset_revision: str | None = flag("Its branch, tag or commit.")
     max_length: int | None = flag(
         f"Longest row in tokens; longer ones are cut at the end. Default: the tokenizer's own limit, or {LONGEST_ROW}."
     )
@@ -66,7 +68,21 @@ class SourceArguments:
 
     def load_pool(self) -> Dataset:
         """The rows of the pool."""
-        return load_rows(self.train_file, self.dataset_name, self.dataset_split, "train_file")
+        return load_rows(self.train_file, self.dataset_name, self.dataset_split, "train_file", self.dataset_revision)
+
+    def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The manifest's entries on pool and targets, with the names that the flags give them."""
+        pool = (self.train_file, self.dataset_name, self.dataset_split, self.dataset_revision)
+        targets = (
+            self.target_file,
+            self.target_dataset_name,
+            self.target_dataset_split,
+            self.target_dataset_revision,
+        )
+        return {
+            "train_dataset": describe_source(*pool, manifest["train_dataset"]),
+            "target_dataset": describe_source(*targets, manifest["target_dataset"]),
+        }
 
     def load_model(self) -> torch.nn.Module:
         """The base model."""
@@ -112,7 +128,11 @@ def open_targets(arguments: SourceArguments, base: torch.nn.Module) -> tuple[Dat
         ValueError: naming the flag that is missing or wrong.
     """
     targets = load_rows(
-        arguments.target_file, arguments.target_dataset_name, arguments.target_dataset_split, "target_file"
+        arguments.target_file,
+        arguments.target_dataset_name,
+        arguments.target_dataset_split,
+        "target_file",
+        arguments.target_dataset_revision,
     )
     tokenizer, limit = load_tokenizer(
         arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
@@ -195,14 +215,3 @@ def _warmup_key(
 def token_columns(sets: Sequence[Dataset]) -> Dataset | None:
     """Several tokenised sets as one."""
     return concatenate_datasets([rows.select_columns(["input_ids", "labels"]) for rows in sets]) if sets else None
-
-
-def digest(file: str | None) -> str | None:
-    """SHA-256 of a file."""
-    if file is None:
-        return None
-    with open(file, "rb") as opened:
-        total = hashlib.sha256()
-        while block := opened.read(1 << 20):
-            total.update(block)
-    return total.hexdigest()

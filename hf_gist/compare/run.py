@@ -32,6 +32,7 @@ from hf_gist.data import load_rows
 from hf_gist.disk import as_json, read_json, write, write_json
 from hf_gist.measurements import Measurements
 from hf_gist.pipeline import select
+from hf_gist.provenance import digest
 from hf_gist.rows import row_lengths
 from hf_gist.shards import refuse_other_settings
 from hf_gist.warmup import WarmupSettings, fresh_lora
@@ -39,7 +40,6 @@ from hf_gist.workspace import (
     SourceArguments,
     Workspace,
     check_source,
-    digest,
     flag,
     open_workspace,
     token_columns,

@@ -1,0 +1,257 @@
+"""Model cards: a section on data selection and the metadata that goes with it, in whatever card is there already."""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from transformers.utils import logging
+
+from hf_gist.artifacts import FOLDER, MANIFEST, Selection
+from hf_gist.card_facts import dataset_rows, hub_ids, is_gist, select_command, selection_facts, share, source_counts
+from hf_gist.card_metrics import evaluation_results
+from hf_gist.config import GASTConfig
+from hf_gist.disk import read_json, write
+from hf_gist.gast_report import PICTURE_FILE
+from hf_gist.hub import save_config
+from hf_gist.ledger import CostLedger
+from hf_gist.markdown import Verbatim
+from hf_gist.provenance import public_name
+from hf_gist.report import save_selection_figures
+from hf_gist.templating import citations, pictures, render
+from hf_gist.version import __version__
+
+
+logger = logging.get_logger(__name__)
+
+README = "README.md"
+BEGIN, END = "<!-- hf-gist:begin -->", "<!-- hf-gist:end -->"
+SECTION = re.compile(rf"^{BEGIN}$.*^{END}$\n?", re.MULTILINE | re.DOTALL)
+WARMUP_ADAPTER, ADAPTER_CONFIG, TRAINER_STATE = "warmup_adapter", "adapter_config.json", "trainer_state.json"
+
+GAST_MODES = {
+    "stochastic": "drawn by how well each sample's gradient agrees with that of a few support samples",
+    "random": "drawn at random",
+    "topk": "those whose gradients agree best with that of a few support samples",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a model card is about.
+
+    Args:
+        folder (`Path`): where the card lies, beside the adapter.
+        selection (`Selection`, *optional*): if rows were selected.
+        artifacts (`Path`, *optional*): where the selection lies; the folder itself if nothing was trained on it.
+        gast (`GASTConfig`, *optional*): if layers were masked.
+        repo_id (`str`, *optional*): where the model is or will be.
+        results (`list[EvalResult]`): what was measured.
+    """
+
+    folder: Path
+    selection: Selection | None = None
+    artifacts: Path | None = None
+    gast: GASTConfig | None = None
+    repo_id: str | None = None
+    results: list[EvalResult] = field(default_factory=list)
+
+    @property
+    def trained(self) -> bool:
+        """Whether a training used the selection; `hf-gist select` trains nothing on it."""
+        return self.selection is None or self.artifacts != self.folder
+
+    @property
+    def address(self) -> str:
+        """Where the model is on the Hub, or a stand-in for it."""
+        return self.repo_id or "user/model"
+
+
+def find_run(folder: str | Path, repo_id: str | None = None) -> Run:
+    """The run in the output folder of a training or of `hf-gist select`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    folder = Path(folder)
+    artifacts = next((place for place in (folder / FOLDER, folder) if (place / MANIFEST).is_file()), None)
+    gast = GASTConfig.from_pretrained(folder) if (folder / GASTConfig.FILE).is_file() else None
+    if artifacts is None and gast is None:
+        raise ValueError(
+            f"{folder} holds no run of hf_gist: no {MANIFEST} of a selection, in it or in {FOLDER}/, and no "
+            f"{GASTConfig.FILE}."
+        )
+    selection = Selection.load(artifacts) if artifacts is not None else None
+    run = Run(folder, selection, artifacts, gast, repo_id)
+    return dataclasses.replace(run, results=_results_on_disk(run))
+
+
+def _results_on_disk(run: Run) -> list[EvalResult]:
+    """What the trainer's saved state says was measured; a card of the trainer itself knows the data sets better."""
+    readme = run.folder / README
+    if readme.is_file() and ModelCard.load(readme).data.eval_results:
+        return ModelCard.load(readme).data.eval_results
+    states = [run.folder / TRAINER_STATE, *run.folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
+    states = [read_json(path) for path in states if path.is_file()]
+    adapter = run.folder / ADAPTER_CONFIG
+    if not states or not adapter.is_file():
+        return []
+    last = max(states, key=lambda state: state["global_step"])
+    return evaluation_results(last["log_history"], last["global_step"], read_json(adapter).get("task_type"))
+
+
+# ---- Text ----
+
+
+def draw(selection: Selection, artifacts: Path) -> list[Path]:
+    """The pictures of a selection, drawn unless those there are of this selection."""
+    drawn, written = sorted(artifacts.glob("*.png")), (artifacts / MANIFEST).stat().st_mtime
+    if drawn and all(path.stat().st_mtime >= written for path in drawn):
+        return drawn
+    try:
+        return save_selection_figures(selection, artifacts)
+    except ImportError as error:
+        logger.warning(f"The card has no plots. {error}")
+        return []
+
+
+def _configs(run: Run) -> list[dict[str, str]]:
+    configs = [run.selection.config if run.selection else None, run.gast]
+    return [{"title": type(c).__name__, "file": c.FILE, "yaml": c.to_yaml()} for c in configs if c is not None]
+
+
+def _python(run: Run) -> str:
+    names = [config["title"] for config in _configs(run)]
+    lines = [f"from hf_gist import {', '.join(sorted(names))}", ""]
+    return "\n".join([*lines, *(f'{name}.from_pretrained("{run.address}")' for name in names)])
+
+
+def versions_of(selection: Selection | None) -> list[tuple[str, str]]:
+    """Versions of the packages of a run."""
+    manifest = selection.manifest if selection is not None else {}
+    return [("hf_gist", manifest.get("hf_gist", __version__)), *manifest.get("versions", {}).items()]
+
+
+def section(run: Run) -> str:
+    """The data-selection section of a card, between its marks."""
+    values: dict[str, Any] = {}
+    if run.selection is not None:
+        warmup = WARMUP_ADAPTER if not run.trained and (run.folder / WARMUP_ADAPTER).is_dir() else None
+        values = selection_values(run.selection, run.artifacts, run.folder) | {
+            "warmup_adapter": warmup,
+            "command": select_command(run.selection, f"hf://{run.address}"),
+        }
+    gast_picture = run.folder / PICTURE_FILE
+    return render(
+        "model_section.md",
+        **{"sources": None, "command": None} | values,
+        begin=Verbatim(BEGIN),
+        end=Verbatim(END),
+        selection=run.selection,
+        trained=run.trained,
+        gast=run.gast,
+        gast_mode=GAST_MODES.get(run.gast.mode, "") if run.gast else None,
+        gast_images=pictures([gast_picture] if run.gast and gast_picture.is_file() else [], run.folder),
+        results=run.results,
+        configs=_configs(run),
+        python=_python(run),
+        versions=versions_of(run.selection),
+        version=__version__,
+        citations=citations(),
+    )
+
+
+def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dict[str, Any]:
+    """What the templates say of a selection whose artifacts are in `artifacts`, on a card in `folder`."""
+    sources, more = source_counts(selection)
+    ledger = CostLedger.load(artifacts)
+    kept, pool = len(selection.indices), len(selection.scores)
+    return {
+        "kept": kept,
+        "pool": pool,
+        "share": share(kept, pool),
+        "method": selection.method,
+        "facts": selection_facts(selection),
+        "datasets": dataset_rows(selection.manifest),
+        "sources": sources,
+        "more_sources": more,
+        "images": pictures(draw(selection, artifacts), folder),
+        "costs": _without_empty_columns(ledger.table()) if ledger else None,
+        "break_even": Verbatim(ledger.break_even()) if ledger else None,
+    }
+
+
+def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
+    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
+    return [[row[i] for i in kept] for row in table]
+
+
+# ---- Metadata ----
+
+
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _united(*lists: Any) -> list[Any]:
+    return list(dict.fromkeys(item for values in lists for item in _as_list(values)))
+
+
+def _is_private(tag: str) -> bool:
+    """Whether a tag of peft's names a local folder: `base_model:adapter:/home/...`."""
+    place = str(tag).removeprefix("base_model:").split(":", 1)[-1]
+    return str(tag).startswith("base_model:") and public_name(place) != place
+
+
+def merge_metadata(data: ModelCardData, run: Run, title: str) -> None:
+    """Add what is known to the metadata of a card; nothing is claimed twice, and no folder of this machine is named."""
+    method = ["gist"] if run.selection is not None and is_gist(run.selection) else []
+    tags = [tag for tag in _as_list(data.tags) if not _is_private(tag)]
+    data.tags = _united(tags, ["hf-gist"], method, ["gast"] if run.gast else [])
+    data.library_name = data.library_name or "peft"
+    bases = [base for base in _as_list(data.base_model) if public_name(base) == base]
+    if run.selection is not None:
+        model = run.selection.manifest.get("model") or {}
+        bases = bases or [model["name_or_path"]] * bool(model.get("revision"))
+        data.datasets = _united(data.datasets, hub_ids(run.selection.manifest)) or None
+    data.base_model = bases[0] if len(bases) == 1 else bases or None
+    kept = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in run.results)]
+    data.eval_results = [*kept, *run.results] or None
+    if data.eval_results:
+        data.model_name = data.model_name or title
+
+
+# ---- The card ----
+
+
+def write_card(run: Run) -> Path:
+    """Write `README.md` and the configurations beside it; a card that is there keeps all but an older section of ours.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        ValueError: if the card that is there has metadata that cannot be read.
+    """
+    for config in (run.selection.config if run.selection else None, run.gast):
+        if config is not None:
+            save_config(config, run.folder)
+    path = run.folder / README
+    title = run.repo_id.split("/")[-1] if run.repo_id else run.folder.absolute().name
+    ours = section(run)
+    if path.is_file():
+        card = ModelCard.load(path)
+        merge_metadata(card.data, run, title)
+        # a function, because a replacement text would have its backslashes read
+        old = card.text
+        card.text = SECTION.sub(lambda _: ours, old) if SECTION.search(old) else f"{old.rstrip()}\n\n{ours}"
+    else:
+        data = ModelCardData()
+        merge_metadata(data, run, title)
+        base = (run.selection.manifest.get("model") or {}).get("name_or_path") if run.selection else None
+        body = render("model_card.md", title=title, base_model=base)
+        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n{ours}")
+    write(path, lambda name: Path(name).write_text(str(card), encoding="utf-8"))
+    return path
