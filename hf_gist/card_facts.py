@@ -56,9 +56,10 @@ def selection_facts(selection: Selection) -> Facts:
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
     if config.strategy not in UNSCORED:
-        groups = "row" if config.target_group_column is None else code(config.target_group_column)
-        count = f"{len(m.target_coordinates):,} rows in {len(selection.group_names):,} groups"
-        facts.append(("Target set", f"{count}, grouped by {groups}"))
+        groups = "each row its own group"
+        if config.target_group_column is not None:
+            groups = f"{len(selection.group_names):,} groups by {code(config.target_group_column)}"
+        facts.append(("Target set", f"{len(m.target_coordinates):,} rows, {groups}"))
         facts += _subspace(selection)
     facts += _left_out(selection)
     facts.append(("Seed", str(config.seed)))
@@ -109,11 +110,16 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
     if not isinstance(leaks, dict):
         return [*facts, ("Leak guard", "not run on these rows")]
     fate = "kept out" if selection.config.drop_target_duplicates else "not kept out"
-    found = [
-        f"{len(leak['rows']):,} rows of the pool are in the {name} set too ({leak['exact']:,} token for token), {fate}"
-        for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation"))
-        if (leak := leaks.get(key))
-    ]
+    found = []
+    for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation")):
+        leak = leaks.get(key) or {}
+        rows, exact = leak.get("rows", []), leak.get("exact", 0)
+        if rows:
+            found.append(
+                f"{len(rows):,} rows of the pool are in the {name} set too ({exact:,} token for token), {fate}"
+            )
+        elif key in leaks:
+            found.append(f"no row of the pool is in the {name} set")
     if "eval_dataset" not in leaks:
         found.append("no evaluation set was given to look in")
     if leaks.get("targets_in_evaluation"):
@@ -146,6 +152,7 @@ def dataset_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         if not facts.get("hub"):
             digest = facts.get("sha256")
             mark = f"sha256 {digest[:16]}" if digest else None
+            mark = mark or (f"fingerprint {facts['fingerprint']}" if facts.get("fingerprint") else None)
             rows.append(common | {"name": facts.get("file"), "revision": mark, "on_hub": False})
     return rows
 
