@@ -9,12 +9,15 @@ import torch
 
 from hf_gist.artifacts import Selection
 from hf_gist.config import UNSCORED
-from hf_gist.markdown import Verbatim, code
+from hf_gist.markdown import Verbatim, code, one_line
 from hf_gist.warmup import WarmupSettings
 
 
 MOST_SOURCES = 50
 """Rows of the table of sources; the artifacts have the rest."""
+
+ROLES = {"train_dataset": "pool", "target_dataset": "targets", "support_dataset": "support"}
+"""Data sets in a manifest, and what they are to a run."""
 
 SCORES = {
     "subspace_cosine": "cosine with the target directions inside their subspace",
@@ -144,16 +147,17 @@ def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, 
 def dataset_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Rows of the table of data sets: role, name, revision (or digest of the file), split and rows."""
     rows = []
-    for key, role in (("train_dataset", "pool"), ("target_dataset", "targets")):
-        facts = manifest.get(key) or {}
+    for key, role in ROLES.items():
+        if (facts := manifest.get(key)) is None:
+            continue
         common = {"role": role, "split": facts.get("split"), "rows": facts.get("rows")}
         for origin in facts.get("hub", []):
-            rows.append(common | {"name": origin["id"], "revision": origin["revision"], "on_hub": True})
+            rows.append(common | {"name": origin["id"], "revision": origin["revision"]})
         if not facts.get("hub"):
             digest = facts.get("sha256")
             mark = f"sha256 {digest[:16]}" if digest else None
             mark = mark or (f"fingerprint {facts['fingerprint']}" if facts.get("fingerprint") else None)
-            rows.append(common | {"name": facts.get("file"), "revision": mark, "on_hub": False})
+            rows.append(common | {"name": facts.get("file"), "revision": mark})
     return rows
 
 
@@ -182,7 +186,8 @@ def select_command(selection: Selection, address: str) -> str:
         names.remove("less_checkpoints")
     flags += [(name, warmup.get(name)) for name in names]
     flags.append(("output_dir", "selection"))
-    return "hf-gist select " + " \\\n    ".join(f"--{n} {shlex.quote(str(v))}" for n, v in flags if v is not None)
+    given = [f"--{name} {shlex.quote(one_line(value, 500))}" for name, value in flags if value is not None]
+    return "hf-gist select " + " \\\n    ".join(given)
 
 
 def _source_flags(facts: dict[str, Any], file: str, dataset: str, unknown: str) -> list[tuple[str, Any]]:

@@ -119,7 +119,7 @@ def _card(selection: Selection, folder: Path, repo_id: str | None, license: str 
         usage=_usage(address),
         config=selection.config.to_yaml(),
         command=select_command(selection, f"hf://datasets/{address}"),
-        versions=versions_of(selection),
+        versions=versions_of(selection.manifest),
         version=__version__,
         citations=citations(),
     )

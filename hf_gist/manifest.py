@@ -64,13 +64,26 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def package_versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
+    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+
+
+def training_manifest(model: nn.Module, **datasets: Any) -> dict[str, Any]:
+    """What a reader needs to know of a training without a selection: versions, model, and data sets by role."""
+    sized = {role: dataset for role, dataset in datasets.items() if hasattr(dataset, "__len__")}
+    return {"hf_gist": __version__, "versions": package_versions(), "model": model_identity(model)} | {
+        role: describe_dataset(dataset) for role, dataset in sized.items()
+    }
+
+
 def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig) -> dict[str, Any]:
     """Everything that a reader needs to repeat a selection."""
-    packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "hf_gist": __version__,
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
+        "versions": package_versions(),
         "model": model_identity(model) | {"trainable_parameters": trainable},
         "train_dataset": describe_dataset(pool),
         "target_dataset": describe_dataset(targets),

@@ -13,7 +13,7 @@ from hf_gist.artifacts import FOLDER, MANIFEST, Selection
 from hf_gist.card_facts import dataset_rows, hub_ids, is_gist, select_command, selection_facts, share, source_counts
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.config import GASTConfig
-from hf_gist.disk import read_json, write
+from hf_gist.disk import read_json, write, write_json
 from hf_gist.gast_report import PICTURE_FILE
 from hf_gist.hub import save_config
 from hf_gist.ledger import CostLedger
@@ -29,6 +29,7 @@ logger = logging.get_logger(__name__)
 README = "README.md"
 BEGIN, END = "<!-- hf-gist:begin -->", "<!-- hf-gist:end -->"
 SECTION = re.compile(rf"^{BEGIN}$.*^{END}$\n?", re.MULTILINE | re.DOTALL)
+GAST_MANIFEST = "gast_manifest.json"
 WARMUP_ADAPTER, ADAPTER_CONFIG, TRAINER_STATE = "warmup_adapter", "adapter_config.json", "trainer_state.json"
 
 GAST_MODES = {
@@ -49,6 +50,7 @@ class Run:
         gast (`GASTConfig`, *optional*): if layers were masked.
         repo_id (`str`, *optional*): where the model is or will be.
         results (`list[EvalResult]`): what was measured.
+        gast_manifest (`dict`): model, data sets and versions of a training with masked layers.
     """
 
     folder: Path
@@ -57,11 +59,17 @@ class Run:
     gast: GASTConfig | None = None
     repo_id: str | None = None
     results: list[EvalResult] = field(default_factory=list)
+    gast_manifest: dict[str, Any] = field(default_factory=dict)
 
     @property
     def trained(self) -> bool:
         """Whether a training used the selection; `hf-gist select` trains nothing on it."""
         return self.selection is None or self.artifacts != self.folder
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """Where model and data came from: of the selection, if there is one."""
+        return self.gast_manifest if self.selection is None else self.selection.manifest
 
     @property
     def address(self) -> str:
@@ -84,7 +92,8 @@ def find_run(folder: str | Path, repo_id: str | None = None) -> Run:
             f"{GASTConfig.FILE}."
         )
     selection = Selection.load(artifacts) if artifacts is not None else None
-    run = Run(folder, selection, artifacts, gast, repo_id)
+    gast_manifest = read_json(folder / GAST_MANIFEST) if (folder / GAST_MANIFEST).is_file() else {}
+    run = Run(folder, selection, artifacts, gast, repo_id, gast_manifest=gast_manifest)
     return dataclasses.replace(run, results=_results_on_disk(run))
 
 
@@ -111,7 +120,7 @@ def draw(selection: Selection, artifacts: Path) -> list[Path]:
     if drawn and all(path.stat().st_mtime >= written for path in drawn):
         return drawn
     try:
-        return save_selection_figures(selection, artifacts)
+        return sorted(save_selection_figures(selection, artifacts))
     except ImportError as error:
         logger.warning(f"The card has no plots. {error}")
         return []
@@ -123,14 +132,23 @@ def _configs(run: Run) -> list[dict[str, str]]:
 
 
 def _python(run: Run) -> str:
-    names = [config["title"] for config in _configs(run)]
-    lines = [f"from hf_gist import {', '.join(sorted(names))}", ""]
-    return "\n".join([*lines, *(f'{name}.from_pretrained("{run.address}")' for name in names)])
+    """How the configurations are used again."""
+    names, lines = [], []
+    if run.selection is not None:
+        names += ["GISTConfig", "GISTDataSelectorCallback"]
+        lines.append(f'gist = GISTConfig.from_pretrained("{run.address}")')
+        lines.append(
+            "callback = GISTDataSelectorCallback(gist, target_dataset=targets)  # Trainer(..., callbacks=[callback])"
+        )
+    if run.gast is not None:
+        names += ["GASTConfig", "GASTTrainer"]
+        lines.append(f'gast = GASTConfig.from_pretrained("{run.address}")')
+        lines.append("trainer = GASTTrainer(..., gast_config=gast, support_dataset=targets)")
+    return "\n".join([f"from hf_gist import {', '.join(sorted(names))}", "", *lines])
 
 
-def versions_of(selection: Selection | None) -> list[tuple[str, str]]:
+def versions_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     """Versions of the packages of a run."""
-    manifest = selection.manifest if selection is not None else {}
     return [("hf_gist", manifest.get("hf_gist", __version__)), *manifest.get("versions", {}).items()]
 
 
@@ -146,18 +164,18 @@ def section(run: Run) -> str:
     gast_picture = run.folder / PICTURE_FILE
     return render(
         "model_section.md",
-        **{"sources": None, "command": None} | values,
+        **{"sources": None, "command": None, "datasets": dataset_rows(run.manifest)} | values,
         begin=Verbatim(BEGIN),
         end=Verbatim(END),
         selection=run.selection,
         trained=run.trained,
         gast=run.gast,
-        gast_mode=GAST_MODES.get(run.gast.mode, "") if run.gast else None,
+        gast_mode=Verbatim(GAST_MODES.get(run.gast.mode, "")) if run.gast else None,
         gast_images=pictures([gast_picture] if run.gast and gast_picture.is_file() else [], run.folder),
         results=run.results,
         configs=_configs(run),
         python=_python(run),
-        versions=versions_of(run.selection),
+        versions=versions_of(run.manifest),
         version=__version__,
         citations=citations(),
     )
@@ -212,10 +230,9 @@ def merge_metadata(data: ModelCardData, run: Run, title: str) -> None:
     data.tags = _united(tags, ["hf-gist"], method, ["gast"] if run.gast else [])
     data.library_name = data.library_name or "peft"
     bases = [base for base in _as_list(data.base_model) if public_name(base) == base]
-    if run.selection is not None:
-        model = run.selection.manifest.get("model") or {}
-        bases = bases or [model["name_or_path"]] * bool(model.get("revision"))
-        data.datasets = _united(data.datasets, hub_ids(run.selection.manifest)) or None
+    model = run.manifest.get("model") or {}
+    bases = bases or [model["name_or_path"]] * bool(model.get("revision"))
+    data.datasets = _united(data.datasets, hub_ids(run.manifest)) or None
     data.base_model = bases[0] if len(bases) == 1 else bases or None
     kept = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in run.results)]
     data.eval_results = [*kept, *run.results] or None
@@ -238,6 +255,8 @@ def write_card(run: Run) -> Path:
     for config in (run.selection.config if run.selection else None, run.gast):
         if config is not None:
             save_config(config, run.folder)
+    if run.gast is not None and run.gast_manifest:
+        write_json(run.folder / GAST_MANIFEST, run.gast_manifest)
     path = run.folder / README
     title = run.repo_id.split("/")[-1] if run.repo_id else run.folder.absolute().name
     ours = section(run)
@@ -250,7 +269,7 @@ def write_card(run: Run) -> Path:
     else:
         data = ModelCardData()
         merge_metadata(data, run, title)
-        base = (run.selection.manifest.get("model") or {}).get("name_or_path") if run.selection else None
+        base = (run.manifest.get("model") or {}).get("name_or_path")
         body = render("model_card.md", title=title, base_model=base)
         card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n{ours}")
     write(path, lambda name: Path(name).write_text(str(card), encoding="utf-8"))

@@ -16,7 +16,7 @@ from hf_gist.card_metrics import evaluation_results
 from hf_gist.data import load_rows
 from hf_gist.dataset_card import export_dataset, write_dataset
 from hf_gist.hub import push_folder
-from hf_gist.lora import model_identity
+from hf_gist.manifest import training_manifest
 from hf_gist.model_card import WARMUP_ADAPTER, Run, find_run, write_card
 from hf_gist.provenance import digest
 
@@ -67,15 +67,23 @@ def _run_of(trainer: Trainer) -> Run | None:
         return None
     state, folder = trainer.state, Path(trainer.args.output_dir)
     best = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step
-    model_class = model_identity(trainer.accelerator.unwrap_model(trainer.model))["class"]
+    manifest = training_manifest(
+        trainer.accelerator.unwrap_model(trainer.model),
+        train_dataset=trainer.train_dataset,
+        support_dataset=getattr(trainer, "support_dataset", None),
+    )
     return Run(
         folder=folder,
         selection=selection,
         artifacts=folder / FOLDER,
         gast=gast,
         repo_id=trainer.hub_model_id or trainer.args.hub_model_id,
+        gast_manifest=manifest if gast is not None else {},
         results=evaluation_results(
-            state.log_history, best or state.global_step, model_class, getattr(trainer, "eval_dataset", None)
+            state.log_history,
+            best or state.global_step,
+            manifest["model"]["class"],
+            getattr(trainer, "eval_dataset", None),
         ),
     )
 

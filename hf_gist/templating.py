@@ -58,7 +58,7 @@ def squeezed(markdown: str) -> str:
             fence = run.group() if fence is None else None
         if fence is None and not line.strip() and lines and not lines[-1].strip():
             continue
-        lines.append(line)
+        lines.append(line if fence else line.rstrip())
     return "\n".join(lines) + "\n"
 
 

@@ -53,6 +53,7 @@ class GASTMixin:
     ) -> None:
         # Before the Trainer's own set-up, which may already call the methods below.
         self.gast_config = gast_config if gast_config is not None else GASTConfig()
+        self.support_dataset = support_dataset
         self.gast: GASTRun | None = None
         self._gast_checkpoint: str | None = None
         self._gast_support_set: gast_support.SupportSet | None = None
