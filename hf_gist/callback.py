@@ -28,7 +28,7 @@ from hf_gist.leaks import find_leaks
 from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
 from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
 from hf_gist.pipeline import Inputs, measure_and_choose
-from hf_gist.publish import attach, calling_trainer
+from hf_gist.publish import attach_to_caller
 from hf_gist.report import summary_line, summary_table
 from hf_gist.rows import fetch_rows, read_column, row_lengths
 from hf_gist.sampler import (
@@ -111,8 +111,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Check everything, lay out the run and take over the order of the train dataloader."""
         model, loader = kwargs["model"], kwargs["train_dataloader"]
-        if (trainer := calling_trainer()) is not None:
-            attach(trainer)
+        attach_to_caller(args.output_dir)
         self._close_witness()
         self.selection, self._verified = None, False
         self._check_trainer(args, loader)

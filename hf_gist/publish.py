@@ -5,6 +5,7 @@ import functools
 import inspect
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.data import load_rows
 from hf_gist.dataset_card import export_dataset, write_dataset
+from hf_gist.errors import NoEffectWarning
 from hf_gist.hub import push_folder
 from hf_gist.manifest import training_manifest
 from hf_gist.model_card import WARMUP_ADAPTER, Run, find_run, write_card
@@ -129,6 +131,20 @@ def attach(trainer: Trainer) -> None:
 
     trainer.create_model_card = create_model_card
     trainer.add_callback(CardCallback(trainer))
+
+
+def attach_to_caller(output_dir: str) -> None:
+    """[`attach`] to the Trainer that is calling back; says so if there is none."""
+    trainer = calling_trainer()
+    if trainer is None:
+        warnings.warn(
+            "The Trainer of this run was not found, so its model card will have no section on the selection. Afterwards "
+            f"`hf-gist card {output_dir}` adds it.",
+            NoEffectWarning,
+            stacklevel=3,
+        )
+    else:
+        attach(trainer)
 
 
 # ---- Folders ----
