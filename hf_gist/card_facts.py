@@ -42,6 +42,11 @@ def is_gist(selection: Selection) -> bool:
     return selection.method == "GIST"
 
 
+def looks_at_targets(selection: Selection) -> bool:
+    """Whether the rule compares rows with the target set; some baselines do not."""
+    return selection.config.strategy not in UNSCORED and selection.config.score != "grad_norm"
+
+
 def share(part: float, whole: float) -> str:
     """A percentage."""
     return f"{part / whole:.2%}" if whole else "0 %"
@@ -185,9 +190,15 @@ def select_command(selection: Selection, address: str) -> str:
     if selection.config.scorer != "less":
         names.remove("less_checkpoints")
     flags += [(name, warmup.get(name)) for name in names]
+    flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]
     flags.append(("output_dir", "selection"))
-    given = [f"--{name} {shlex.quote(one_line(value, 500))}" for name, value in flags if value is not None]
+    given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
     return "hf-gist select " + " \\\n    ".join(given)
+
+
+def _quoted(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(shlex.quote(one_line(item, 500)) for item in values)
 
 
 def _source_flags(facts: dict[str, Any], file: str, dataset: str, unknown: str) -> list[tuple[str, Any]]:

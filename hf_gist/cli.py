@@ -217,6 +217,8 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         checkpoints=checkpoints,
     )
     manifest = selection.manifest | arguments.provenance(selection.manifest)
+    if arguments.eval_file:
+        manifest["eval_file"] = [Path(file).name for file in arguments.eval_file]
     if arguments.adapter_name_or_path is not None:
         manifest["adapter"] = public_name(arguments.adapter_name_or_path)
     elif config.strategy not in UNSCORED:

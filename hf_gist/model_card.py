@@ -10,7 +10,16 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers.utils import logging
 
 from hf_gist.artifacts import FOLDER, MANIFEST, Selection
-from hf_gist.card_facts import dataset_rows, hub_ids, is_gist, select_command, selection_facts, share, source_counts
+from hf_gist.card_facts import (
+    dataset_rows,
+    hub_ids,
+    is_gist,
+    looks_at_targets,
+    select_command,
+    selection_facts,
+    share,
+    source_counts,
+)
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.config import GASTConfig
 from hf_gist.disk import read_json, write, write_json
@@ -159,6 +168,7 @@ def section(run: Run) -> str:
         warmup = WARMUP_ADAPTER if not run.trained and (run.folder / WARMUP_ADAPTER).is_dir() else None
         values = selection_values(run.selection, run.artifacts, run.folder) | {
             "warmup_adapter": warmup,
+            "load_adapter": f'PeftModel.from_pretrained(model, "{run.address}", subfolder="{WARMUP_ADAPTER}")',
             "command": select_command(run.selection, f"hf://{run.address}"),
         }
     gast_picture = run.folder / PICTURE_FILE
@@ -191,6 +201,7 @@ def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dic
         "pool": pool,
         "share": share(kept, pool),
         "method": selection.method,
+        "by_target": looks_at_targets(selection),
         "facts": selection_facts(selection),
         "datasets": dataset_rows(selection.manifest),
         "sources": sources,

@@ -71,7 +71,7 @@ class SourceArguments:
         return load_rows(self.train_file, self.dataset_name, self.dataset_split, "train_file", self.dataset_revision)
 
     def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The manifest's entries on pool and targets, with the names that the flags give them."""
+        """The manifest's entries on pool and targets, with the names that the flags give them, and how they were read."""
         pool = (self.train_file, self.dataset_name, self.dataset_split, self.dataset_revision)
         targets = (
             self.target_file,
@@ -82,6 +82,8 @@ class SourceArguments:
         return {
             "train_dataset": describe_source(*pool, manifest["train_dataset"]),
             "target_dataset": describe_source(*targets, manifest["target_dataset"]),
+            "max_length": self.max_length,
+            "dtype": self.dtype,
         }
 
     def load_model(self) -> torch.nn.Module:

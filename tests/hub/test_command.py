@@ -93,6 +93,8 @@ def test_a_run_is_repeated_from_its_card(hub, files):
     data += ["--target_file", str(files / "targets.jsonl"), "--lora_target_modules", "q_proj,v_proj"]
     first, again = str(files / "first"), str(files / "again")
     settings = ["--budget", "8", "--warmup_ratio", "0.5", "--strategy", "round_robin", "--no-drop_target_duplicates"]
+    (files / "eval.jsonl").write_text(json.dumps(chats(5)[4]) + "\n")
+    settings += ["--max_length", "40", "--eval_file", str(files / "eval.jsonl")]
     settings += ["--learning_rate", "1e-2", "--per_device_train_batch_size", "4"]
     assert main(["select", *data, *settings, "--output_dir", first]) == 0
     assert main(["card", first, "--repo_id", "jane/choice", "--push"]) == 0
@@ -103,6 +105,7 @@ def test_a_run_is_repeated_from_its_card(hub, files):
         ("--model_name_or_path", "model"),
         ("--train_file", "pool.jsonl"),
         ("--target_file", "targets.jsonl"),
+        ("--eval_file", "eval.jsonl"),
     ):
         assert command[command.index(flag) + 1] == value
         command[command.index(flag) + 1] = str(files / value)

@@ -154,6 +154,7 @@ def test_a_baseline_is_not_tagged_as_the_paper_s_method(tmp_path):
     made.save(tmp_path)
     card = ModelCard.load(write_card(find_run(tmp_path)))
     assert card.data.tags == ["hf-gist"] and "chosen by random draw" in card.text
+    assert "agreement with the target set" not in card.text
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path):

@@ -22,6 +22,8 @@ SETTINGS = {
     "report_to": [],
     "disable_tqdm": True,
     "push_to_hub": True,
+    # or a push is left out while the one before is not finished
+    "hub_always_push": True,
     "hub_model_id": "jane/model",
     "save_strategy": "epoch",
     "eval_strategy": "epoch",
