@@ -1,5 +1,6 @@
 """The section, the metadata, and what is left of a card that was there."""
 
+import html
 import json
 import re
 
@@ -201,3 +202,11 @@ def test_the_saved_state_of_a_trainer_says_what_was_measured(tmp_path):
     assert [(r.task_type, r.metric_value, r.dataset_type) for r in results] == [
         ("text-classification", 4.0, "unknown")
     ]
+
+
+def test_what_no_template_thought_of_is_escaped_too(tmp_path):
+    folder = tmp_path / "<b>a</b> *x* [y](z)"
+    made = selection()
+    made.save(folder / "gist")
+    title = write_card(Run(folder, made, folder / "gist")).read_text().split("# ")[1].splitlines()[0]
+    assert not re.search(r"[<>*\[\]]", title) and html.unescape(title) == folder.name
