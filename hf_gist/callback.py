@@ -251,9 +251,9 @@ class GISTDataSelectorCallback(TrainerCallback):
         step = state.global_step
         if self._witness is not None:
             self._verify(step)
+        state.epoch = self._plan.epoch(step)
         if step == self._plan.warmup_steps:
             self._select_and_swap(args, state, kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"])
-        state.epoch = self._plan.epoch(step)
         if step == self._plan.epoch_end(step - 1):
             control.should_epoch_stop = True
         if step >= state.max_steps:
@@ -288,8 +288,8 @@ class GISTDataSelectorCallback(TrainerCallback):
             for name, parameter in adapter_parameters(model).items():
                 assign(parameter, self._initial_adapter[name])
             optimizer.state.clear()
+        track_selection(args, state, self.selection)
         if state.is_world_process_zero:
-            track_selection(args, state, self.selection)
             tqdm.write(summary_line(self.selection, self._plan.total_steps - self._plan.warmup_steps))
             tqdm.write(summary_table(self.selection))
 

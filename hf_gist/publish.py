@@ -2,7 +2,6 @@
 
 import argparse
 import functools
-import inspect
 import os
 import sys
 import warnings
@@ -13,6 +12,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_gist.artifacts import FOLDER, Selection
+from hf_gist.caller import calling_trainer
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.data import load_rows
 from hf_gist.dataset_card import export_dataset, write_dataset
@@ -42,21 +42,6 @@ PUSHED_OF_A_SELECTION = [
 
 
 # ---- Trainers ----
-
-
-def calling_trainer() -> Trainer | None:
-    """The Trainer that is calling back right now.
-
-    Trainer gives its callbacks everything but itself, and writes its card after the last of their events, so that
-    nothing but the Trainer itself can add to the card.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        owner = frame.f_locals.get("self")
-        if isinstance(owner, Trainer):
-            return owner
-        frame = frame.f_back
-    return None
 
 
 def _run_of(trainer: Trainer) -> Run | None:

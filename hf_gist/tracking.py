@@ -1,4 +1,4 @@
-"""What a selection tells the trackers: values in Trainer's log history, scalars and figures in TensorBoard."""
+"""What a selection tells the trackers: numbers through Trainer's log, and figures in TensorBoard."""
 
 import os
 import tempfile
@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from hf_gist.artifacts import Selection
+from hf_gist.caller import calling_trainer
 from hf_gist.manifest import SCORING
 from hf_gist.report import save_selection_figures
 
@@ -38,14 +39,17 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
 
 
 def track_selection(args: TrainingArguments, state: TrainerState, selection: Selection) -> None:
-    """Put the numbers into `state.log_history` and, with `report_to="tensorboard"`, into the run's TensorBoard folder.
+    """Log the numbers through the Trainer, to all of its trackers, and the figures to TensorBoard if it is one of them.
 
-    A callback cannot reach `Trainer.log`, so other trackers do not get them; [`selection_metrics`] has them for those.
+    To be called on every process, from an event of a callback.
     """
-    metrics = selection_metrics(selection)
-    state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
-    if "tensorboard" in args.report_to:
-        _to_tensorboard(_tensorboard_folder(args), state.global_step, metrics, selection)
+    metrics, trainer = selection_metrics(selection), calling_trainer()
+    if trainer is None:
+        state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
+    else:
+        trainer.log(dict(metrics))
+    if state.is_world_process_zero and "tensorboard" in args.report_to:
+        _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
 
 
 def _tensorboard_folder(args: TrainingArguments) -> Path:
@@ -58,16 +62,13 @@ def _tensorboard_folder(args: TrainingArguments) -> Path:
     return events[-1].parent if events else folder
 
 
-def _to_tensorboard(folder: Path, step: int, metrics: dict[str, float], selection: Selection) -> None:
+def _figures_to_tensorboard(folder: Path, step: int, selection: Selection) -> None:
+    try:
+        from matplotlib.image import imread
+    except ImportError:
+        return
     from torch.utils.tensorboard import SummaryWriter
 
-    with SummaryWriter(str(folder), filename_suffix=".gist") as writer:
-        for name, value in metrics.items():
-            writer.add_scalar(f"train/{name}", value, step)
-        try:
-            from matplotlib.image import imread
-        except ImportError:
-            return
-        with tempfile.TemporaryDirectory() as scratch:
-            for path in save_selection_figures(selection, scratch):
-                writer.add_image(f"gist/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")
+    with tempfile.TemporaryDirectory() as scratch, SummaryWriter(str(folder), filename_suffix=".gist") as writer:
+        for path in save_selection_figures(selection, scratch):
+            writer.add_image(f"gist/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")

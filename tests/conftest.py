@@ -10,6 +10,8 @@ import pytest
 import torch
 import transformers
 
+from tests.hub.fixtures import hub  # noqa: F401  (a fixture)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def quiet_and_single_threaded():

@@ -133,6 +133,7 @@ def test_trackers_see_the_selection(tmp_path):
     trainer, selection = train(tmp_path, report_to=["tensorboard"], logging_steps=1)
     entry = next(entry for entry in trainer.state.log_history if "gist_rows" in entry)
     assert entry["gist_rows"] == 12 and entry["gist_rank"] == selection.rank and entry["step"] == 3
+    assert entry["epoch"] == 1.0
     folders = {path.parent for path in (tmp_path / "runs").rglob("events.*")}
     assert len(folders) == 1  # beside Trainer's own values
     events = accumulator.EventAccumulator(str(folders.pop())).Reload()

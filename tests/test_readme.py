@@ -14,6 +14,8 @@ import transformers
 import trl
 from datasets import Dataset
 
+from hf_gist import GISTConfig, Selection
+from tests.hub import runs
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import chats, save_model, tokenizer
 
@@ -30,9 +32,14 @@ def test_every_block_is_of_a_kind_that_is_run():
     assert {kind for kind, _ in BLOCKS} == {"python", "bash"}
 
 
+def put_on_the_hub(hub):
+    hub.put("models/user/model", "gist_config.json", GISTConfig(budget=0.1).to_json().encode())
+
+
 @pytest.mark.parametrize("text", blocks("python"))
-def test_python_blocks(text, tmp_path, monkeypatch):
+def test_python_blocks(text, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
+    put_on_the_hub(hub)
     if not torch.cuda.is_available():
         # SFTConfig asks for bf16 by default, which Trainer refuses on a CPU
         monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, bf16=False))
@@ -51,6 +58,8 @@ def test_python_blocks(text, tmp_path, monkeypatch):
         "small_pool": as_dataset(token_rows(80)),
         "raw_pool": Dataset.from_list(rows),
     }
+    if "export_dataset" in text:
+        names |= {"selection": runs.selection(), "pool": runs.pool()}
     before = dict(names)
     exec(compile(text, str(README), "exec"), names)
     assert set(names) - set(before)
@@ -63,7 +72,7 @@ def stub(folder, name, text):
 
 
 @pytest.mark.parametrize("text", blocks("bash"))
-def test_bash_blocks(text, tmp_path):
+def test_bash_blocks(text, tmp_path, hub):
     """`pip` and `pytest` only note that they were called and the demo is checked by its parser; the rest is real."""
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -79,14 +88,24 @@ def test_bash_blocks(text, tmp_path):
     Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
     Dataset.from_list(chats(4)).to_json(tmp_path / "targets.jsonl")
     Dataset.from_list(chats(12)[4:]).to_json(tmp_path / "test.jsonl")
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    put_on_the_hub(hub)
+    runs.select_folder(tmp_path / "out")
+    environment = (
+        os.environ
+        | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
+        | {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
+    )
     if "--from_scores" in text:
         first = next(t for kind, t in BLOCKS if kind == "bash" and "--target_file" in t)
         text = first + text
     done = subprocess.run(["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert (tmp_path / "calls").read_text().strip()
-    if "hf-gist compare" in text:
+    if "hf-gist card" in text:
+        assert b"Data selection" in hub.files("models/user/model")["README.md"]
+        assert "selected.parquet" in " ".join(hub.files("datasets/user/subset"))
+        assert Selection.load(tmp_path / "again").config == GISTConfig(budget=0.1)
+    elif "hf-gist compare" in text:
         assert "GIST (paper's rule)" in (tmp_path / "comparison" / "compare.md").read_text()
     elif "--output_dir" in text:
         assert (tmp_path / "selection" / "selected.jsonl").exists()

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
+from hf_gist.targets import prepare_targets
 from tests.tiny import lora_model
 from tests.words import chats, tokenizer
 
@@ -43,12 +44,17 @@ def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only)
     assert sum(rows[i]["source"] == "family2" for i in callback.selection.indices) >= 6
 
 
+def prepared(callback, run):
+    pool = run.get_train_dataloader().dataset
+    return prepare_targets(callback.target_dataset, run.args, run.processing_class, pool, run.model)
+
+
 @pytest.mark.parametrize("assistant_only", [False, True])
 def test_targets_are_tokenised_as_sft_trainer_does(tmp_path, assistant_only):
     rows = chats(24)
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
     run = trainer(tmp_path, callback, rows, assistant_only_loss=assistant_only)
-    ours = callback._prepare_targets(run.args, run.processing_class, run.get_train_dataloader().dataset, run.model)
+    ours = prepared(callback, run)
     theirs = run.train_dataset
     assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
 
@@ -57,7 +63,7 @@ def test_prompt_completion_targets_match_too(tmp_path):
     rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} "} for i in range(24)]
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
     run = trainer(tmp_path, callback, rows)
-    ours = callback._prepare_targets(run.args, run.processing_class, run.get_train_dataloader().dataset, run.model)
+    ours = prepared(callback, run)
     assert ours["input_ids"] == run.train_dataset["input_ids"] and ours["labels"] == run.train_dataset["labels"]
 
 

@@ -1,3 +1,5 @@
+"""The stand-in as a fixture."""
+
 import pytest
 import transformers.utils.hub
 from huggingface_hub import constants
