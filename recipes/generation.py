@@ -11,6 +11,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType, gather_object
 from datasets import Dataset
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 from trl.models import unwrap_model_for_generation
 
@@ -96,6 +97,9 @@ def generate_answers(
         accelerator.autocast(),
     ):
         model.eval()
+        if accelerator.is_fsdp2:
+            # `generate` enters below the outermost module, whose weights would stay sharded
+            register_fsdp_forward_method(model, "generate")
         greedy = _greedy(model, tokenizer, max_new_tokens)
         for start in range(0, len(mine), batch_size):
             rows = mine[start : start + batch_size]
