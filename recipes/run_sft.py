@@ -173,7 +173,10 @@ def check_arguments(run: Run) -> None:
         (script.support_file and not run.gast, "`support_file` is for GAST, which is off; add `gast:`"),
         (script.selected_rows and run.gist, "`selected_rows` and `gist:` both choose the rows; take one of them"),
         (bool(script.test_file) != bool(script.metric), "`test_file` and `metric` need one another"),
-        (script.choices and script.metric != "choice_accuracy", "`choices` are for `metric: choice_accuracy`"),
+        (
+            script.choices and Path(script.metric or "").name != "choice_accuracy",
+            "`choices` are for `metric: choice_accuracy`",
+        ),
         ((run.gist or run.gast) and not run.model.use_peft, "GIST and GAST need a LoRA; set `use_peft: true`"),
         (script.max_new_tokens < 1, f"`max_new_tokens` must be at least 1, got {script.max_new_tokens}"),
     ]
