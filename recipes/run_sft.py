@@ -27,9 +27,10 @@ from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.config import BaseConfig, parse_yaml
 from hf_gist.data import load_rows, tokenize
 from hf_gist.disk import write_json
+from hf_gist.provenance import digest
 from hf_gist.trainer import GASTSFTTrainer
 from hf_gist.warmup import positions
-from hf_gist.workspace import digest, token_columns
+from hf_gist.workspace import token_columns
 
 
 METHODS: dict[str, type[BaseConfig]] = {"gist": GISTConfig, "gast": GASTConfig}
@@ -195,7 +196,7 @@ def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[in
         ValueError: if the rows are not those that were scored.
     """
     selection = Selection.load(folder)
-    known, found = selection.manifest.get("train_file_sha256"), digest(train_file)
+    known, found = selection.manifest.get("train_dataset", {}).get("sha256"), digest(train_file)
     if len(selection.scores) != len(rows) or (known and found and known != found):
         raise ValueError(
             f"`selected_rows: {folder}` was made from another pool: {len(selection.scores)} rows there, {len(rows)} rows "
