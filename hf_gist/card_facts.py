@@ -150,12 +150,13 @@ def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, 
 
 
 def dataset_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table of data sets: role, name, revision (or digest of the file), split and rows."""
+    """Rows of the table of data sets: role, name, revision (or digest of the file), configuration and split, and rows."""
     rows = []
     for key, role in ROLES.items():
         if (facts := manifest.get(key)) is None:
             continue
-        common = {"role": role, "split": facts.get("split"), "rows": facts.get("rows")}
+        part = " / ".join(facts[name] for name in ("config_name", "split") if facts.get(name))
+        common = {"role": role, "split": part, "rows": facts.get("rows")}
         for origin in facts.get("hub", []):
             rows.append(common | {"name": origin["id"], "revision": origin["revision"]})
         if not facts.get("hub"):
@@ -206,4 +207,5 @@ def _source_flags(facts: dict[str, Any], file: str, dataset: str, unknown: str) 
     if len(origins) != 1:
         return [(file, facts.get("file") or unknown)]
     named = [(f"{dataset}_name", origins[0]["id"]), (f"{dataset}_revision", origins[0]["revision"])]
-    return [*named, (f"{dataset}_split", facts.get("split"))]
+    parts = [(f"{dataset}_{name}", facts.get(name)) for name in ("config_name", "split")]
+    return [*named, *parts]

@@ -25,7 +25,7 @@ from hf_gist.hub import SCHEME, config_from_uri
 from hf_gist.ledger import CostLedger
 from hf_gist.pipeline import select
 from hf_gist.plan import SelectionPlan, plan_selection
-from hf_gist.provenance import digest, public_name
+from hf_gist.provenance import RowSource, digest, public_name
 from hf_gist.publish import add_card_flags, run_card
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.stream import check_stream_config, select_stream
@@ -174,7 +174,7 @@ def _lines(file: str) -> list[str]:
 
 def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) -> Selection:
     used = {*RESELECTABLE, "from_scores", "output_dir", "output_format", "train_file"}
-    used |= {"dataset_name", "dataset_split", "dataset_revision"}
+    used |= {"dataset_name", "dataset_split", "dataset_config_name", "dataset_revision"}
     if set(given) - used:
         names = ", ".join(f"--{name}" for name in sorted(set(given) - used))
         raise ValueError(f"{names} would need scoring again and cannot be used with `--from_scores`.")
@@ -192,7 +192,7 @@ def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) 
 
 def _evaluation(arguments: SelectArguments, tokenizer: Any, max_length: int) -> Dataset | None:
     files = arguments.eval_file or []
-    rows = [load_rows(file, None, "train", "eval_file") for file in files]
+    rows = [load_rows(RowSource(file), "eval_file") for file in files]
     return token_columns([tokenize(part, tokenizer, max_length, "eval_file") for part in rows])
 
 
@@ -235,14 +235,7 @@ def _select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[
     check_stream_config(config)
     base = arguments.load_model()
     targets, tokenizer, max_length = open_targets(arguments, base)
-    rows = load_rows(
-        arguments.train_file,
-        arguments.dataset_name,
-        arguments.dataset_split,
-        "train_file",
-        arguments.dataset_revision,
-        streaming=True,
-    )
+    rows = load_rows(arguments.pool_source, "train_file", streaming=True)
     selection = select_stream(
         load_adapter(base, arguments.adapter_name_or_path),
         rows,

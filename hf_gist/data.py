@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_gist.provenance import RowSource
 from hf_gist.rows import IGNORE_INDEX
 
 
@@ -25,30 +26,22 @@ def check_one_of(file: str | None, dataset_name: str | None, argument: str) -> N
         raise ValueError(f"Give exactly one of `--{argument}` and `--{other}`.")
 
 
-def load_rows(
-    file: str | None,
-    dataset_name: str | None,
-    split: str,
-    argument: str,
-    revision: str | None = None,
-    streaming: bool = False,
-) -> Dataset | IterableDataset:
+def load_rows(source: RowSource, argument: str, streaming: bool = False) -> Dataset | IterableDataset:
     """A dataset from a local file or from the Hub.
 
     Args:
-        file (`str`, *optional*): JSONL, JSON, Parquet or CSV.
-        dataset_name (`str`, *optional*): Hub id; exactly one of the two must be given.
-        split (`str`): split of the Hub dataset.
+        source (`RowSource`): where it is.
         argument (`str`): the file argument's name, for messages.
-        revision (`str`, *optional*): branch, tag or commit of the Hub dataset.
         streaming (`bool`): read row by row, without a copy on disk.
 
     Raises:
         ValueError: naming the argument, if the source is missing, ambiguous or of an unknown format.
     """
-    check_one_of(file, dataset_name, argument)
-    if dataset_name is not None:
-        return load_dataset(dataset_name, split=split, revision=revision, streaming=streaming)
+    file = source.file
+    check_one_of(file, source.dataset_name, argument)
+    if source.dataset_name is not None:
+        where = {"split": source.split, "revision": source.revision, "streaming": streaming}
+        return load_dataset(source.dataset_name, source.config_name, **where)
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"`--{argument} {file}`: no such file.")

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -63,22 +64,37 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
     return facts
 
 
-def describe_source(
-    file: str | None, dataset_name: str | None, split: str, revision: str | None, facts: dict[str, Any]
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class RowSource:
+    """Where rows are: a local file, or a dataset on the Hub.
+
+    Args:
+        file (`str`, *optional*): JSONL, JSON, Parquet or CSV.
+        dataset_name (`str`, *optional*): Hub id; exactly one of the two must be given.
+        split (`str`): split of the Hub dataset.
+        config_name (`str`, *optional*): its configuration, if it has several.
+        revision (`str`, *optional*): its branch, tag or commit.
+    """
+
+    file: str | None = None
+    dataset_name: str | None = None
+    split: str = "train"
+    config_name: str | None = None
+    revision: str | None = None
+
+
+def describe_source(source: RowSource, facts: dict[str, Any]) -> dict[str, Any]:
     """The facts of [`describe_dataset`], with what was asked for by name.
 
     Args:
-        file (`str`, *optional*): the local file.
-        dataset_name (`str`, *optional*): the Hub id, instead of a file.
-        split (`str`): its split.
-        revision (`str`, *optional*): its branch, tag or commit, if one was asked for.
+        source (`RowSource`): where the rows are.
         facts (`dict`): of the rows.
     """
-    if file is not None:
-        return facts | {"file": PurePath(file).name, "sha256": digest(file)}
+    if source.file is not None:
+        return facts | {"file": PurePath(source.file).name, "sha256": digest(source.file)}
+    about = {"split": source.split} | ({"config_name": source.config_name} if source.config_name else {})
     commits = {origin["id"]: origin["revision"] for origin in facts.get("hub", [])}
-    name = public_name(dataset_name)
-    if name != dataset_name:
-        return facts | {"file": name, "split": split}
-    return facts | {"hub": [{"id": name, "revision": commits.get(name, revision)}], "split": split}
+    name = public_name(source.dataset_name)
+    if name != source.dataset_name:
+        return facts | {"file": name} | about
+    return facts | {"hub": [{"id": name, "revision": commits.get(name, source.revision)}]} | about

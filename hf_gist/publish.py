@@ -20,7 +20,7 @@ from hf_gist.errors import NoEffectWarning
 from hf_gist.hub import push_folder
 from hf_gist.manifest import training_manifest
 from hf_gist.model_card import WARMUP_ADAPTER, Run, find_run, write_card
-from hf_gist.provenance import digest
+from hf_gist.provenance import RowSource, digest
 
 
 MARK = "_hf_gist_card"
@@ -187,6 +187,7 @@ def add_card_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train_file", help="With --dataset: the pool, if DIR holds no selected rows.")
     parser.add_argument("--dataset_name", help="With --dataset: the pool on the Hub, instead of a file.")
     parser.add_argument("--dataset_split", default="train", help="Its split. Default: train.")
+    parser.add_argument("--dataset_config_name", help="Its configuration, if it has several.")
     parser.add_argument("--dataset_revision", help="Its branch, tag or commit.")
 
 
@@ -196,7 +197,7 @@ def _check(flags: argparse.Namespace) -> None:
     for name in ("private", "revision"):
         if getattr(flags, name) is not None and not flags.push:
             raise ValueError(f"`--{name}` says how to push; give `--push` too.")
-    for name in ("license", "train_file", "dataset_name", "dataset_revision"):
+    for name in ("license", "train_file", "dataset_name", "dataset_config_name", "dataset_revision"):
         if getattr(flags, name) and not flags.dataset:
             raise ValueError(f"`--{name}` is about the dataset; give `--dataset` too.")
 
@@ -208,9 +209,14 @@ def _export(flags: argparse.Namespace, run: Run) -> Path:
         raise ValueError(f"{folder} holds no selection, so there is nothing to make a dataset of.")
     target, about = folder / "dataset", {"repo_id": flags.repo_id, "license": flags.license}
     if flags.train_file is not None or flags.dataset_name is not None:
-        pool = load_rows(
-            flags.train_file, flags.dataset_name, flags.dataset_split, "train_file", flags.dataset_revision
+        source = RowSource(
+            flags.train_file,
+            flags.dataset_name,
+            flags.dataset_split,
+            flags.dataset_config_name,
+            flags.dataset_revision,
         )
+        pool = load_rows(source, "train_file")
         known, found = run.selection.manifest["train_dataset"].get("sha256"), digest(flags.train_file)
         if known and found and known != found:
             raise ValueError(
@@ -220,7 +226,7 @@ def _export(flags: argparse.Namespace, run: Run) -> Path:
     path = next((folder / name for name in SELECTED_FILES if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(f"{folder} holds no selected rows; give the pool with `--train_file` or `--dataset_name`.")
-    chosen: Dataset = load_rows(str(path), None, "train", "train_file")
+    chosen: Dataset = load_rows(RowSource(str(path)), "train_file")
     return write_dataset(run.selection, chosen, target, **about)
 
 

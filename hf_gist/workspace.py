@@ -19,7 +19,7 @@ from hf_gist.disk import as_json, read_json, write_json
 from hf_gist.ledger import WARMUP, PhaseCost
 from hf_gist.lora import weights_digest
 from hf_gist.pipeline import prepare
-from hf_gist.provenance import describe_source
+from hf_gist.provenance import RowSource, describe_source
 from hf_gist.rows import Collator, content_digest, row_lengths
 from hf_gist.warmup import (
     WarmupSettings,
@@ -56,32 +56,45 @@ class SourceArguments:
     train_file: str | None = flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
     dataset_name: str | None = flag("Candidate pool on the Hub, instead of a file.")
     dataset_split: str = flag("Its split.", "train")
+    dataset_config_name: str | None = flag("Its configuration, if it has several.")
     dataset_revision: str | None = flag("Its branch, tag or commit.")
     target_file: str | None = flag("Target set: a few rows of what the model should become good at.")
     target_dataset_name: str | None = flag("Target set on the Hub, instead of a file.")
     target_dataset_split: str = flag("Its split.", "train")
+    target_dataset_config_name: str | None = flag("Its configuration, if it has several.")
     target_dataset_revision: str | None = flag("Its branch, tag or commit.")
     max_length: int | None = flag(
         f"Longest row in tokens; longer ones are cut at the end. Default: the tokenizer's own limit, or {LONGEST_ROW}."
     )
     output_dir: str | None = flag("Folder for everything that is written.")
 
-    def load_pool(self) -> Dataset:
-        """The rows of the pool."""
-        return load_rows(self.train_file, self.dataset_name, self.dataset_split, "train_file", self.dataset_revision)
+    @property
+    def pool_source(self) -> RowSource:
+        """Where the pool is."""
+        return RowSource(
+            self.train_file, self.dataset_name, self.dataset_split, self.dataset_config_name, self.dataset_revision
+        )
 
-    def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The manifest's entries on pool and targets, with the names that the flags give them, and how they were read."""
-        pool = (self.train_file, self.dataset_name, self.dataset_split, self.dataset_revision)
-        targets = (
+    @property
+    def target_source(self) -> RowSource:
+        """Where the targets are."""
+        return RowSource(
             self.target_file,
             self.target_dataset_name,
             self.target_dataset_split,
+            self.target_dataset_config_name,
             self.target_dataset_revision,
         )
+
+    def load_pool(self) -> Dataset:
+        """The rows of the pool."""
+        return load_rows(self.pool_source, "train_file")
+
+    def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
+        """The manifest's entries on pool and targets, with the names that the flags give them, and how they were read."""
         return {
-            "train_dataset": describe_source(*pool, manifest["train_dataset"]),
-            "target_dataset": describe_source(*targets, manifest["target_dataset"]),
+            "train_dataset": describe_source(self.pool_source, manifest["train_dataset"]),
+            "target_dataset": describe_source(self.target_source, manifest["target_dataset"]),
             "max_length": self.max_length,
             "dtype": self.dtype,
         }
@@ -129,13 +142,7 @@ def open_targets(arguments: SourceArguments, base: torch.nn.Module) -> tuple[Dat
     Raises:
         ValueError: naming the flag that is missing or wrong.
     """
-    targets = load_rows(
-        arguments.target_file,
-        arguments.target_dataset_name,
-        arguments.target_dataset_split,
-        "target_file",
-        arguments.target_dataset_revision,
-    )
+    targets = load_rows(arguments.target_source, "target_file")
     tokenizer, limit = load_tokenizer(
         arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
     )

@@ -27,7 +27,7 @@ from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.config import BaseConfig, parse_yaml
 from hf_gist.data import load_rows, tokenize
 from hf_gist.disk import write_json
-from hf_gist.provenance import digest
+from hf_gist.provenance import RowSource, digest
 from hf_gist.trainer import GASTSFTTrainer
 from hf_gist.warmup import positions
 from hf_gist.workspace import token_columns
@@ -49,10 +49,12 @@ class ScriptArguments:
     train_file: str | None = _help("Training rows: messages, prompt and completion, or text. The pool for GIST.")
     dataset_name: str | None = _help("Training rows on the Hub, instead of a file.")
     dataset_split: str = _help("Their split.", "train")
+    dataset_config_name: str | None = _help("Their configuration, if the dataset has several.")
     selected_rows: str | None = _help("Folder of `hf-gist select`: train on the rows of `train_file` selected there.")
     target_file: str | None = _help("Target rows for GIST.")
     target_dataset_name: str | None = _help("Target rows on the Hub, instead of a file.")
     target_dataset_split: str = _help("Their split.", "train")
+    target_dataset_config_name: str | None = _help("Their configuration, if the dataset has several.")
     support_file: str | None = _help("Support rows for GAST; by default the training rows, as in the paper.")
     eval_file: str | None = _help("Evaluation rows: their loss is reported, and GIST never selects them.")
     test_file: str | None = _help("Test rows: the model answers them after the training, and `metric` is reported.")
@@ -213,14 +215,25 @@ def read_data(run: Run) -> Data:
 
     def optional(argument: str) -> Dataset | None:
         file = getattr(script, argument)
-        return load_rows(file, None, "train", argument) if file else None
+        return load_rows(RowSource(file), argument) if file else None
 
-    train = load_rows(script.train_file, script.dataset_name, script.dataset_split, "train_file")
+    train = load_rows(
+        RowSource(script.train_file, script.dataset_name, script.dataset_split, script.dataset_config_name),
+        "train_file",
+    )
     if script.selected_rows is not None:
         train = train.select(selected_rows(script.selected_rows, train, script.train_file))
     targets = None
     if run.gist is not None:
-        targets = load_rows(script.target_file, script.target_dataset_name, script.target_dataset_split, "target_file")
+        targets = load_rows(
+            RowSource(
+                script.target_file,
+                script.target_dataset_name,
+                script.target_dataset_split,
+                script.target_dataset_config_name,
+            ),
+            "target_file",
+        )
     test_rows, test = optional("test_file"), None
     if test_rows is not None:
         test = AnswerTest(test_rows, script.metric, script.choices, script.max_new_tokens)

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gist.data import load_rows, tokenize, tokenize_row
+from hf_gist.provenance import RowSource
 from tests.words import TEMPLATE, chats, tokenizer
 
 
@@ -102,7 +103,18 @@ def test_unknown_formats_are_refused():
 def test_files(tmp_path, suffix):
     rows, path = Dataset.from_list([{"text": "w1"}, {"text": "w2"}]), tmp_path / f"rows.{suffix}"
     {"csv": rows.to_csv, "parquet": rows.to_parquet}.get(suffix, rows.to_json)(path)
-    assert load_rows(str(path), None, "train", "train_file")["text"] == ["w1", "w2"]
+    assert load_rows(RowSource(str(path)), "train_file")["text"] == ["w1", "w2"]
+
+
+def test_a_configuration_of_a_dataset(tmp_path):
+    for name in ("main", "other"):
+        (tmp_path / name).mkdir()
+        Dataset.from_list([{"text": name}]).to_parquet(tmp_path / name / "rows.parquet")
+    configs = "".join(f"- config_name: {name}\n  data_files: {name}/rows.parquet\n" for name in ("main", "other"))
+    (tmp_path / "README.md").write_text(f"---\nconfigs:\n{configs}---\n")
+    assert load_rows(RowSource(None, str(tmp_path), "train", "other"), "train_file")["text"] == ["other"]
+    with pytest.raises(ValueError, match="main"):
+        load_rows(RowSource(None, str(tmp_path)), "train_file")
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -114,6 +126,6 @@ def test_files_that_cannot_be_read(tmp_path):
         ((str(tmp_path / "rows.txt"), None), "unknown format"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_rows(*arguments, "train", "train_file")
+            load_rows(RowSource(*arguments), "train_file")
     with pytest.raises(ValueError, match="`--target_file` and `--target_dataset_name`"):
-        load_rows(None, None, "train", "target_file")
+        load_rows(RowSource(), "target_file")

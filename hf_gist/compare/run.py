@@ -32,7 +32,7 @@ from hf_gist.data import load_rows
 from hf_gist.disk import as_json, read_json, write, write_json
 from hf_gist.measurements import Measurements
 from hf_gist.pipeline import select
-from hf_gist.provenance import digest
+from hf_gist.provenance import RowSource, digest
 from hf_gist.rows import row_lengths
 from hf_gist.shards import refuse_other_settings
 from hf_gist.warmup import WarmupSettings, fresh_lora
@@ -91,7 +91,7 @@ def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, D
     tests = {}
     for text in arguments.test_file:
         name, _, file = text.rpartition("=")
-        rows = workspace.tokenized(load_rows(file, None, "train", "test_file"), "test_file")
+        rows = workspace.tokenized(load_rows(RowSource(file), "test_file"), "test_file")
         tests[name or Path(file).stem] = rows.select_columns(["input_ids", "labels"])
     return tests
 

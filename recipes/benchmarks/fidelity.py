@@ -18,6 +18,7 @@ import transformers
 
 from hf_gist import GISTConfig, select
 from hf_gist.data import load_rows, tokenize
+from hf_gist.provenance import RowSource
 from hf_gist.warmup import load_adapter, load_base, load_tokenizer, padding_collator
 
 
@@ -56,10 +57,10 @@ def main():
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     tokenizer, _ = load_tokenizer(options.model_name_or_path, None, False)
-    pool = load_rows(options.train_file, None, "train", "train_file")
+    pool = load_rows(RowSource(options.train_file), "train_file")
     order = torch.randperm(len(pool), generator=torch.Generator().manual_seed(0))
     pool = tokenize(pool.select(order[: options.rows].tolist()), tokenizer, options.max_length, "train_file")
-    targets = load_rows(options.target_file, None, "train", "target_file")
+    targets = load_rows(RowSource(options.target_file), "target_file")
     targets = tokenize(targets, tokenizer, options.max_length, "target_file")
     base = load_base(options.model_name_or_path, None, "float32", False)
     model = load_adapter(base, options.adapter_name_or_path)

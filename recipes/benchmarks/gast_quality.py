@@ -24,6 +24,7 @@ from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArgument
 from hf_gist.collect import mean_loss
 from hf_gist.config import GASTConfig
 from hf_gist.data import load_rows, tokenize
+from hf_gist.provenance import RowSource
 from hf_gist.trainer import GASTTrainer
 from hf_gist.warmup import load_tokenizer, padding_collator
 
@@ -120,7 +121,7 @@ def main():
     collator = padding_collator(tokenizer)
 
     def tokens(file, name):
-        rows = tokenize(load_rows(file, None, "train", name), tokenizer, options.max_length, name)
+        rows = tokenize(load_rows(RowSource(file), name), tokenizer, options.max_length, name)
         # a row cut before its answer has nothing to learn from
         return rows.filter(lambda row: any(label != -100 for label in row["labels"][1:])).select_columns(
             ["input_ids", "labels"]

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from hf_gist.provenance import describe_dataset, describe_source, hub_origins, public_name
+from hf_gist.provenance import RowSource, describe_dataset, describe_source, hub_origins, public_name
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -39,14 +39,20 @@ def test_nothing_is_claimed_that_is_not_known(downloads):
 
 def test_what_was_asked_for_by_name_is_named(tmp_path):
     facts = {"rows": 3, "hub": [{"id": "Jane/OpenOrca", "revision": COMMIT}]}
-    named = describe_source(None, "Jane/OpenOrca", "train", "main", facts)
+    named = describe_source(RowSource(dataset_name="Jane/OpenOrca", revision="main"), facts)
     assert named["hub"] == [{"id": "Jane/OpenOrca", "revision": COMMIT}], "the commit says more than the branch"
-    assert describe_source(None, "a/b", "train", "v1", {})["hub"] == [{"id": "a/b", "revision": "v1"}]
+    assert describe_source(RowSource(dataset_name="a/b", revision="v1"), {})["hub"] == [
+        {"id": "a/b", "revision": "v1"}
+    ]
     (tmp_path / "pool.jsonl").write_bytes(b"rows")
-    file = describe_source(str(tmp_path / "pool.jsonl"), None, "train", None, {})
+    file = describe_source(RowSource(str(tmp_path / "pool.jsonl")), {})
     assert file == {"file": "pool.jsonl", "sha256": hashlib.sha256(b"rows").hexdigest()}
     (tmp_path / "folder").mkdir()
-    assert describe_source(None, str(tmp_path / "folder"), "test", None, {}) == {"file": "folder", "split": "test"}
+    assert describe_source(RowSource(None, str(tmp_path / "folder"), "test", "main"), {}) == {
+        "file": "folder",
+        "split": "test",
+        "config_name": "main",
+    }
 
 
 @pytest.mark.parametrize(
