@@ -263,12 +263,14 @@ class Selection:
         folder = Path(folder)
         tensors, spectrum = read(folder / COORDINATES, load_file), read(folder / SUBSPACE, load_file)
         table = read(folder / SCORES, _read_parquet)
-        targets = read(folder / TARGETS, _read_targets)
+        numbers, targets = read(folder / TARGETS, _read_targets)
         config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
         manifest = read_json(folder / MANIFEST)
         measurements = read(
             folder / COORDINATES,
-            lambda _: Measurements(**tensors, **spectrum, target_columns=targets, sources=table.get("source")),
+            lambda _: Measurements(
+                **tensors, **spectrum, target_columns=targets, target_rows=numbers, sources=table.get("source")
+            ),
         )
         read(folder / COORDINATES, lambda _: measurements.check_shapes())
         again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
@@ -282,10 +284,9 @@ def _read_parquet(path: str) -> dict[str, list[Any]]:
     return parquet.read_table(path).to_pydict()
 
 
-def _read_targets(path: str) -> dict[str, list[Any]]:
+def _read_targets(path: str) -> tuple[list[int], dict[str, list[Any]]]:
     columns = _read_parquet(path)
-    del columns[TARGET_ROW]
-    return columns
+    return columns.pop(TARGET_ROW), columns
 
 
 def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -293,7 +294,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _target_table(m: Measurements) -> dict[str, list[Any]]:
-    return {TARGET_ROW: list(range(len(m.target_coordinates))), **m.target_columns}
+    return {TARGET_ROW: m.target_numbers, **m.target_columns}
 
 
 def _scores_table(selection: Selection) -> dict[str, list[Any]]:

@@ -24,6 +24,8 @@ class Measurements:
         scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter passed on; by default all.
         leaked (`Tensor`, *optional*): `[N]` bool, the rows that are in the target or evaluation set too; by default none.
         target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
+        target_rows (`list[int]`, *optional*): their numbers in the target set `[M]`, of which unusable rows were left
+            out; by default all of them in order.
         sources (`list[str]`, *optional*): the source of each candidate.
     """
 
@@ -36,6 +38,7 @@ class Measurements:
     scored: Tensor | None = None
     leaked: Tensor | None = None
     target_columns: dict[str, list[Any]] = field(default_factory=dict)
+    target_rows: list[int] | None = None
     sources: list[str] | None = None
 
     def check_shapes(self) -> None:
@@ -49,6 +52,8 @@ class Measurements:
         expected |= {"target_coordinates": (len(self.target_label_tokens), rank)}
         expected |= {name: (rows,) for name in ("scored", "leaked") if getattr(self, name) is not None}
         wrong = [name for name, shape in expected.items() if tuple(getattr(self, name).shape) != shape]
+        if len(self.target_numbers) != len(self.target_coordinates):
+            wrong.append("target_rows")
         if wrong or not self.coordinates.is_floating_point():
             raise ValueError(f"{', '.join(wrong) or 'coordinates'} of another size or type than the other tensors")
 
@@ -57,6 +62,11 @@ class Measurements:
         """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
         finite = torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
         return (self.label_tokens > 0) & finite & (torch.tensor(True) if self.scored is None else self.scored)
+
+    @property
+    def target_numbers(self) -> list[int]:
+        """The number of each target row in the target set."""
+        return list(range(len(self.target_coordinates))) if self.target_rows is None else self.target_rows
 
     def eligible(self, drop_leaked: bool) -> Tensor:
         """`[N]` bool: the scorable rows, without those that are target or evaluation rows if they are to be dropped."""
@@ -93,6 +103,7 @@ class Measurements:
             target_coordinates=target_coordinates(singular, u),
             target_label_tokens=self.target_label_tokens[rows],
             target_columns={name: [values[i] for i in rows] for name, values in self.target_columns.items()},
+            target_rows=[self.target_numbers[i] for i in rows],
         )
 
     def spread(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
@@ -117,9 +128,8 @@ class Measurements:
         Raises:
             ValueError: if the target rows have no such column.
         """
-        rows = len(self.target_coordinates)
         if column is None:
-            return list(range(rows)), [str(i) for i in range(rows)]
+            return list(range(len(self.target_coordinates))), [str(number) for number in self.target_numbers]
         if column not in self.target_columns:
             known = ", ".join(self.target_columns) or "none"
             raise ValueError(f"`target_group_column={column!r}` is not a column of the target set. Columns: {known}.")
