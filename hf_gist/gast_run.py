@@ -1,5 +1,6 @@
 """The state of one GAST training run: groups, counters, the support gradient in use, and what happened so far."""
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable
@@ -92,13 +93,14 @@ class GASTRun:
             rescale=self.config.rescale,
         )
 
-    def close(self, batch: BatchMasks, sources: Tensor | None, label_tokens: Tensor) -> None:
+    def close(self, batch: BatchMasks, sources: Tensor | None, label_tokens: Tensor, step: int) -> None:
         """Take note of a batch whose backward is done.
 
         Args:
             batch (`BatchMasks`): from [`GASTRun.open`].
             sources (`Tensor`, *optional*): source of each sample `[B]`.
             label_tokens (`Tensor`): labelled tokens of each sample `[B]`.
+            step (`int`): the optimizer step.
 
         Raises:
             ValueError: if a matrix has never reported a gradient.
@@ -118,7 +120,7 @@ class GASTRun:
         )
         columns = gast_report.length_column_of(label_tokens) if sources is None else sources
         self.statistics.add(cosines, masks, log_p, batch.valid)
-        self.table.add(masks, columns.to(self.device), batch.valid)
+        self.table.add(masks, columns.to(self.device), batch.valid, step)
         self.dropped += batch.valid.sum() * len(masks) - masks.sum()
         self.last = batch
         if self.batches == CHECK_EFFECT_AFTER:
@@ -149,8 +151,16 @@ class GASTRun:
 
     def totals(self, total: Callable[[Tensor], Tensor]) -> gast_report.SelectionTable:
         """The selection table added up over processes."""
-        table = self.table
-        return gast_report.SelectionTable(table.groups, table.columns, total(table.kept), total(table.seen))
+        return dataclasses.replace(self.table, kept=total(self.table.kept), seen=total(self.table.seen))
+
+    def describe(self, steps: int) -> dict[str, Any]:
+        """What was asked and how much was done in so many optimizer steps, for the report."""
+        return {
+            "config": self.config.to_dict(),
+            "steps": steps,
+            "masked_batches_per_process": self.batches,
+            "supports": self.supports,
+        }
 
     # ---- Checkpoints ----
 
@@ -165,10 +175,7 @@ class GASTRun:
             "supports": self.supports,
             "support_step": self.support_step,
             "dropped": int(dropped),
-            "groups": table.groups,
-            "columns": table.columns,
-            "kept": table.kept.tolist(),
-            "seen": table.seen.tolist(),
+            **table.state(),
         }
         gast_report.save_state(folder, state)
         if self.support is not None and self.config.support == "dataset":
@@ -193,8 +200,8 @@ class GASTRun:
         if self.config.support == "dataset":
             self.support = gast_support.load_support(folder, self.device)
         # The counts of all processes are in the file; one of them carries them on.
-        if self.rank == 0 and state["columns"] == self.table.columns:
-            self.dropped.fill_(state["dropped"])
-            self.table.kept.copy_(torch.tensor(state["kept"], dtype=self.table.kept.dtype))
-            self.table.seen.copy_(torch.tensor(state["seen"], dtype=self.table.seen.dtype))
+        if state["columns"] == self.table.columns:
+            self.table.restore(state, counts=self.rank == 0)
+            if self.rank == 0:
+                self.dropped.fill_(state["dropped"])
         return state
