@@ -29,7 +29,7 @@ from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
 from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
 from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.publish import attach_to_caller
-from hf_gist.report import summary_line, summary_table
+from hf_gist.report import report_at_end, report_training, summary_line, summary_table
 from hf_gist.rows import fetch_rows, read_column, row_lengths
 from hf_gist.sampler import (
     GISTSampler,
@@ -124,8 +124,8 @@ class GISTDataSelectorCallback(TrainerCallback):
             check_optimizer(kwargs["optimizer"])
         self._pool, self._collator = pool, collator
         forecast_memory(self._pass(args, model), len(pool), len(self._targets), self.config)
-        tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
-        self._leaks = find_leaks(pool, self._targets, self.eval_dataset, tokenizer)
+        self._tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
+        self._leaks = find_leaks(pool, self._targets, self.eval_dataset, self._tokenizer)
         self._lay_out(args, loader, self._expected_rows())
         self._sampler = GISTSampler(self._plan, self.config.seed)
         loader.set_sampler(self._sampler)
@@ -279,6 +279,7 @@ class GISTDataSelectorCallback(TrainerCallback):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=2)
         if PartialState().is_main_process:
             self.selection.save(folder)
+            report_training(args, self.selection, self._pool, self._targets, self._tokenizer)
         partial.remove()
         self._sampler.selection = self.selection.indices
         self._lay_out(args, loader, kept)
@@ -385,5 +386,6 @@ class GISTDataSelectorCallback(TrainerCallback):
         self.selection = dataclasses.replace(self.selection, costs=self.selection.costs.with_phase(training))
         if state.is_world_process_zero:
             self.selection.costs.save(Path(args.output_dir) / FOLDER)
+            report_at_end(args.output_dir, self.selection)
             if not args.disable_tqdm:
                 tqdm.write(self.selection.costs.break_even())

@@ -27,7 +27,7 @@ from hf_gist.pipeline import select
 from hf_gist.plan import SelectionPlan, plan_selection
 from hf_gist.provenance import RowSource, digest, public_name
 from hf_gist.publish import add_card_flags, run_card
-from hf_gist.report import save_selection_figures, summary_line, summary_table
+from hf_gist.report import keep_examples, report_at_end, summary_line, summary_table, write_report
 from hf_gist.stream import check_stream_config, select_stream
 from hf_gist.tracking import selection_metrics
 from hf_gist.version import __version__
@@ -111,6 +111,9 @@ def build_parser() -> argparse.ArgumentParser:
     compare = commands.add_parser("compare", help="does selection pay here? train on each method's rows, and compare")
     _add_flags(choose, GROUPS["select"])
     _add_flags(compare, GROUPS["compare"])
+    page = commands.add_parser("report", help="one HTML page about a selection or a GAST training")
+    page.add_argument("folder", metavar="DIR", help="Output folder of `hf-gist select` or of a training.")
+    page.add_argument("--output_file", help="Where to write the page. Default: report.html in the folder.")
     choose.add_argument(
         "--dry_run", action="store_true", help="Say what it would look at, need and take, and write nothing."
     )
@@ -118,7 +121,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
     card = commands.add_parser("card", help="write the card of a run, or of its selection as a dataset, and push it")
     add_card_flags(card)
-    for command in (demo, choose, compare, card):
+    for command in (demo, choose, compare, page, card):
         command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser
 
@@ -186,7 +189,9 @@ def _choose_again(arguments: SelectArguments, given: dict[str, Any], rows: Any) 
             f"The pool given ({len(rows)} rows) is not the one that was scored in {arguments.from_scores} "
             f"({len(selection.scores)} rows). Give the `--train_file` or `--dataset_name` of that run."
         )
-    selection.save(Path(arguments.output_dir))
+    folder = Path(arguments.output_dir)
+    selection.save(folder)
+    keep_examples(folder, selection, rows, None, earlier=Path(arguments.from_scores))
     return selection
 
 
@@ -292,7 +297,6 @@ def run_select(flags: argparse.Namespace) -> dict[str, Any]:
         rows = arguments.load_pool()
     if arguments.from_scores is None:
         selection = _score(arguments, warmup, config, rows)
-        _draw(selection, arguments.output_dir)
     else:
         selection = _choose_again(arguments, given, rows)
     _say(summary_line(selection))
@@ -304,6 +308,9 @@ def run_select(flags: argparse.Namespace) -> dict[str, Any]:
     if rows is not None:
         result["selected_rows"] = str(_write_rows(rows, selection, arguments))
         _say(f"selected rows: {result['selected_rows']}")
+    if path := report_at_end(arguments.output_dir, selection):
+        result["report"] = str(path)
+        _say(f"report: {path}")
     return result | {"costs": None if selection.costs is None else selection.costs.to_dict()}
 
 
@@ -315,13 +322,6 @@ def _cost(costs: CostLedger) -> str:
         for line in costs.table()
     ]
     return "\n".join(["", *lines, costs.break_even()])
-
-
-def _draw(selection: Selection, folder: str) -> None:
-    try:
-        save_selection_figures(selection, folder)
-    except ImportError as error:
-        _say(str(error))
 
 
 def _say(text: str) -> None:
@@ -340,6 +340,9 @@ def _run(flags: argparse.Namespace) -> dict[str, Any] | None:
         return {"runs": run_compare(arguments, warmup, config), "artifacts": arguments.output_dir}
     if flags.command == "card":
         run_card(flags)
+        return None
+    if flags.command == "report":
+        _say(f"report: {write_report(flags.folder, flags.output_file)}")
         return None
     return run_select(flags)
 

@@ -15,3 +15,7 @@ class UnscorableRowsWarning(UserWarning):
 
 class LeakWarning(UserWarning):
     """Rows of the target or evaluation set are in the pool, or target rows in the evaluation set."""
+
+
+class ReportWarning(UserWarning):
+    """The report at the end of a selection or a training could not be written; everything else was."""

@@ -34,6 +34,7 @@ from hf_gist.manifest import (
     run_manifest,
 )
 from hf_gist.measurements import Measurements
+from hf_gist.report import keep_examples
 from hf_gist.rows import (
     Collator,
     content_digest,
@@ -194,6 +195,7 @@ def chunk_measurements(
         target_coordinates=target_coordinates(span.singular, span.u),
         target_label_tokens=span.label_tokens,
         target_columns={name: [values[i] for i in span.usable.tolist()] for name, values in columns.items()},
+        target_rows=span.usable.tolist(),
         sources=inputs.sources,
     )
 
@@ -349,7 +351,8 @@ def select(
     """
     config = config or GISTConfig()
     inputs = prepare(model, candidates, targets, config, data_collator)
-    leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, getattr(data_collator, "tokenizer", None))
+    tokenizer = getattr(data_collator, "tokenizer", None)
+    leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
     if config.strategy not in UNSCORED:
         stages_of(model, config, checkpoints)  # what is missing should show before the work starts
@@ -359,5 +362,6 @@ def select(
     if output_dir is not None:
         if PartialState().is_main_process:
             selection.save(output_dir)
+            keep_examples(output_dir, selection, inputs.pool, inputs.targets, tokenizer=tokenizer)
         partial.remove()
     return selection

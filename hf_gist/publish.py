@@ -21,12 +21,16 @@ from hf_gist.hub import push_folder
 from hf_gist.manifest import training_manifest
 from hf_gist.model_card import WARMUP_ADAPTER, Run, find_run, write_card
 from hf_gist.provenance import RowSource, digest
+from hf_gist.report import EXAMPLES, REPORT, withhold_text
 
 
 MARK = "_hf_gist_card"
 SELECTED_FILES = ("selected.parquet", "selected.jsonl")
 
-NOT_PUSHED = ["_*", ".*", "checkpoint-*", "training_args.bin", f"{FOLDER}/partial*", *SELECTED_FILES]
+WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", *SELECTED_FILES)
+"""Of a training's output folder: what holds rows of the data."""
+
+NOT_PUSHED = ["_*", ".*", "checkpoint-*", "training_args.bin", f"{FOLDER}/partial*", *WITH_TEXT]
 """Of a training's output folder: what Trainer leaves out, and what says more of the machine than of the model."""
 
 PUSHED_OF_A_SELECTION = [
@@ -102,19 +106,26 @@ class CardCallback(TrainerCallback):
 
 
 def attach(trainer: Trainer) -> None:
-    """Have every card that a trainer writes completed; a second call changes nothing."""
+    """Have every card that a trainer writes completed, and no row of the data uploaded by it; once is enough."""
     if getattr(trainer, MARK, False):
         return
     setattr(trainer, MARK, True)
     # `push_to_hub` calls it after the last event that a callback gets, right before the upload
-    original = trainer.create_model_card
+    original, push = trainer.create_model_card, trainer.push_to_hub
 
     @functools.wraps(original)
     def create_model_card(*args: Any, **kwargs: Any) -> None:
         original(*args, **kwargs)
         complete_card(trainer)
 
-    trainer.create_model_card = create_model_card
+    @functools.wraps(push)
+    def push_without_text(*args: Any, **kwargs: Any) -> Any:
+        # it uploads the whole folder, and a training without `push_to_hub=True` did not know that this would happen
+        if trainer.is_world_process_zero():
+            withhold_text(trainer.args.output_dir)
+        return push(*args, **kwargs)
+
+    trainer.create_model_card, trainer.push_to_hub = create_model_card, push_without_text
     trainer.add_callback(CardCallback(trainer))
 
 

@@ -18,13 +18,15 @@ from transformers.utils import logging
 
 from hf_gist import gast_losses, gast_support
 from hf_gist.config import GASTConfig
+from hf_gist.disk import write_json
 from hf_gist.gast_checks import check_loss_owner, check_supported, check_unmasked
 from hf_gist.gast_hooks import describe_groups, find_groups, masking, summarise_groups, summing
-from hf_gist.gast_report import SourceCollator
+from hf_gist.gast_report import RUN_FILE, SourceCollator
 from hf_gist.gast_run import GASTRun
 from hf_gist.gate import mean_loss_scales
 from hf_gist.losses import loss_kind
 from hf_gist.publish import attach
+from hf_gist.report import report_at_end
 from hf_gist.rows import read_column
 
 
@@ -190,7 +192,7 @@ class GASTMixin:
         batch = run.open(weights)
         with masking(run.groups, batch):
             loss = super().training_step(model, inputs, num_items_in_batch)
-        run.close(batch, sources, label_tokens)
+        run.close(batch, sources, label_tokens, step)
         return loss
 
     def _gast_run(self) -> GASTRun:
@@ -213,7 +215,7 @@ class GASTMixin:
         return self.gast
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See [`~transformers.Trainer`]; also writes `gast_selection.parquet` and its picture to `output_dir`."""
+        """See [`~transformers.Trainer`]; also writes who trained which layer to `output_dir`, with a report."""
         self.gast, self._gast_checkpoint = None, None
         output = super().train(*args, **kwargs)
         if self.gast_config.mode != "all":
@@ -222,6 +224,8 @@ class GASTMixin:
             if self.is_world_process_zero():
                 run.warn_without_effect("the whole run")
                 table.write(self.args.output_dir)
+                write_json(Path(self.args.output_dir) / RUN_FILE, run.describe(self.state.global_step))
+                report_at_end(self.args.output_dir)
         return output
 
     # ---- Logs and checkpoints ----

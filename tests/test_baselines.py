@@ -196,7 +196,7 @@ def test_random_rows_are_saved_and_told(tmp_path):
     assert Selection.load(tmp_path).indices == drawn.indices
     assert summary_line(drawn).startswith("length-matched random draw: kept 6 of 24 rows")
     assert "rank" not in summary_table(drawn)
-    assert [path.name for path in save_selection_figures(drawn, tmp_path)] == ["scores.png"]
+    assert [path.name for path in save_selection_figures(drawn, tmp_path)] == ["lengths.png"]
 
 
 def test_length_matched_rows_have_the_lengths_of_the_targets():

@@ -23,7 +23,7 @@ from hf_gist.demo.model import ModelSizes, pretrain, train_tokenizer
 from hf_gist.demo.tasks import NEIGHBOURS, TARGET_TASK, TASKS, DataSizes, DemoData, Row, make_data
 from hf_gist.demo.training import Bench, quiet_and_small
 from hf_gist.disk import write, write_json
-from hf_gist.report import save_selection_figures
+from hf_gist.report import REPORT
 from hf_gist.rows import IGNORE_INDEX
 from hf_gist.warmup import WarmupSettings
 
@@ -188,16 +188,6 @@ def train_baselines(bench: Bench, pool: Dataset, settings: DemoSettings, result:
     return chosen
 
 
-def draw(selection: Selection, folder: Path) -> None:
-    """The pictures, if matplotlib is there."""
-    try:
-        files = save_selection_figures(selection, folder)
-    except ImportError as error:
-        say(f"No pictures: {error}")
-    else:
-        say(f"Pictures: {', '.join(map(str, files))}")
-
-
 # ---- Outcome ----
 
 
@@ -311,6 +301,6 @@ def tell(result: DemoResult, selection: Selection, folder: Path, settings: DemoS
     tell_losses(result)
     tell_seconds(result)
     say(f"\nArtifacts: {folder / FOLDER}")
-    draw(selection, folder / FOLDER)
+    say(f"To look at: {folder / REPORT} (open it in a browser)")
     write_json(folder / RESULT, {"seed": seed, "settings": asdict(settings), **asdict(result)})
     tell_next(folder, settings)

@@ -24,7 +24,7 @@ def test_push_uploads_the_run_and_no_data(hub, tmp_path, capsys):
     assert main(["card", str(folder), "--repo_id", "jane/choice", "--push", "--private"]) == 0
     files = hub.files("models/jane/choice")
     assert set(files) == {
-        "README.md", "gist_config.json", "manifest.json", "scores.parquet", "scores.png", "spectrum.png",
+        "README.md", "gist_config.json", "manifest.json", "scores.parquet", "scores.png", "spectrum.png", "sources.png", "lengths.png", "energy.png",
         "warmup_adapter/adapter_config.json",
     }  # fmt: skip
     assert hub.private == {"models/jane/choice": True}
@@ -35,13 +35,14 @@ def test_push_uploads_the_run_and_no_data(hub, tmp_path, capsys):
 def test_a_training_is_pushed_as_the_trainer_pushes_it(hub, tmp_path):
     made = selection()
     made.save(tmp_path / "gist")
-    for name in ("adapter_model.safetensors", "training_args.bin", "_private", "checkpoint-1/x", "gist/partial/y"):
+    left = {"training_args.bin", "_private", "checkpoint-1/x", "gist/partial/y", "report.html", "gist/examples.json"}
+    for name in ("adapter_model.safetensors", *left):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     push_to_hub(tmp_path, "jane/model")
     files = set(hub.files("models/jane/model"))
     assert {"adapter_model.safetensors", "README.md", "gist_config.json", "gist/scores.parquet"} <= files
-    assert not {"training_args.bin", "_private", "checkpoint-1/x", "gist/partial/y"} & files
+    assert not left & files
 
 
 def test_the_dataset_is_pushed_with_its_card(hub, tmp_path):

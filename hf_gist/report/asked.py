@@ -1,0 +1,199 @@
+"""What was asked, what was kept, who leaked and what it cost: the parts of the page that are words and tables."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hf_gist.artifacts import MANIFEST, Selection
+from hf_gist.config import UNSCORED, GASTConfig, GISTConfig
+from hf_gist.ledger import COSTS, CostLedger, in_units
+from hf_gist.report.parts import Section, Table
+from hf_gist.report.text import summary_line
+from hf_gist.report.wording import count, percent, plural, seconds, short
+
+
+SCORES = {
+    "subspace_cosine": "cosine with the targets inside their subspace (the paper's score)",
+    "cosine": "plain cosine of the full gradients",
+    "grad_norm": "norm of the gradient",
+}
+SCORERS = {
+    "gist": "its LoRA gradient",
+    "rds_plus": "the weighted mean of its last hidden states",
+    "less": "its Adam-preconditioned gradient, randomly projected",
+}
+STRATEGIES = {
+    "max": "the best match with any target group",
+    "mean": "the mean over the target groups",
+    "round_robin": "each target group picks its best row in turn",
+    "random": "a random draw",
+    "length_matched_random": "a random draw with the answer lengths of the targets",
+}
+ROWS_NAMED = 20
+
+
+def asked(selection: Selection) -> Section:
+    """What was asked and kept."""
+    config, manifest = selection.config, selection.manifest
+    kept = torch.tensor(selection.indices)
+    unscored = config.strategy in UNSCORED
+    rows = [
+        ["budget", _budget(config)],
+        ["rows are chosen by", STRATEGIES[config.strategy]],
+    ]
+    if not unscored:
+        rows += [
+            ["score", SCORES[config.score] if config.scorer == "gist" else "plain cosine"],
+            ["what stands for a row", SCORERS[config.scorer]],
+            ["target groups", _groups(selection)],
+            ["rank", _rank(selection)],
+        ]
+    if config.sample_from_top != 1:
+        rows.append(["drawn at random from", f"the best {config.sample_from_top:g} times the budget"])
+    if config.prefilter is not None:
+        rows.append(["prefilter", f"the best {percent(config.prefilter)} by hidden states were scored by gradients"])
+    rows += [["model", _model(manifest)], ["seed", str(config.seed)]]
+    return Section(
+        "asked",
+        "What was asked and kept",
+        text=[summary_line(selection)],
+        tables=[Table("Asked", rows), Table("Kept", _kept(selection, kept))],
+        folded=[settings_table(config), *_provenance(manifest)],
+    )
+
+
+def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
+    m = selection.measurements
+    tokens, all_tokens = int(m.label_tokens[kept].sum()), int(m.label_tokens.sum())
+    size = len(selection.scores)
+    rows = [
+        ["rows kept", f"{count(len(kept))} of {count(size)} ({percent(len(kept) / size)})"],
+        ["labelled tokens kept", f"{count(tokens)} of {count(all_tokens)} ({percent(tokens / max(1, all_tokens))})"],
+        ["target rows", count(len(m.target_coordinates))],
+    ]
+    if m.scored is not None:
+        rows.append(["rows that the prefilter passed on", count(m.scored.sum())])
+    rows.append(["rows without a labelled token", count((m.label_tokens == 0).sum())])
+    rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
+    return rows
+
+
+def _budget(config: GISTConfig) -> str:
+    unit = {"rows": "rows", "tokens": "labelled tokens"}[config.budget_unit]
+    if isinstance(config.budget, float):
+        return f"{percent(config.budget)} of the pool's {unit}"
+    return f"{count(config.budget)} {unit}"
+
+
+def _groups(selection: Selection) -> str:
+    column, number = selection.config.target_group_column, len(selection.group_names)
+    return f"{plural(number, 'value')} of the column {short(column)!r}" if column else f"{count(number)} single rows"
+
+
+def _rank(selection: Selection) -> str:
+    config = selection.config
+    rule = "fixed" if config.rank is not None else f"the smallest that explains {percent(config.explained_variance)}"
+    return f"{count(selection.rank)} of {count(len(selection.singular_values))} ({rule})"
+
+
+def _model(manifest: dict[str, Any]) -> str:
+    model = _mapping(manifest, "model")
+    words = [short(str(model[name])) for name in ("name_or_path", "class") if model.get(name)]
+    trainable = model.get("trainable_parameters")
+    words += [f"{count(trainable)} trainable parameters"] if isinstance(trainable, int) else []
+    return ", ".join(words) or "not recorded"
+
+
+def settings_table(config: GISTConfig | GASTConfig) -> Table:
+    """Every setting of a configuration."""
+    defaults = type(config)().to_dict()
+    rows = [
+        [name, short(str(value)), "default" if value == defaults[name] else "set"]
+        for name, value in config.to_dict().items()
+    ]
+    return Table(f"All settings ({type(config).__name__})", rows, ["setting", "value", "given"])
+
+
+def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
+    """A part of a manifest, which another version may have written without it."""
+    found = values.get(name)
+    return found if isinstance(found, dict) else {}
+
+
+def _provenance(manifest: dict[str, Any]) -> list[Table]:
+    rows = [["hf_gist", short(str(manifest["hf_gist"]))]] if "hf_gist" in manifest else []
+    rows += [[short(name), short(str(value))] for name, value in _mapping(manifest, "versions").items()]
+    for name, words in (("train_dataset", "pool"), ("target_dataset", "target set")):
+        data = _mapping(manifest, name)
+        if data.get("fingerprint"):
+            rows.append([f"fingerprint of the {words}", short(str(data["fingerprint"]))])
+    if isinstance(manifest.get("processes"), int):
+        rows.append(["processes", count(manifest["processes"])])
+    return [Table("Versions and data", rows)] if rows else []
+
+
+# ---- Leaks ----
+
+
+def leaks(selection: Selection) -> Section:
+    """What the leak guard found."""
+    key, title = "leaks", "Leak guard"
+    found = selection.manifest.get("leaks")
+    if isinstance(found, str):
+        return Section(key, title, missing=f"Duplicates were {short(found, 200)}.")
+    if not isinstance(found, dict):
+        return Section(key, title, missing=f"{MANIFEST} says nothing of it: an earlier version scored these rows.")
+    sets = {name: entry for name, entry in found.items() if isinstance(entry, dict)}
+    rows = [
+        [
+            short(name),
+            *(count(number) for number in (len(entry["rows"]), entry["exact"], entry["same_words"])),
+            _named(entry["rows"]),
+        ]
+        for name, entry in sets.items()
+    ]
+    mask = selection.measurements.leaked
+    leaked, selected = (0, 0) if mask is None else (int(mask.sum()), int(mask[selection.indices].sum()))
+    text = [
+        f"Rows of the pool that are in {' or '.join(map(short, sets))} too: {count(leaked) if leaked else 'none'}."
+    ]
+    if leaked and selection.config.drop_target_duplicates:
+        text.append("None of them was selected: `drop_target_duplicates` keeps them out.")
+    elif leaked:
+        text.append(f"`drop_target_duplicates` is off: {count(selected)} of them were selected.")
+    if "eval_dataset" not in sets:
+        text.append("No evaluation rows were given, so nothing is known of those.")
+    elif found.get("targets_in_evaluation"):
+        text.append(
+            f"{count(found['targets_in_evaluation'])} target rows are evaluation rows: what is measured on those is not "
+            "held out."
+        )
+    header = ["set", "pool rows in it", "token for token", "same words", "row numbers"]
+    return Section(key, title, text=text, tables=[Table("Pool rows that are in another set too", rows, header)])
+
+
+def _named(rows: list[int]) -> str:
+    more = f" and {len(rows) - ROWS_NAMED:,} more" if len(rows) > ROWS_NAMED else ""
+    return ", ".join(map(str, rows[:ROWS_NAMED])) + more or "none"
+
+
+# ---- Costs ----
+
+
+def costs(selection: Selection, folder: Path) -> Section:
+    """The cost ledger, or the seconds that an older manifest has."""
+    key, title = "costs", "What it cost"
+    # the one on disk also knows the size of the artifacts
+    ledger = CostLedger.load(folder)
+    if ledger is not None:
+        header, *rows = ledger.table()
+        return Section(key, title, text=[ledger.break_even()], tables=[Table("Cost ledger", rows, header)])
+    phases = _mapping(selection.manifest, "seconds")
+    rows = [[short(name).replace("_", " "), seconds(value)] for name, value in phases.items()]
+    memory = selection.manifest.get("peak_memory_bytes")
+    rows += [["peak memory", in_units(memory)]] if isinstance(memory, int) else []
+    if not rows:
+        return Section(key, title, missing=f"There is no {COSTS} in the folder, and {MANIFEST} has no times.")
+    text = ["This folder has no cost ledger; these are the times of the run that scored the rows."]
+    return Section(key, title, text=text, tables=[Table("Time and memory", rows)])

@@ -1,0 +1,133 @@
+"""One drawing for two uses: PNG files, and SVG inside the page whose colours follow the page's light or dark scheme."""
+
+import io
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from hf_gist.disk import write
+from hf_gist.report.parts import Plot
+
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WIDTH = 4.8
+"""Inches: at this width the letters of a figure are readable on a phone without scaling."""
+
+LIGHT = {
+    "paper": "#fefefe",
+    "ink": "#1b2330",
+    "muted": "#56616f",
+    "grid": "#dde3ea",
+    "pool": "#8792a4",
+    "kept": "#c2560b",
+    "line": "#1f5fa9",
+}
+"""What is drawn, by its role. The page has a variable of each name, and a second set of values for its dark scheme."""
+
+STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "hf_gist",
+    "text.parse_math": False,
+    "axes.unicode_minus": True,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["ink"],
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "figure.facecolor": LIGHT["paper"],
+    "text.color": LIGHT["ink"],
+    "xtick.color": LIGHT["muted"],
+    "xtick.labelcolor": LIGHT["ink"],
+    "ytick.color": LIGHT["muted"],
+    "ytick.labelcolor": LIGHT["ink"],
+    "grid.color": LIGHT["grid"],
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+}
+
+
+class NoFigures(ImportError):
+    """matplotlib is not installed."""
+
+    HINT = 'Figures need matplotlib: pip install "hf_gist[report]".'
+
+
+@contextmanager
+def drawn(plot: Plot) -> Iterator["Figure"]:
+    """A plot as a matplotlib figure; it must be saved inside the `with`.
+
+    Raises:
+        NoFigures: if matplotlib is not installed, saying how to install it.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise NoFigures(NoFigures.HINT) from error
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        # names in a script that the bundled font lacks; a browser has its own fonts
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        figure = Figure(figsize=(WIDTH, plot.height), layout="constrained")
+        plot.draw(figure)
+        yield figure
+
+
+def save_png(figure: "Figure", path: Path) -> Path:
+    """Write a figure on its light paper."""
+    write(path, partial(figure.savefig, dpi=200, format="png"))
+    # laid out; doing it again for the SVG would give the same
+    figure.set_layout_engine("none")
+    return path
+
+
+def to_svg(figure: "Figure", key: str, title: str) -> str:
+    """A figure as SVG to stand in an HTML page: no size, no ids that others have, colours by name, and a title.
+
+    Args:
+        figure (`Figure`): drawn with the colours of `LIGHT`.
+        key (`str`): beginning of all ids.
+        title (`str`): its accessible name.
+    """
+    buffer = io.BytesIO()
+    figure.savefig(
+        buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    )
+    root = ElementTree.fromstring(buffer.getvalue())
+    for parent in list(root.iter()):
+        for child in list(parent):
+            # the style sheet in it would style the whole page
+            if _name(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _name(element.tag)
+        element.attrib = {_name(name): _value(_name(name), value, key) for name, value in element.attrib.items()}
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title, "id": key}
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _name(name: str) -> str:
+    return name.rsplit("}", 1)[-1]
+
+
+def _value(name: str, value: str, key: str) -> str:
+    if name == "id":
+        return f"{key}-{value}"
+    if name == "href" and value.startswith("#"):
+        return f"#{key}-{value[1:]}"
+    if name == "clip-path":
+        return value.replace("url(#", f"url(#{key}-")
+    if name == "style":
+        for role, colour in LIGHT.items():
+            value = value.replace(colour, f"var(--{role})")
+    return value
