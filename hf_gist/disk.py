@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,31 @@ from safetensors import SafetensorError
 
 
 def write(path: Path, writer: Callable[[str], Any]) -> None:
-    """Call `writer` with a temporary name beside `path`, then rename: the file is there whole or not at all."""
+    """Call `writer` with a temporary name beside `path`, then rename: the file is there whole or not at all.
+
+    Raises:
+        OSError: naming the file, if it cannot be written; what stood under its name before is still there.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        writer(str(temporary))
-        os.replace(temporary, path)
+        with naming(path):
+            writer(str(temporary))
+            os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Say in the error what could not be written; a full disk comes as three types of error, none with the name.
+
+    Raises:
+        OSError: naming the file or folder.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OSError(f"{path} cannot be written ({error}).") from error
 
 
 def write_json(path: Path, value: Any) -> None:

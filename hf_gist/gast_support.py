@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_gist.backward import scoring_mode
+from hf_gist.disk import write
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast_hooks import Group
 from hf_gist.masking import support_rows
@@ -135,7 +136,8 @@ def warn_if_zero(support: dict[str, Tensor]) -> None:
 
 def save_support(folder: str | os.PathLike, support: dict[str, Tensor]) -> None:
     """Write the support gradient that is in use into a checkpoint folder."""
-    save_file({name: value.contiguous().cpu() for name, value in support.items()}, Path(folder) / SUPPORT_FILE)
+    tensors = {name: value.contiguous().cpu() for name, value in support.items()}
+    write(Path(folder) / SUPPORT_FILE, lambda path: save_file(tensors, path))
 
 
 def load_support(folder: str | os.PathLike, device: torch.device) -> dict[str, Tensor] | None:

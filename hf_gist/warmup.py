@@ -24,6 +24,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_gist.baselines import AdamCheckpoint, adam_checkpoint
 from hf_gist.config import GISTConfig
+from hf_gist.disk import naming
 
 
 @dataclass(frozen=True)
@@ -184,5 +185,6 @@ def warm_up(
         data_collator=padding_collator(tokenizer),
         callbacks=[recorder] if config.scorer == "less" else [],
     ).train()
-    model.save_pretrained(folder)
+    with naming(folder):
+        model.save_pretrained(folder)
     return recorder.checkpoints
