@@ -26,7 +26,7 @@ from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.forecast import forecast_memory
 from hf_gist.leaks import find_leaks
 from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
-from hf_gist.lora import adapter_parameters, assign, unwrapped, whole
+from hf_gist.lora import adapter_parameters, assign, whole
 from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.publish import attach_to_caller
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
@@ -242,7 +242,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Watch the rows of the first step after the swap."""
         if self.selection is not None and not self._verified and self._witness is None:
-            self._witness = StepWitness(unwrapped(kwargs["model"]))
+            self._witness = StepWitness(kwargs["model"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

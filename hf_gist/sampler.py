@@ -1,7 +1,7 @@
 """The train dataloader's order: the warm-up, then passes over the selection, and the learning-rate schedule to match.
 
-This is the only module that knows how `Trainer` and accelerate drive a loader (checked on transformers 5.23 and
-accelerate 1.15). Every order is a function of the optimizer step, so that a resumed run goes on as if never stopped.
+This is the only module that knows how `Trainer` and accelerate drive a loader (checked on transformers 5.6 to 5.23 and
+accelerate 1.12 to 1.15). Every order is a function of the optimizer step, so that a resumed run goes on as if never stopped.
 """
 
 import math

@@ -27,7 +27,7 @@ class Recorder(TrainerCallback):
 
     def __init__(self, model):
         self.rows, self.rates, self.epochs = [[]], [], []
-        model.get_base_model().register_forward_pre_hook(self.look, with_kwargs=True)
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, module, args, kwargs):
         if module.training:

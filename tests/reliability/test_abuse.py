@@ -183,7 +183,7 @@ class TooLarge(TrainerCallback):
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         if getattr(self, "handle", None) is None:
-            self.handle = model.get_base_model().register_forward_pre_hook(self.look, with_kwargs=True)
+            self.handle = model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     @staticmethod
     def look(module, args, kwargs):
