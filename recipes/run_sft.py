@@ -334,4 +334,4 @@ def main(argv: Sequence[str] | None = None) -> SFTTrainer:
 
 
 if __name__ == "__main__":
-    main().end()
+    main().accelerator.end_training()

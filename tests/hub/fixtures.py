@@ -2,7 +2,7 @@
 
 import pytest
 import transformers.utils.hub
-from huggingface_hub import constants
+from huggingface_hub import constants, hf_api
 from huggingface_hub.utils import close_session
 
 from tests.hub.server import StandIn
@@ -17,7 +17,9 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
+    # transformers keeps a client of its own; older ones use that of huggingface_hub
+    monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
+    monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     close_session()
