@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
@@ -17,7 +18,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_gist.artifacts import FOLDER, Selection
 from hf_gist.baselines import adam_checkpoint, check_optimizer
-from hf_gist.checks import check_dataset, check_inputs, group_columns
+from hf_gist.checks import check_dataset, check_distribution, check_inputs, group_columns
 from hf_gist.clock import RunClock
 from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
@@ -115,6 +116,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._close_witness()
         self.selection, self._verified = None, False
         self._check_trainer(args, loader)
+        check_distribution(AcceleratorState().distributed_type, self.config)
         pool, collator = loader.dataset, loader.collate_fn
         self._targets = prepare_targets(self.target_dataset, args, kwargs.get("processing_class"), pool, model)
         self._target_columns = group_columns(self.target_dataset, self.config)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from torch.utils.data import IterableDataset
@@ -84,6 +85,20 @@ def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: s
             f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no loss "
             "and no gradient. Check the prompt mask and the truncation length."
         )
+
+
+def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
+    """Refuse what DeepSpeed would undo without a word: it trains weights and moments of its own.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name, value in (("after_selection", "restart"), ("scorer", "less")):
+        if kind == DistributedType.DEEPSPEED and getattr(config, name) == value:
+            raise ValueError(
+                f"`{name}={value!r}` does not work under DeepSpeed, which keeps the weights it trains and their moments "
+                "to itself; leave it at its default, or use DDP or FSDP2."
+            )
 
 
 def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:

@@ -21,7 +21,9 @@ def _linear_hook(tracked: TrackedModule, report: Report):
     def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
         if not torch.is_grad_enabled():
             return None
-        return TrackedLinear.apply(args[0], module.weight, module.bias, output.detach(), partial(report, tracked))
+        # A leaf of our own, so that hooks on the parameter's gradient (DDP's, DeepSpeed's) do not hear of this backward.
+        weight = module.weight.detach().requires_grad_()
+        return TrackedLinear.apply(args[0], weight, None, output.detach(), partial(report, tracked))
 
     return hook
 

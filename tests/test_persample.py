@@ -171,6 +171,18 @@ def test_model_and_random_state_are_as_before_also_after_an_error(variant, fails
     assert state_of(model) == before
 
 
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"bias": "lora_only", "lora_bias": True}], ids=str)
+def test_hooks_on_gradients_do_not_hear_of_it(variant):
+    # DDP and DeepSpeed reduce gradients in such hooks, and there is none
+    model = lora_model(**variant)
+    heard = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(heard.append)
+    collect_vectors(Pass(model, PaddingCollator(), 64, progress=False), token_rows(3), "rows")
+    assert not heard
+
+
 def test_unsupported_trainable_parameters_are_refused_by_name():
     model = lora_model()
     model.base_model.model.model.norm.weight.requires_grad_(True)
