@@ -120,6 +120,15 @@ def test_many_layers_and_sources_stay_readable_and_small(tmp_path):
     assert "991 others" in text and "124 more layers in gast_selection.parquet" in text
 
 
+def test_a_damaged_description_of_the_run_is_named(tmp_path):
+    table_of(3).write(tmp_path)
+    assert "GAST: what was asked and done" in Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    for text in ("{}", '{"config": {"keep": 0}, "steps": 1, "supports": 1}', "x"):
+        (tmp_path / "gast_run.json").write_text(text)
+        with pytest.raises(ValueError, match="gast_run.json cannot be read"):
+            write_report(tmp_path)
+
+
 def test_a_run_that_masked_nothing_says_so(tmp_path):
     SelectionTable.empty(["x"], ["a"], torch.device("cpu")).write(tmp_path)
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text

@@ -148,8 +148,8 @@ def leaks(selection: Selection) -> Section:
     rows = [
         [
             short(name),
-            *(count(number) for number in (len(entry["rows"]), entry["exact"], entry["same_words"])),
-            _named(entry["rows"]),
+            *(count(n) for n in (len(entry.get("rows", [])), entry.get("exact", 0), entry.get("same_words", 0))),
+            _named(entry.get("rows", [])),
         ]
         for name, entry in sets.items()
     ]

@@ -1,13 +1,12 @@
 """The part of the page on GAST: which samples trained which layer, in the whole run and over time."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from hf_gist.config import GASTConfig
-from hf_gist.disk import read_json
+from hf_gist.disk import read, read_json
 from hf_gist.gast_report import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import HeatMaps
@@ -29,11 +28,18 @@ def gast_sections(folder: Path) -> list[Section]:
     return [_asked(table, run), _layers(table)]
 
 
-def _run(folder: Path) -> dict[str, Any]:
-    return read_json(folder / RUN_FILE) if (folder / RUN_FILE).is_file() else {}
+def _run(folder: Path) -> tuple[GASTConfig, int, int] | None:
+    """Configuration, optimizer steps and support gradients of the run, if they were written down."""
+    path = folder / RUN_FILE
+    if not path.is_file():
+        return None
+    values = read_json(path)
+    return read(
+        path, lambda _: (GASTConfig.from_dict(values["config"]), int(values["steps"]), int(values["supports"]))
+    )
 
 
-def _asked(table: SelectionTable, run: dict[str, Any]) -> Section:
+def _asked(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) -> Section:
     kept, seen = float(table.kept.sum()), float(table.seen.sum()) * len(table.groups)
     rows = [
         ["layers (groups of matrices)", count(len(table.groups))],
@@ -41,11 +47,11 @@ def _asked(table: SelectionTable, run: dict[str, Any]) -> Section:
         ["share kept by a layer", percent(kept / max(1.0, seen))],
     ]
     folded = []
-    if "config" in run:
-        config = GASTConfig.from_dict(run["config"])
+    if run is not None:
+        config, steps, supports = run
         keep = percent(config.keep) if isinstance(config.keep, float) else plural(config.keep, "sample")
         rows = [["mode", config.mode], ["asked to keep", f"{keep} of a batch"], ["support", config.support], *rows]
-        rows += [["optimizer steps", count(run["steps"])], ["support gradients", count(run["supports"])]]
+        rows += [["optimizer steps", count(steps)], ["support gradients", count(supports)]]
         folded = [settings_table(config)]
     return Section("gast", "GAST: what was asked and done", tables=[Table("Asked and done", rows)], folded=folded)
 
