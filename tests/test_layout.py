@@ -29,6 +29,7 @@ FRONT = {
     "cli",
     "compare",
     "demo",
+    "flags",
     "pipeline",
     "plan",
     "publish",
