@@ -47,7 +47,10 @@ def track_selection(args: TrainingArguments, state: TrainerState, selection: Sel
     if trainer is None:
         state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
     else:
+        # `log` takes the step for logged, and its loss would be left out
+        due = trainer.control.should_log
         trainer.log(dict(metrics))
+        trainer.control.should_log = due
     if state.is_world_process_zero and "tensorboard" in args.report_to:
         _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
 
