@@ -5,6 +5,8 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_DISABLED"] = "true"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# also of the processes that tests start: two test files run at the same time
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
