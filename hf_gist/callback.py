@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
@@ -244,7 +245,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Watch the rows of the first step after the swap."""
         if self.selection is not None and not self._verified and self._witness is None:
-            self._witness = StepWitness(kwargs["model"])
+            self._witness = StepWitness(kwargs["model"], args.gradient_accumulation_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -297,7 +298,8 @@ class GISTDataSelectorCallback(TrainerCallback):
             tqdm.write(summary_table(self.selection))
 
     def _cost(self, phase: str, model: torch.nn.Module, steps: range) -> PhaseCost:
-        rows = [row for step in steps for row in self._sampler.rows_of_step(step)]
+        # numbers, not objects: a long training has millions of them
+        rows = np.fromiter((row for step in steps for row in self._sampler.rows_of_step(step)), dtype=np.int64)
         return self._clock.cost(phase, model, row_lengths(self._pool), rows)
 
     def _verify(self, step: int) -> None:

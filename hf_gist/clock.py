@@ -1,6 +1,7 @@
 """The seconds that a training run spends in its warm-up and behind its swap, over interruptions."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,12 @@ class RunClock:
             self.seconds = read_json(folder / CLOCK)
 
     def cost(
-        self, phase: str, model: torch.nn.Module, lengths: np.ndarray | None, rows: list[int], **more: Any
+        self,
+        phase: str,
+        model: torch.nn.Module,
+        lengths: np.ndarray | None,
+        rows: Sequence[int] | np.ndarray,
+        **more: Any,
     ) -> PhaseCost:
         """What training on `rows` took.
 
@@ -48,7 +54,7 @@ class RunClock:
             phase (`str`): its name.
             model (`nn.Module`): the model in training.
             lengths (`np.ndarray`, *optional*): tokens of each row of the pool `[N]`.
-            rows (`list[int]`): the rows of all steps, each as often as it was trained on.
+            rows (`Sequence[int]`): the rows of all steps, each as often as it was trained on.
         """
         more["peak_memory_bytes"] = peak_memory_bytes(next(model.parameters()).device)
         seconds = round(self.seconds.get(phase, 0.0), 3)

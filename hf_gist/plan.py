@@ -105,18 +105,19 @@ def _seconds(
     timed, took = _timed(run, pool, lengths, config)
     work, share = ModelWork.of(run.model), _labelled_share(run, pool, lengths)
 
-    def expected(rows: np.ndarray, how: GISTConfig = config) -> float:
-        return expected_seconds(work, how, timed, Sizes(rows, int(share * int(rows.sum()))), took)
+    def expected(rows: np.ndarray) -> float:
+        return expected_seconds(work, config, timed, Sizes(rows, int(share * int(rows.sum()))), took)
 
     seconds = {}
     if warm:
         known = training_cost(work, timed, WARMUP, took)
         seconds[WARMUP] = took * training_cost(work, Sizes(lengths[warm], 0), WARMUP, 0.0).flops / known.flops
+    everything = expected(lengths)
     if config.prefilter is not None:
         # a forward pass alone, of a forward and a backward
-        seconds[PREFILTER] = expected(lengths) / 2
-        lengths = lengths[: max(1, int(config.prefilter * len(lengths)))]
-    return seconds | {TARGETS: passes * expected(wanted), SCORING: passes * expected(lengths)}, len(timed.lengths)
+        seconds[PREFILTER] = everything / 2
+        everything *= config.prefilter
+    return seconds | {TARGETS: passes * expected(wanted), SCORING: passes * everything}, len(timed.lengths)
 
 
 def plan_selection(

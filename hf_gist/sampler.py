@@ -232,15 +232,20 @@ class StepWitness:
 
     Args:
         model (`nn.Module`): the model whose forward receives `input_ids`.
+        batches (`int`): batches of a step; behind them it goes by itself, should an error have ended the step.
     """
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, batches: int) -> None:
         self.rows: list[tuple[int, ...]] = []
+        self._left = batches
         self._handle = model.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def _look(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
         if module.training and isinstance(kwargs.get("input_ids"), torch.Tensor):
             self.rows += token_rows(kwargs)
+            self._left -= 1
+            if not self._left:
+                self.close()
 
     def close(self) -> None:
         """Stop watching."""

@@ -10,7 +10,7 @@ from transformers import TrainerState, TrainingArguments
 from hf_gist.artifacts import Selection
 from hf_gist.caller import calling_trainer
 from hf_gist.manifest import SCORING
-from hf_gist.report import save_selection_figures
+from hf_gist.report import not_fatal, save_selection_figures
 
 
 def selection_metrics(selection: Selection) -> dict[str, float]:
@@ -52,7 +52,8 @@ def track_selection(args: TrainingArguments, state: TrainerState, selection: Sel
         trainer.log(dict(metrics))
         trainer.control.should_log = due
     if state.is_world_process_zero and "tensorboard" in args.report_to:
-        _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
+        with not_fatal("The figures for TensorBoard were", "Its numbers are there."):
+            _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
 
 
 def _tensorboard_folder(args: TrainingArguments) -> Path:
@@ -66,12 +67,13 @@ def _tensorboard_folder(args: TrainingArguments) -> Path:
 
 
 def _figures_to_tensorboard(folder: Path, step: int, selection: Selection) -> None:
-    try:
-        from matplotlib.image import imread
-    except ImportError:
-        return
     from torch.utils.tensorboard import SummaryWriter
 
-    with tempfile.TemporaryDirectory() as scratch, SummaryWriter(str(folder), filename_suffix=".gist") as writer:
-        for path in save_selection_figures(selection, scratch):
-            writer.add_image(f"gist/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")
+    with tempfile.TemporaryDirectory() as scratch:
+        # before matplotlib is imported: without it this says how to install it
+        files = save_selection_figures(selection, scratch)
+        from matplotlib.image import imread
+
+        with SummaryWriter(str(folder), filename_suffix=".gist") as writer:
+            for path in files:
+                writer.add_image(f"gist/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")

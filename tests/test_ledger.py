@@ -7,6 +7,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
+from hf_gist.errors import ReportWarning
 from hf_gist.flops import ModelWork
 from hf_gist.ledger import COSTS, CostLedger, PhaseCost, Sizes, in_units, training_cost
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
@@ -141,3 +142,42 @@ def test_trackers_see_the_selection(tmp_path):
     assert (rank.step, rank.value) == (3, selection.rank)
     assert {"gist/scores", "gist/spectrum"} <= set(events.Tags()["images"])
     assert "train/loss" in events.Tags()["scalars"]
+
+
+def test_figures_that_cannot_be_drawn_do_not_end_a_training(tmp_path, monkeypatch):
+    pytest.importorskip("tensorboard", reason="TensorBoard is not installed")
+
+    def fail(*_):
+        raise OSError("no room")
+
+    monkeypatch.setattr("hf_gist.tracking.save_selection_figures", fail)
+    with pytest.warns(ReportWarning, match="figures for TensorBoard were not written .OSError: no room"):
+        trainer, _ = train(tmp_path, report_to=["tensorboard"], logging_steps=1)
+    assert trainer.state.global_step == trainer.state.max_steps
+
+
+def test_an_interrupted_first_step_leaves_no_hook_behind(tmp_path):
+    model = lora_model()
+    before = len(model._forward_pre_hooks)
+
+    class Interrupted(Trainer):
+        def compute_loss(self, model, *args, **kwargs):
+            loss = super().compute_loss(model, *args, **kwargs)
+            if self.state.global_step == 3:
+                assert len(model._forward_pre_hooks) == before  # one batch a step: it has gone by itself
+                raise KeyboardInterrupt
+            return loss
+
+    callback = GISTDataSelectorCallback(GISTConfig(budget=0.2, warmup_ratio=0.2), as_dataset(token_rows(5, seed=2)))
+    trainer = Interrupted(
+        model,
+        TrainingArguments(
+            str(tmp_path), per_device_train_batch_size=4, num_train_epochs=3, report_to=[], use_cpu=True
+        ),
+        train_dataset=as_dataset(token_rows(60, seed=1)),
+        data_collator=PaddingCollator(),
+        callbacks=[callback],
+    )
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert callback.selection is not None and len(model._forward_pre_hooks) == before

@@ -22,7 +22,7 @@ PUSHED = (
 
 
 @contextmanager
-def _not_fatal(what: str, again: str) -> Iterator[None]:
+def not_fatal(what: str, again: str) -> Iterator[None]:
     """Turn any error into a warning: what was computed before is worth more than a page about it."""
     try:
         yield
@@ -40,7 +40,7 @@ def keep_examples(folder: str | Path, selection: Selection, pool: Any, targets: 
         targets: see [`save_examples`].
         how: `tokenizer`, `earlier` and `withheld` of [`save_examples`].
     """
-    with _not_fatal("The rows to read were", "The selection itself is on disk."):
+    with not_fatal("The rows to read were", "The selection itself is on disk."):
         save_examples(Path(folder), selection, pool, targets, **how)
 
 
@@ -82,6 +82,6 @@ def report_at_end(folder: str | Path, selection: Selection | None = None) -> Pat
     Returns:
         `Path`, *optional*: the page.
     """
-    with _not_fatal("The report was", f"Once that is put right: hf-gist report {folder}"):
+    with not_fatal("The report was", f"Once that is put right: hf-gist report {folder}"):
         return write_report(folder, selection=selection)
     return None
