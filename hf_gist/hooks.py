@@ -17,15 +17,45 @@ Report = Callable[[TrackedModule, Tensor, Tensor], None]
 """Receives the tracked module and the `(a, d)` of [`hf_gist.persample`]."""
 
 
-def _linear_hook(tracked: TrackedModule, report: Report):
+def _linear_hook(tracked: TrackedModule, report: Report, uncast: dict[TrackedModule, Tensor]):
     def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
+        a = uncast.pop(tracked, args[0])
         if not torch.is_grad_enabled():
             return None
         # A leaf of our own, so that hooks on the parameter's gradient (DDP's, DeepSpeed's) do not hear of this backward.
         weight = module.weight.detach().requires_grad_()
-        return TrackedLinear.apply(args[0], weight, None, output.detach(), partial(report, tracked))
+        return TrackedLinear.apply(a, weight, None, output.detach(), partial(report, tracked))
 
     return hook
+
+
+@contextmanager
+def _casting_here(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -> Iterator[None]:
+    """Cast the input of an `A` matrix at its door, where its LoRA layer would, so that what is kept is the input itself.
+
+    With a 16-bit model and a 32-bit adapter every LoRA layer makes a 32-bit copy of its input. Queries, keys and values
+    read the same input, and an output projection's is kept by the attention anyway, so that keeping the copies for the
+    backward pass would cost a third more memory than keeping the inputs; the values are the same.
+    """
+    layer = tracked.layer
+    before = layer.cast_input_dtype_enabled
+
+    def cast(module: nn.Linear, args: tuple) -> tuple | None:
+        if args[0].dtype == module.weight.dtype:
+            return None
+        uncast[tracked] = args[0]
+        return (args[0].to(module.weight.dtype), *args[1:])
+
+    if not before:
+        yield
+        return
+    handle = tracked.module.register_forward_pre_hook(cast)
+    layer.cast_input_dtype_enabled = False
+    try:
+        yield
+    finally:
+        layer.cast_input_dtype_enabled = before
+        handle.remove()
 
 
 def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
@@ -78,10 +108,13 @@ def reporting(tracked_modules: Sequence[TrackedModule], report: Report) -> Itera
         tracked_modules (`Sequence[TrackedModule]`): from [`hf_gist.lora.find_tracked`].
         report (`Report`): called once per module and backward, from the last module to the first.
     """
+    uncast: dict[TrackedModule, Tensor] = {}
     with ExitStack() as stack:
         for tracked in tracked_modules:
+            if tracked.layer is not None:
+                stack.enter_context(_casting_here(tracked, uncast))
             if tracked.kind == "linear":
-                handle = tracked.module.register_forward_hook(_linear_hook(tracked, report))
+                handle = tracked.module.register_forward_hook(_linear_hook(tracked, report, uncast))
             else:
                 stack.callback(unshadow_scale, tracked.module)
                 stack.callback(tracked.module.register_forward_pre_hook(shadow_scale).remove)

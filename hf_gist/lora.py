@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -28,6 +29,8 @@ class TrackedModule:
         kind (`str`): `"linear"` or `"scale"` (a DoRA magnitude).
         block (`str`): name of the repeated block it is in, or `OUTSIDE_BLOCKS`.
         parameters (`dict[str, str]`): attribute of the module (`weight`, `bias`) to full parameter name.
+        layer (`nn.Module`, *optional*): of an `A` matrix, the LoRA layer that does nothing with its input but to cast
+            it for this matrix.
     """
 
     name: str
@@ -35,6 +38,7 @@ class TrackedModule:
     kind: str
     block: str
     parameters: dict[str, str]
+    layer: nn.Module | None = None
 
     def numel(self) -> int:
         """Number of trainable values."""
@@ -66,6 +70,15 @@ def _kind_of(module: nn.Module) -> str | None:
     if type(module) is DoraLinearLayer:
         return "scale"
     return None
+
+
+def _casting_layer(model: nn.Module, name: str) -> nn.Module | None:
+    """See `TrackedModule.layer`: not for variants such as DoRA, nor if several adapters read the input."""
+    owner, found, adapter = name.rpartition(".lora_A.")
+    layer = model.get_submodule(owner) if found else None
+    if not isinstance(layer, LoraLayer) or layer.active_adapters != [adapter] or adapter in layer.lora_variant:
+        return None
+    return layer
 
 
 def _inactive_adapters(model: nn.Module) -> Iterator[str]:
@@ -122,7 +135,7 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
             "the adapter's `target_modules` and `modules_to_save`."
         )
     return [
-        TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes)
+        TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes, _casting_layer(model, name))
         for name, attributes in owners.items()
         for module in [model.get_submodule(name)]
     ]

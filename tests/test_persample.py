@@ -1,18 +1,22 @@
 """The fast per-sample gradients against the public batch-of-one oracle."""
 
+import dataclasses
 import random
+from unittest.mock import patch
 
 import pytest
 import torch
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
 
 from hf_gist import per_sample_gradients_reference
 from hf_gist.backward import per_sample_backward, scoring_mode
 from hf_gist.collect import Pass, collect_vectors
 from hf_gist.lora import find_tracked
 from hf_gist.losses import sample_losses
+from hf_gist.persample import TrackedLinear
 from hf_gist.rows import plan_batches
-from tests.tiny import ARCHITECTURES, PaddingCollator, base_model, lora_model, token_rows
+from tests.tiny import ARCHITECTURES, LINEARS, PaddingCollator, base_model, lora_model, token_rows
 
 
 def worst_relative_error(model, rows, collator, reference_model=None):
@@ -104,6 +108,57 @@ def test_bf16_autocast_stays_close_to_fp32():
     assert (cosine > 0.995).all() and not torch.equal(whole, other)
 
 
+def sixteen_bit(model):
+    """The base model in bfloat16 and the adapter in float32, as peft leaves them."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model
+
+
+def gradients_and_inputs(model, tracked, batch):
+    """Every parameter's per-sample gradients, and the dtype in which the input of each A matrix was kept."""
+    kept, found = {}, {}
+    take = TrackedLinear.forward
+
+    def spy(ctx, a, weight, bias, y, sink):
+        kept[sink.args[0].name] = a.dtype
+        return take(ctx, a, weight, bias, y, sink)
+
+    with scoring_mode(model), patch.object(TrackedLinear, "forward", staticmethod(spy)):
+        per_sample_backward(model, batch, tracked, lambda name, values: found.update({name: values.clone()}))
+    return found, {name: dtype for name, dtype in kept.items() if ".lora_A." in name}
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_inputs_of_a_sixteen_bit_model_are_kept_as_they_are_and_change_nothing(variant, checkpointing):
+    model = sixteen_bit(lora_model(lora_dropout=0.1, **variant))
+    if checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch, tracked = PaddingCollator()(token_rows(6)), find_tracked(model)
+    plain = [dataclasses.replace(module, layer=None) for module in tracked]
+    expected, copies = gradients_and_inputs(model, plain, batch)
+    found, inputs = gradients_and_inputs(model, tracked, batch)
+    assert set(copies.values()) == {torch.float32}
+    assert set(inputs.values()) == {torch.float32 if "use_dora" in variant else torch.bfloat16}
+    assert set(found) == set(expected)
+    for name, values in expected.items():
+        assert values.abs().max() > 0 and torch.equal(found[name], values)
+    assert all(m.cast_input_dtype_enabled for m in model.modules() if isinstance(m, LoraLayer))
+
+
+def test_two_active_adapters_share_an_input_that_their_layer_casts():
+    model = lora_model()
+    model.add_adapter("second", LoraConfig(r=2, target_modules=LINEARS))
+    model.base_model.set_adapter(["default", "second"])
+    tracked = find_tracked(sixteen_bit(model))
+    assert {m.layer for m in tracked} == {None}
+    found, _ = gradients_and_inputs(model, tracked, PaddingCollator()(token_rows(4)))
+    assert len(found) == len(tracked) and any(".second." in name for name in found)
+
+
 def test_losses_are_the_models_own():
     model, rows, collator = lora_model().eval(), token_rows(6), PaddingCollator()
     losses, counts = sample_losses(model, collator(rows))
@@ -141,6 +196,7 @@ def state_of(model):
         [p.requires_grad for p in model.parameters()],
         [p.grad for p in model.parameters()],
         [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()],
+        [getattr(m, "cast_input_dtype_enabled", None) for m in model.modules()],
         torch.get_rng_state().tolist(),
         random.getstate(),
     )

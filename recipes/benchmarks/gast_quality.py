@@ -46,6 +46,7 @@ def parse():
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--target", nargs="*", metavar="NAME=FILE", help="support sets")
+    parser.add_argument("--methods", nargs="+", help="of the table's; all if left out")
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
@@ -95,7 +96,10 @@ def methods(options, targets, seed):
     }
     for name, rows in targets.items():
         result[f"stochastic, support {name}"] = (GASTConfig(mode="stochastic", **keep), rows)
-    return result
+    wanted = options.methods or list(result)
+    if unknown := set(wanted) - set(result):
+        raise SystemExit(f"--methods {', '.join(sorted(unknown))}: choose from {', '.join(result)}")
+    return {name: result[name] for name in wanted}
 
 
 def table(results, tests, seeds):
