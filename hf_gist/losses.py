@@ -88,7 +88,8 @@ def _is_trained(head: nn.Module | None) -> bool:
 def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
     """`[n, V]`, whether the model computed only the labelled positions or all of them."""
     if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
-        return logits[0]
+        # a view; the gradient of an index would be a copy into zeros
+        return logits.squeeze(0)
     return logits[labelled]
 
 

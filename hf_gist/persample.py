@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 
 Sink = Callable[[Tensor, Tensor], None]
@@ -88,6 +89,37 @@ def scale_gradients(z: Tensor, d: Tensor) -> Tensor:
     return (z.to(d.dtype) * d).sum(1)
 
 
+CHUNK_VALUES = 2**26
+"""Logits whose cross-entropy is computed at a time: 256 MiB in fp32."""
+
+
+def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of every position, in fp32, without fp32 copies of all logits at a time.
+
+    With a vocabulary of 128k the logits are the largest tensor of a step, and cross-entropy keeps two more of that size
+    in fp32 and makes others in the backward pass. Chunk by chunk, computed again in the backward pass, there are the
+    logits and their gradient in their own dtype, and one chunk in fp32.
+
+    Args:
+        logits (`Tensor`): `[n, V]`.
+        targets (`Tensor`): `[n]` token ids.
+
+    Returns:
+        `Tensor`: `[n]` in fp32.
+    """
+    positions = max(1, CHUNK_VALUES // logits.shape[1])
+    if len(logits) <= positions:
+        return _cross_entropy(logits, targets)
+    chunks = zip(logits.split(positions), targets.split(positions), strict=True)
+    return torch.cat(
+        [checkpoint(_cross_entropy, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+    )
+
+
 def mean_token_losses(logits: Tensor, targets: Tensor, sample: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
     """Each sample's mean cross-entropy over its labelled tokens.
 
@@ -101,9 +133,8 @@ def mean_token_losses(logits: Tensor, targets: Tensor, sample: Tensor, batch_siz
         `tuple[Tensor, Tensor]`: losses `[B]` in fp32 (0 for a sample without labelled tokens) and the number of
         labelled tokens `[B]`.
     """
-    token_losses = torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")
     counts = torch.bincount(sample, minlength=batch_size)
-    sums = torch.zeros(batch_size, device=logits.device).index_add(0, sample, token_losses)
+    sums = torch.zeros(batch_size, device=logits.device).index_add(0, sample, token_losses(logits, targets))
     return sums / counts.clamp(min=1), counts
 
 

@@ -9,14 +9,14 @@ import torch
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
-from hf_gist import per_sample_gradients_reference
+from hf_gist import per_sample_gradients_reference, persample
 from hf_gist.backward import per_sample_backward, scoring_mode
 from hf_gist.collect import Pass, collect_vectors
 from hf_gist.lora import find_tracked
 from hf_gist.losses import sample_losses
 from hf_gist.persample import TrackedLinear
 from hf_gist.rows import plan_batches
-from tests.tiny import ARCHITECTURES, LINEARS, PaddingCollator, base_model, lora_model, token_rows
+from tests.tiny import ARCHITECTURES, LINEARS, VOCABULARY, PaddingCollator, base_model, lora_model, token_rows
 
 
 def worst_relative_error(model, rows, collator, reference_model=None):
@@ -177,6 +177,41 @@ def test_logits_are_made_at_labelled_positions_only():
         _, counts = sample_losses(model, batch)
     handle.remove()
     assert seen == [(1, int(counts.sum()), 99)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("positions", [1, 2, 7])
+def test_token_losses_in_chunks_are_cross_entropy(monkeypatch, dtype, positions):
+    monkeypatch.setattr(persample, "CHUNK_VALUES", 2 * VOCABULARY)
+    generator = torch.Generator().manual_seed(positions)
+    logits = (8 * torch.randn(positions, VOCABULARY, generator=generator)).to(dtype)
+    targets = torch.randint(VOCABULARY, (positions,), generator=generator)
+    weights = torch.rand(positions, generator=generator)
+    found, expected = (logits.clone().requires_grad_() for _ in range(2))
+    ours = persample.token_losses(found, targets)
+    theirs = torch.nn.functional.cross_entropy(expected.float(), targets, reduction="none")
+    (ours * weights).sum().backward()
+    (theirs * weights).sum().backward()
+    assert torch.equal(ours, theirs)
+    assert expected.grad.abs().max() > 0 and torch.equal(found.grad, expected.grad)
+
+
+@pytest.mark.parametrize(("positions_at_a_time", "bytes_a_logit"), [(400, 4), (10, 0)])
+def test_many_logits_have_no_copies_in_fp32(monkeypatch, positions_at_a_time, bytes_a_logit):
+    monkeypatch.setattr(persample, "CHUNK_VALUES", positions_at_a_time * VOCABULARY)
+    logits, kept = torch.randn(400, VOCABULARY).to(torch.bfloat16).requires_grad_(), {}
+
+    def keep(tensor):
+        if tensor.dtype == torch.float32:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        losses = persample.token_losses(logits, torch.zeros(400, dtype=torch.long))
+    small = 4 * 400 * 2
+    assert len(losses) == 400 and bytes_a_logit * logits.numel() <= sum(kept.values()) <= (
+        bytes_a_logit * logits.numel() + small
+    )
 
 
 def test_nothing_of_size_batch_times_d_is_handed_over():
