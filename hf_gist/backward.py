@@ -39,6 +39,25 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
         np.random.set_state(numpy_state)
 
 
+def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model that has activation checkpointing on; in eval mode it rests."""
+    return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on."""
+    blocks = checkpointed_blocks(model)
+    try:
+        for block in blocks:
+            # Only the flag of the block itself, which decides about checkpointing; its children stay in eval mode.
+            block.training = True
+        yield
+    finally:
+        for block in blocks:
+            block.training = False
+
+
 def compute_dtype_context(scoring_dtype: str, device: torch.device):
     """Autocast for `"bfloat16"`, explicitly none for `"float32"`, the surrounding state for `"auto"`."""
     if scoring_dtype == "auto":

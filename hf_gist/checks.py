@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from hf_gist.backward import check_dtype, model_device, per_sample_backward, scoring_mode, to_device
+from hf_gist.backward import check_dtype, checkpointing, model_device, per_sample_backward, scoring_mode, to_device
 from hf_gist.config import GISTConfig
 from hf_gist.lora import TrackedModule, find_tracked
 from hf_gist.losses import labelled_tokens
@@ -126,24 +126,31 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
         torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist(),
     )
     for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
-        _try_longest(model, dataset, collator, tracked, argument)
+        _try_longest(model, dataset, collator, tracked, argument, config.scoring_tokens_per_batch)
 
 
 def _try_longest(
-    model: nn.Module, dataset: Any, collator: Collator, tracked: Sequence[TrackedModule], argument: str
+    model: nn.Module,
+    dataset: Any,
+    collator: Collator,
+    tracked: Sequence[TrackedModule],
+    argument: str,
+    tokens_per_batch: int,
 ) -> None:
-    """One backward on the two longest rows: what cannot work should fail now, not after the warm-up.
+    """One backward on the longest row, or two if a batch holds them: what cannot work should fail now, not later.
 
     Raises:
         ValueError: naming the argument.
     """
     lengths = row_lengths(dataset)
-    rows = [0] if lengths is None else np.argsort(-lengths, kind="stable")[:2].tolist()
+    together = 1 if lengths is None or 2 * lengths.max() > tokens_per_batch else 2
+    rows = [0] if lengths is None else np.argsort(-lengths, kind="stable")[:together].tolist()
     batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
     if not labelled_tokens(model, batch).any():
         return
     try:
-        with scoring_mode(model):
+        # what scoring falls back to where memory is short
+        with scoring_mode(model), checkpointing(model):
             per_sample_backward(model, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         raise ValueError(

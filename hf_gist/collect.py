@@ -18,6 +18,8 @@ from hf_gist.backward import (
     Gradients,
     GradientVectors,
     Vectors,
+    checkpointed_blocks,
+    checkpointing,
     compute_dtype_context,
     model_device,
     scoring_mode,
@@ -138,33 +140,37 @@ class Pass:
             batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
             vectors(batch, lambda name, values: None)
 
-    def _batch(self, dataset, indices: list[int], what, vectors: Vectors, new_sink, facts: RowFacts) -> None:
-        """One batch, or its halves where it does not fit into memory."""
+    def _batch(
+        self, dataset, indices: list[int], what, vectors: Vectors, new_sink, facts, checkpointed: bool = False
+    ) -> None:
+        """One batch; where it does not fit into memory its halves, and a row alone with activation checkpointing."""
         batch = self.collator(fetch_rows(dataset, indices))
         check_batch(batch, len(indices), what)
+        smaller: list[tuple[list[int], bool]] = []
         try:
-            self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
+            with checkpointing(self.model) if checkpointed else nullcontext():
+                self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
         except RuntimeError as error:
             # the halves of one process would be passes that the others do not take part in
             if not should_reduce_batch_size(error) or is_sharded(self.model):
                 raise
-            if len(indices) == 1:
+            if len(indices) > 1:
+                middle = len(indices) // 2
+                smaller, way = [(indices[:middle], False), (indices[middle:], False)], "its halves are tried"
+            elif not checkpointed and checkpointed_blocks(self.model):
+                smaller, way = [(indices, True)], "it is tried with activation checkpointing"
+            else:
                 raise RuntimeError(
-                    f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens."
+                    f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens"
+                    f"{'' if checkpointed else ', or turn on gradient checkpointing'}."
                 ) from error
             # the traceback holds the activations of the batch that did not fit
             error.__traceback__ = None
-            split = True
-        else:
-            split = False
-        if split:
+        if smaller:
             release_memory()
-            logger.warning(
-                f"A batch of {len(indices)} rows of the {what} did not fit into memory; its halves are tried."
-            )
-            middle = len(indices) // 2
-            self._batch(dataset, indices[:middle], what, vectors, new_sink, facts)
-            self._batch(dataset, indices[middle:], what, vectors, new_sink, facts)
+            logger.warning(f"A batch of {len(indices)} rows of the {what} did not fit into memory; {way}.")
+        for part, with_checkpointing in smaller:
+            self._batch(dataset, part, what, vectors, new_sink, facts, with_checkpointing)
 
     def _one(self, batch, vectors: Vectors, indices: list[int], facts: RowFacts, sink: Gradients) -> None:
         squares = torch.zeros(len(indices), dtype=torch.float64, device=model_device(self.model))
@@ -268,10 +274,19 @@ def collect_coordinates(
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
-    """Mean over the rows of each row's own mean token loss, in eval mode: long answers count no more than short ones."""
-    total, device = 0.0, model_device(model)
+    """Mean over the rows of each row's own mean token loss, in eval mode: long answers count no more than short ones.
+
+    Rows without a labelled token have no loss and do not count.
+
+    Raises:
+        ValueError: if no row has one.
+    """
+    total, counted, device = 0.0, 0, model_device(model)
     with scoring_mode(model), torch.no_grad():
         for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
-            losses, _ = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))
+            losses, counts = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))
             total += losses.sum().item()
-    return total / len(rows)
+            counted += int((counts > 0).sum())
+    if not counted:
+        raise ValueError(f"None of the {len(rows)} rows has a labelled token, so there is no loss to measure.")
+    return total / counted

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_gist.backward import scoring_mode
+from hf_gist.backward import checkpointing, scoring_mode
 from hf_gist.disk import write
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast_hooks import Group
@@ -62,11 +62,7 @@ def support_mode(model: nn.Module, untracked: Sequence[nn.Parameter]) -> Iterato
         untracked (`Sequence[nn.Parameter]`): trainable parameters that no hook takes the gradient of.
     """
     gradients = [parameter.grad for parameter in untracked]
-    with scoring_mode(model):
-        for module in model.modules():
-            # Only the flag of the block itself, which decides about checkpointing; its children stay in eval mode.
-            if getattr(module, "gradient_checkpointing", False):
-                module.training = True
+    with scoring_mode(model), checkpointing(model):
         for parameter in untracked:
             parameter.grad = None
         try:

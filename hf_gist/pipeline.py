@@ -74,11 +74,22 @@ class Inputs:
     checkpoints: Sequence[AdamCheckpoint] = ()
 
 
+SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
+
+
 def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """All that scores depend on, to tell whether unfinished ones may be used."""
     names = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
+    shortlist: dict[str, Any] = {}
+    if config.prefilter is not None:
+        # what else decides which rows it passes on, by whose places scores are kept
+        shortlist = {name: getattr(config, name) for name in SHORTLISTED_BY} | {
+            "target groups": inputs.target_columns,
+            "leaks": None if inputs.leaks is None else inputs.leaks.report(),
+        }
     return as_json(
         {name: getattr(config, name) for name in names}
+        | shortlist
         | {
             "hf_gist": __version__,
             "model": model_identity(run.model),
@@ -218,13 +229,21 @@ def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
     )
 
 
+def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
+    """The measurements, with the rows marked that are in another set too."""
+    if inputs.leaks is None:
+        return measured
+    return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
+
+
 def _shortlist(run: Pass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
     cheap = dataclasses.replace(
         config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None, sketch_dim=None
     )
-    cheap = dataclasses.replace(cheap, strategy="max", budget=config.prefilter, budget_unit="rows")
-    measured = measure(run, inputs, cheap, Stopwatch())
+    best = {"strategy": "max", "sample_from_top": 1.0, "budget": config.prefilter, "budget_unit": "rows"}
+    cheap = dataclasses.replace(cheap, **best)
+    measured = _without_leaks(measure(run, inputs, cheap, Stopwatch()), inputs)
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
 
 
@@ -270,9 +289,7 @@ def measure_and_choose(
     plan = forecast_memory(run, len(inputs.pool), len(inputs.targets), config)
     if plan is not None and plan.placement == "host":
         run = dataclasses.replace(run, basis_device=torch.device("cpu"))
-    measurements = measure(run, inputs, config, watch, partial)
-    if inputs.leaks is not None:
-        measurements = dataclasses.replace(measurements, leaked=inputs.leaks.mask(len(inputs.pool)))
+    measurements = _without_leaks(measure(run, inputs, config, watch, partial), inputs)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     watch.lap(CHOOSING)

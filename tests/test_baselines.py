@@ -278,6 +278,16 @@ def test_prefilter_scores_only_what_rds_plus_passes_on(tmp_path):
     assert again.measurements.label_tokens.tolist() == exact.measurements.label_tokens.tolist()
 
 
+def test_prefilter_passes_on_the_best_also_where_the_selection_is_drawn():
+    pool, targets = patterned_rows(40), patterned_rows(6, seed=3)
+    pool[7] = targets[0]
+    best = selected(GISTConfig(scorer="rds_plus", budget=20), pool=pool, targets=targets)
+    got = selected(GISTConfig(budget=4, prefilter=0.5, sample_from_top=2.0), pool=pool, targets=targets)
+    passed = got.measurements.scored.nonzero().flatten().tolist()
+    # the copy of a target takes no place
+    assert 7 not in passed and passed == sorted(best.indices)
+
+
 def test_a_larger_sketch_is_closer_to_the_exact_scores():
     pool, targets = token_rows(60, seed=1), token_rows(6, seed=2)
     exact = selected(GISTConfig(budget=6, score="cosine"), pool=pool, targets=targets)

@@ -10,9 +10,9 @@ from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from hf_gist import per_sample_gradients_reference, persample
-from hf_gist.backward import per_sample_backward, scoring_mode
+from hf_gist.backward import checkpointing, per_sample_backward, scoring_mode
 from hf_gist.collect import Pass, collect_vectors
-from hf_gist.lora import find_tracked
+from hf_gist.lora import find_tracked, unwrapped
 from hf_gist.losses import sample_losses
 from hf_gist.persample import TrackedLinear
 from hf_gist.rows import plan_batches
@@ -116,31 +116,35 @@ def sixteen_bit(model):
     return model
 
 
-def gradients_and_inputs(model, tracked, batch):
+def gradients_and_inputs(model, tracked, batch, forwards=1):
     """Every parameter's per-sample gradients, and the dtype in which the input of each A matrix was kept."""
-    kept, found = {}, {}
+    kept, found, ran = {}, {}, []
     take = TrackedLinear.forward
 
     def spy(ctx, a, weight, bias, y, sink):
         kept[sink.args[0].name] = a.dtype
         return take(ctx, a, weight, bias, y, sink)
 
-    with scoring_mode(model), patch.object(TrackedLinear, "forward", staticmethod(spy)):
+    mlp = unwrapped(model).model.layers[0].mlp
+    handle = mlp.register_forward_pre_hook(lambda *_: ran.append(1))
+    with scoring_mode(model), checkpointing(model), patch.object(TrackedLinear, "forward", staticmethod(spy)):
         per_sample_backward(model, batch, tracked, lambda name, values: found.update({name: values.clone()}))
+    handle.remove()
+    assert len(ran) == forwards
     return found, {name: dtype for name, dtype in kept.items() if ".lora_A." in name}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointed", [False, True])
 @pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_inputs_of_a_sixteen_bit_model_are_kept_as_they_are_and_change_nothing(variant, checkpointing):
+def test_inputs_of_a_sixteen_bit_model_are_kept_as_they_are_and_change_nothing(variant, checkpointed):
     model = sixteen_bit(lora_model(lora_dropout=0.1, **variant))
-    if checkpointing:
+    if checkpointed:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": False})
     batch, tracked = PaddingCollator()(token_rows(6)), find_tracked(model)
     plain = [dataclasses.replace(module, layer=None) for module in tracked]
-    expected, copies = gradients_and_inputs(model, plain, batch)
-    found, inputs = gradients_and_inputs(model, tracked, batch)
+    expected, copies = gradients_and_inputs(model, plain, batch, 1 + checkpointed)
+    found, inputs = gradients_and_inputs(model, tracked, batch, 1 + checkpointed)
     assert set(copies.values()) == {torch.float32}
     assert set(inputs.values()) == {torch.float32 if "use_dora" in variant else torch.bfloat16}
     assert set(found) == set(expected)

@@ -32,24 +32,36 @@ def test_ist_updates_only_the_layers_it_drew_and_learns_their_importance(tmp_pat
 
     model, rows = lora_model(base={"num_hidden_layers": 4}), token_rows(24)
     ist = ISTCallback(rows[:4], PaddingCollator(), layers=2, probe_every=2, seed=1)
-    changed, before = [], {}
+    changed, norms, before = [], [], {}
 
     class Watch(TrainerCallback):
         def on_step_begin(self, args, state, control, **kwargs):
-            before.update({n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad})
+            before.update({n: p.detach().clone() for n, p in model.named_parameters() if "lora_" in n})
+
+        def on_pre_optimizer_step(self, args, state, control, **kwargs):
+            norms.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm())
 
         def on_step_end(self, args, state, control, **kwargs):
-            moved = [n for n, p in model.named_parameters() if p.requires_grad and not torch.equal(p, before[n])]
+            moved = [n for n, p in model.named_parameters() if "lora_" in n and not torch.equal(p, before[n])]
             changed.append(({n.split(".layers.")[1][0] for n in moved}, {b[-1] for b in ist.drawn}))
 
     scaling = model.get_base_model().model.layers[0].self_attn.q_proj.scaling["default"]
     args = TrainingArguments(
-        str(tmp_path), max_steps=5, report_to=[], save_strategy="no", weight_decay=0.0, use_cpu=True
+        str(tmp_path),
+        max_steps=5,
+        report_to=[],
+        save_strategy="no",
+        weight_decay=0.0,
+        use_cpu=True,
+        max_grad_norm=1e-3,
     )
     Trainer(
         model, args, train_dataset=as_dataset(rows), data_collator=PaddingCollator(), callbacks=[ist, Watch()]
     ).train()
     assert len(changed) == 5 and all(moved == drawn and len(drawn) == 2 for moved, drawn in changed)
     assert len({tuple(sorted(drawn)) for _, drawn in changed}) > 1
+    # what is clipped is what is applied
+    torch.testing.assert_close(torch.stack(norms), torch.full((5,), 1e-3), rtol=0.01, atol=0)
+    assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
     assert any(ist.importance.values()) and abs(sum(ist.importance.values())) < 1e-6
     assert model.get_base_model().model.layers[0].self_attn.q_proj.scaling["default"] == scaling

@@ -2,7 +2,8 @@
 
 The layer-wise baseline of the GAST paper: in every step only a few layers are updated, drawn by an importance that is
 learnt from what the loss does when the other layers' adapters are turned down. GAST masks samples by layer, IST masks
-layers. This one drops the gradients of the layers that are not drawn; it does not save their memory, as IST does.
+layers: the others are frozen for the step, so that the gradient's norm is clipped on what is applied. For one process:
+DDP expects every parameter to have a gradient.
 
     from ist import ISTCallback
     trainer = Trainer(..., callbacks=[ISTCallback(probe_rows, collator, layers=8)])
@@ -81,15 +82,18 @@ class ISTCallback(TrainerCallback):
         if state.global_step and state.global_step % self.probe_every == 0:
             self._learn(kwargs["model"])
         self.drawn = self._draw(self.importance)
+        self._train_only(self.drawn)
 
-    def on_pre_optimizer_step(
+    def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Drop the gradients of the layers that were not drawn; the optimizer passes over them."""
+        """Thaw all layers."""
+        self._train_only(list(self.parameters))
+
+    def _train_only(self, blocks: list[str]) -> None:
         for block, parameters in self.parameters.items():
-            if block not in self.drawn:
-                for parameter in parameters:
-                    parameter.grad = None
+            for parameter in parameters:
+                parameter.requires_grad_(block in blocks)
 
     def _draw(self, importance: dict[str, float]) -> list[str]:
         """Blocks drawn without replacement from the softmax of their importance."""

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from hf_gist import GISTConfig, GISTDataSelectorCallback, checks, select
 from hf_gist.backward import GradientVectors
 from hf_gist.collect import Pass, collect_coordinates
 from hf_gist.rows import content_digest
@@ -102,6 +102,29 @@ def test_finished_batches_are_not_scored_again(interrupted, monkeypatch):
 def test_scores_of_something_else_are_refused_with_the_difference(interrupted, change, message):
     with pytest.raises(ValueError, match=message):
         choose(interrupted, **change)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"target_group_column": "task"}, "target_group_column was None and is now 'task'"),
+        ({"rank": 1}, "rank was None and is now 1"),
+    ],
+)
+def test_scores_of_another_shortlist_are_refused(tmp_path, more, message):
+    short = {"budget": 4, "scoring_tokens_per_batch": 40, "save_every": 2, "prefilter": 0.5}
+    targets = [row | {"task": f"task{i % 2}"} for i, row in enumerate(TARGETS)]
+
+    class Dies(PaddingCollator):
+        def __call__(self, rows):
+            if list((tmp_path / "partial").glob("stage0-*")):
+                raise Interrupted
+            return super().__call__(rows)
+
+    with pytest.raises(Interrupted):
+        choose(tmp_path, Dies(), targets=targets, config=GISTConfig(**short))
+    with pytest.raises(ValueError, match=message):
+        choose(tmp_path, targets=targets, config=GISTConfig(**short | more))
 
 
 def test_a_training_starts_over_where_unfinished_scores_are_of_another_one(tmp_path):
@@ -219,6 +242,45 @@ def test_a_row_that_does_not_fit_alone_is_named():
     basis = {name: torch.zeros(1, size) for name, size in GradientVectors(model).sizes.items()}
     with pytest.raises(RuntimeError, match=r"Row \d+ of the rows alone does not fit into memory"):
         collect_coordinates(run, POOL, basis, "rows", FitsRows(model, 0))
+
+
+class FitsCheckpointed(FitsRows):
+    """Gradients that run out of memory unless the blocks keep no activations."""
+
+    def __call__(self, batch, gradients):
+        blocks = [m for m in self.inner.model.modules() if getattr(m, "gradient_checkpointing", False)]
+        if not blocks or not all(block.training for block in blocks):
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return self.inner(batch, gradients)
+
+
+def test_a_row_that_does_not_fit_is_scored_with_the_checkpointing_of_the_training():
+    model = lora_model()
+    basis = {name: torch.randn(3, size) for name, size in GradientVectors(model).sizes.items()}
+    run = Pass(model, PaddingCollator(), 100, progress=False)
+    with pytest.raises(RuntimeError, match="or turn on gradient checkpointing"):
+        collect_coordinates(run, POOL, basis, "rows", FitsCheckpointed(model, 1))
+    model.enable_input_require_grads()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    whole, tight = collect_coordinates(run, POOL, basis, "rows"), FitsCheckpointed(model, 1)
+    alone = collect_coordinates(run, POOL, basis, "rows", tight)
+    assert tight.refused >= len(POOL)
+    torch.testing.assert_close(alone.coordinates, whole.coordinates, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(alone.norms, whole.norms, rtol=1e-5, atol=0)
+
+
+def test_the_trial_before_the_work_is_no_larger_than_a_batch(tmp_path, monkeypatch):
+    rows, original = [], checks.per_sample_backward
+
+    def noting(model, batch, *more):
+        rows.append(len(batch["labels"]))
+        return original(model, batch, *more)
+
+    monkeypatch.setattr(checks, "per_sample_backward", noting)
+    choose(tmp_path / "small", config=GISTConfig(budget=4, scoring_tokens_per_batch=20))
+    choose(tmp_path / "large", config=GISTConfig(budget=4, scoring_tokens_per_batch=64))
+    assert rows == [1, 1, 2, 2]
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
