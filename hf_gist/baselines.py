@@ -106,7 +106,11 @@ class AdamCheckpoint:
     weights: dict[str, Tensor] | None = None
 
     def update(self, name: str, gradients: Tensor) -> Tensor:
-        """The step direction that Adam would take for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`."""
+        """The step direction that Adam would take for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
+
+        It is torch's step. The code published with LESS leaves out the bias correction and adds epsilon under the root,
+        which damps entries far below 1e-4.
+        """
         (first, second), (b1, b2), step = self.moments[name], self.betas, self.steps + 1
         first, second = (m.to(gradients.device).flatten() for m in (first, second))
         mean = (b1 * first + (1 - b1) * gradients) / (1 - b1**step)
@@ -120,9 +124,13 @@ def check_optimizer(optimizer: Any) -> None:
     Raises:
         ValueError: naming the optimizer.
     """
-    if "betas" not in optimizer.param_groups[0]:
-        kind = type(getattr(optimizer, "optimizer", optimizer)).__name__
-        raise ValueError(f"`scorer='less'` needs an Adam optimizer, got {kind}; set `optim='adamw_torch'`.")
+    # others have betas too, but keep moments of other kinds: 8-bit and paged Adam, Lion
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if not isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+        raise ValueError(
+            f"`scorer='less'` needs the moments of torch's Adam or AdamW, got {type(inner).__name__}; set "
+            "`optim='adamw_torch'`."
+        )
 
 
 def adam_checkpoint(

@@ -91,6 +91,20 @@ def _inactive_adapters(model: nn.Module) -> Iterator[str]:
                         yield f"{name}.{layer_name}.{adapter}"
 
 
+def _check_active(model: nn.Module) -> None:
+    """Refuse adapters that the forward pass leaves out, so that no gradient would reach them.
+
+    Raises:
+        ValueError: with what to call.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and (module.merged or module.disable_adapters):
+            state, way = "disabled on", "enable_adapter_layers"
+            if module.merged:
+                state, way = "merged into", "unmerge_adapter"
+            raise ValueError(f"The adapter is {state} {name}, so it has no gradient; call `model.{way}()` first.")
+
+
 def _prefixes(name: str) -> Iterator[str]:
     parts = name.split(".")
     return (".".join(parts[: end + 1]) for end in range(len(parts)))
@@ -106,9 +120,10 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
         `list[TrackedModule]`: in the order of the model.
 
     Raises:
-        ValueError: if nothing is trainable, if no LoRA layer is, or if a trainable parameter belongs to a module whose
+        ValueError: if nothing is trainable, if no LoRA layer is, if the adapter is merged or disabled, or if a trainable parameter belongs to a module whose
             per-sample gradients are not supported; each such parameter is named.
     """
+    _check_active(model)
     inactive = set(_inactive_adapters(model))
     owners: dict[str, dict[str, str]] = {}
     refused = []

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
-from hf_gist.baselines import LESS_SIZE, adam_checkpoint
+from hf_gist.baselines import LESS_SIZE, adam_checkpoint, check_optimizer
 from hf_gist.lora import adapter_parameters
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.selection import length_matched_order, uniform_order
@@ -259,6 +260,15 @@ def test_score_layers_scores_by_the_last_blocks_and_stops_there():
     assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
     with pytest.raises(ValueError, match="the adapter is on 2 blocks only"):
         selected(GISTConfig(score_layers=3, budget=4), model)
+
+
+def test_optimizers_with_moments_of_another_kind_are_refused_before_the_first_step():
+    weights = [torch.nn.Parameter(torch.zeros(3))]
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        check_optimizer(kind(weights))
+        check_optimizer(AcceleratedOptimizer(kind(weights)))
+    with pytest.raises(ValueError, match="got Adamax"):
+        check_optimizer(AcceleratedOptimizer(torch.optim.Adamax(weights)))
 
 
 def test_prefilter_scores_only_what_rds_plus_passes_on(tmp_path):

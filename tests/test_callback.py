@@ -583,5 +583,5 @@ def test_less_in_the_callback_uses_the_live_optimizer(tmp_path):
 
 
 def test_less_refuses_another_optimizer_before_the_first_step(tmp_path):
-    with pytest.raises(ValueError, match="needs an Adam optimizer, got SGD"):
+    with pytest.raises(ValueError, match="needs the moments of torch's Adam or AdamW, got SGD"):
         train(tmp_path, GISTConfig(budget=20, scorer="less"), optim="sgd")

@@ -1,5 +1,7 @@
 """`hf-gist compare` as a user runs it, and its arithmetic."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from datasets import Dataset
@@ -132,6 +134,34 @@ def test_an_interrupted_comparison_goes_on_where_it_was(files, compared, monkeyp
     assert printed.count(", seed ") == 2 and "random, seed 0" in printed and "gist, seed 1" in printed
 
 
+def test_shared_scores_leave_out_the_test_rows_of_every_comparison(files, compared, tmp_path, capsys, monkeypatch):
+    pool = Dataset.from_json(str(files / "pool.jsonl"), cache_dir=str(tmp_path))
+    chosen = Selection.load(compared / "scores" / "gist").indices[0]
+    pool.select([chosen]).to_json(tmp_path / "test.jsonl")
+    scores = ("--scores_dir", str(compared / "scores"), "--seeds", "0", "--methods", "gist")
+    trained, original = [], run.rows_of_arm
+    monkeypatch.setattr(run, "rows_of_arm", lambda *given: trained.append(original(*given)) or trained[-1])
+    with pytest.warns(UserWarning, match="in `eval_dataset` too"):
+        assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 0
+    assert not Selection.load(compared / "scores" / "gist").measurements.leaked[chosen]
+    assert len(trained) == 1 and len(trained[0]) == 8 and chosen not in trained[0]
+    Dataset.from_list(varied(3, 9)).to_json(tmp_path / "test.jsonl")
+    capsys.readouterr()
+    assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 2
+    assert "sha256 of the test files" in capsys.readouterr().err
+
+
+def test_seconds_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
+    model, cost = SimpleNamespace(unload=lambda: None), SimpleNamespace(seconds=1000.0)
+    warmed = SimpleNamespace(model=model, checkpoints=[], cost=cost)
+    monkeypatch.setattr(run, "warmed_model", lambda *_: warmed)
+    monkeypatch.setattr(run, "select", lambda *_, **__: None)
+    space = SimpleNamespace(pool=[], targets=[], collator=None)
+    scores = run.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
+    for scorer in ("gist", "rds_plus"):
+        assert 1000 < scores._measure(scorer, tmp_path) < 1010
+
+
 def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
     assert main(flags(files, compared, "--learning_rate", "1e-3")) == 2
     assert "learning_rate was 0.01 and is now 0.001" in capsys.readouterr().err
@@ -169,6 +199,10 @@ def test_mean_loss_is_the_mean_of_the_rows_own_losses():
     model, rows, collator = lora_model().eval(), token_rows(9), PaddingCollator()
     with torch.no_grad():
         losses = [model(**collator([row])).loss.item() for row in rows]
+    unlabelled = {"input_ids": [5, 6, 7], "labels": [-100] * 3}
+    rows.insert(4, unlabelled)
+    with pytest.raises(ValueError, match="None of the 1 rows has a labelled token"):
+        mean_loss(model, [unlabelled], collator)
     assert mean_loss(model, rows, collator, tokens_per_batch=40) == pytest.approx(sum(losses) / 9, rel=1e-5)
 
 
@@ -202,6 +236,9 @@ def test_the_table_is_arithmetic_on_the_runs():
 
 def test_the_cost_of_scoring_counts_what_is_run():
     config, warmup = GISTConfig(warmup_steps=2, prefilter=0.25), WarmupSettings()
-    assert run.passes_of("gist", warmup, config, 640) == pytest.approx(0.1 + 0.25 + 0.5)
-    assert run.passes_of("rds_plus", warmup, config, 640) == pytest.approx(0.6)
-    assert run.passes_of("less", warmup, GISTConfig(), 640) == pytest.approx(4.05)
+    assert run.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 0.25 + 0.5)
+    assert run.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
+    assert run.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
+    # the arm of LESS knows no prefilter
+    both = GISTConfig(score_layers=1, prefilter=0.25)
+    assert run.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)

@@ -287,6 +287,17 @@ def test_unsupported_trainable_parameters_are_refused_by_name():
         find_tracked(lora_model(target_modules=["embed_tokens", "q_proj"]))
 
 
+def test_an_adapter_that_is_merged_or_disabled_is_refused():
+    model = lora_model()
+    model.merge_adapter()
+    with pytest.raises(ValueError, match=r"merged into .*q_proj.* call `model.unmerge_adapter\(\)` first"):
+        find_tracked(model)
+    model.unmerge_adapter()
+    with model.disable_adapter(), pytest.raises(ValueError, match="disabled on .*q_proj"):
+        find_tracked(model)
+    assert find_tracked(model)
+
+
 def test_a_model_without_lora_is_refused():
     model = base_model()
     with pytest.raises(ValueError, match="no trainable LoRA parameter"):

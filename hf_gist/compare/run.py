@@ -30,6 +30,7 @@ from hf_gist.compare.training import Bench
 from hf_gist.config import GISTConfig
 from hf_gist.data import load_rows
 from hf_gist.disk import as_json, read_json, write, write_json
+from hf_gist.leaks import Leaks, find_leaks
 from hf_gist.measurements import Measurements
 from hf_gist.pipeline import select
 from hf_gist.provenance import RowSource, digest
@@ -86,13 +87,18 @@ def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]
     return list(dict.fromkeys(methods))
 
 
+def test_files(arguments: CompareArguments) -> dict[str, str]:
+    """The files of `--test_file` by name."""
+    pairs = [text.rpartition("=") for text in arguments.test_file]
+    return {name or Path(file).stem: file for name, _, file in pairs}
+
+
 def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, Dataset]:
     """The test sets by name."""
     tests = {}
-    for text in arguments.test_file:
-        name, _, file = text.rpartition("=")
+    for name, file in test_files(arguments).items():
         rows = workspace.tokenized(load_rows(RowSource(file), "test_file"), "test_file")
-        tests[name or Path(file).stem] = rows.select_columns(["input_ids", "labels"])
+        tests[name] = rows.select_columns(["input_ids", "labels"])
     return tests
 
 
@@ -101,7 +107,9 @@ def settings_of(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     free = {"output_dir", "methods", "seeds", "scores_dir"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
     files = {name: digest(values[name]) for name in ("train_file", "target_file")}
-    return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | {"sha256": files})
+    tests = {name: digest(file) for name, file in test_files(arguments).items()}
+    digests = {"sha256": files, "sha256 of the test files": tests}
+    return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)
 
 
 # ---- Measuring ----
@@ -129,6 +137,7 @@ class Scores:
     settings: dict[str, Any]
     tests: Dataset
     _loaded: dict[str, tuple[Measurements, float]] = dataclasses.field(default_factory=dict)
+    _leaks: list[Leaks | None] | None = None
 
     def of(self, scorer: str) -> tuple[Measurements, float]:
         """Measurements of a scorer, and the seconds they took with their warm-up."""
@@ -138,27 +147,38 @@ class Scores:
 
     def _load(self, scorer: str) -> tuple[Measurements, float]:
         folder = self.folder / scorer
-        if (folder / SCORED_WITH).exists():
+        if reused := (folder / SCORED_WITH).exists():
             about = read_json(folder / SCORED_WITH)
             refuse_other_settings(about["settings"], self.settings, folder)
         else:
-            start = time.perf_counter()
-            self._measure(scorer, folder)
-            about = {"settings": self.settings, "seconds": round(time.perf_counter() - start, 1)}
+            about = {"settings": self.settings, "seconds": round(self._measure(scorer, folder), 1)}
             write_json(folder / SCORED_WITH, about)
         measured, only = Selection.load(folder).measurements, self.workspace.arguments
+        if reused:
+            # the scores may be of a comparison with other test rows
+            measured = dataclasses.replace(measured, leaked=self._leaked())
         if only.target_column is not None:
             measured = measured.for_targets(only.target_column, only.target_value)
         return measured, about["seconds"]
 
-    def _measure(self, scorer: str, folder: Path) -> None:
+    def _leaked(self) -> torch.Tensor | None:
+        """Rows of the pool that are target or test rows of this comparison."""
+        if self._leaks is None:
+            space = self.workspace
+            self._leaks = [find_leaks(space.pool, space.targets, self.tests, space.tokenizer)]
+        (leaks,) = self._leaks
+        return None if leaks is None else leaks.mask(len(self.workspace.pool))
+
+    def _measure(self, scorer: str, folder: Path) -> float:
+        """Seconds it took, with those of the warm-up, also where that was shared with another scorer."""
         say(f"measuring: {scorer}")
-        config, checkpoints = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config), []
+        config, checkpoints, warming = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config), [], 0.0
         if scorer == LABELS:
             model = fresh_lora(self.base, self.warmup, config.seed)
         else:
             warmed = warmed_model(self.workspace, self.base, self.warmup, config)
-            model, checkpoints = warmed.model, warmed.checkpoints
+            model, checkpoints, warming = warmed.model, warmed.checkpoints, warmed.cost.seconds
+        start = time.perf_counter()
         select(
             model,
             self.workspace.pool,
@@ -170,6 +190,7 @@ class Scores:
             output_dir=folder,
         )
         model.unload()
+        return warming + time.perf_counter() - start
 
 
 def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
@@ -180,15 +201,27 @@ def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name in names}
 
 
-def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int) -> float:
-    """Cost of scoring in passes over the pool, forward and backward; a forward alone counts half."""
+def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int, blocks: int) -> float:
+    """Cost of scoring in passes over the pool, forward and backward; a forward alone counts half.
+
+    Args:
+        scorer (`str`): the measurements.
+        warmup (`WarmupSettings`): batch size and checkpoints of the warm-up.
+        config (`GISTConfig`): what the arms share.
+        rows (`int`): of the pool.
+        blocks (`int`): of the model.
+    """
     if scorer == LABELS:
         return 0.0
     trained = config.warmup_ratio
     if config.warmup_steps is not None:
         trained = config.warmup_steps * warmup.per_device_train_batch_size / rows
-    share = 1.0 if config.prefilter is None or scorer == "rds_plus" else config.prefilter + 0.5
-    return trained + {"gist": share, "rds_plus": 0.5, "less": share * warmup.less_checkpoints}[scorer]
+    if scorer == "rds_plus":
+        return trained + 0.5
+    passed = 0.5 + 0.5 * (config.score_layers or blocks) / blocks
+    if scorer == "less":
+        return trained + passed * warmup.less_checkpoints
+    return trained + (passed if config.prefilter is None else 0.5 + config.prefilter * passed)
 
 
 # ---- Training ----
@@ -220,7 +253,8 @@ def run_arm(
     if name == WHOLE_POOL:
         epochs, max_steps = arguments.whole_pool_epochs, -1
     if scorer != LABELS:
-        passes = passes_of(scorer, bench.settings, config, len(measured.norms))
+        blocks = bench.base.config.num_hidden_layers
+        passes = passes_of(scorer, bench.settings, config, len(measured.norms), blocks)
         cost |= {"selection_seconds": seconds, "selection_passes": passes}
     pool = scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
     facts |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
@@ -263,6 +297,9 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     check_source(arguments)
     if not arguments.test_file:
         raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
+    for file in test_files(arguments).values():
+        if not Path(file).is_file():
+            raise ValueError(f"`--test_file {file}`: no such file.")
     if (arguments.target_column is None) != (arguments.target_value is None):
         raise ValueError("`--target_column` and `--target_value` belong together.")
     methods, seeds = chosen_methods(arguments, config), arguments.seeds or [0, 1, 2]

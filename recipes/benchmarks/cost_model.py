@@ -66,8 +66,7 @@ def share_of_floor(shape: Shape, tokens: float, labelled: float, rank: int) -> f
 def bytes_needed(shape: Shape, rows: int, rank: int) -> dict[str, int]:
     """Memory and storage beyond the model and its activations."""
     return {
-        "basis on every device": 4 * shape.trainable * rank,
-        "target gradients while the basis is made": 4 * shape.trainable * rank,
+        "basis on every device, in the place of the target gradients": 4 * shape.trainable * rank,
         "coordinates, norms and counts": rows * (4 * rank + 20),
     }
 

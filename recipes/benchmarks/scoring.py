@@ -174,14 +174,15 @@ class Bench:
             (basis @ torch.cat([g.flatten() for g in gradients]).float()).cpu()
 
     def variants(self):
-        """Name to what it runs, its floor, and the share of the rows it scores."""
-        whole, half = 1.0, len(range(0, len(self.rows), 8)) / len(self.rows)
+        """Name to what it runs, its floor, and the share of the tokens it scores."""
+        lengths = row_lengths(self.rows)
+        whole, some = 1.0, lengths[::8].sum() / lengths.sum()
         dtype = "auto" if self.options.dtype == "bfloat16" else "float32"
         last = {name: self.basis[name] for name in self.half.sizes}
         found = {
             "floor": (lambda rows=None: self.floor(dtype, rows), "floor", whole),
             "library": (lambda rows=None: self.library(dtype, rows), "floor", whole),
-            "obvious loop": (lambda rows=None: self.loop(), "floor", half),
+            "obvious loop": (lambda rows=None: self.loop(), "floor", some),
             "LESS, one checkpoint": (
                 lambda rows=None: self.library(dtype, rows, self.sketch_basis, self.less), "floor", whole,
             ),
@@ -275,7 +276,7 @@ def table(results):
 
 
 def storage(options):
-    """Bytes a candidate: coordinates, norm and token count, against LESS as published."""
+    """Bytes a candidate: coordinates, norm and token count, against LESS's projections in fp32 (its code keeps fp16)."""
     ours, less = 4 * options.targets + 4 + 8, 4 * LESS_SIZE * LESS_CHECKPOINTS
     return {"bytes_per_candidate": ours, "less_bytes_per_candidate": less, "share": ours / less}
 
