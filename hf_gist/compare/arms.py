@@ -46,6 +46,10 @@ ARMS = {
     "plain_cosine": Arm("plain cosine", {"score": "cosine", "strategy": "max"}),
     "rds_plus": Arm("RDS+, best match", {"scorer": "rds_plus", "strategy": "max"}),
     "rds_plus_round_robin": Arm("RDS+ (its round robin)", {"scorer": "rds_plus", "strategy": "round_robin"}),
+    "rds_plus_sampled": Arm(
+        "RDS+, round robin, a third of the top",
+        {"scorer": "rds_plus", "strategy": "round_robin", "sample_from_top": 3.0},
+    ),
     "less": Arm("LESS", {"scorer": "less", "strategy": "max"}),
     "gist": Arm("GIST (paper's rule)", {"strategy": "max"}),
     "gist_mean_target": Arm("GIST, all targets averaged", {"strategy": "max"}),
