@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.disk import read, read_json, write, write_json
+from hf_gist.errors import NoEffectWarning
 from hf_gist.ledger import CostLedger
 from hf_gist.measurements import Measurements
 from hf_gist.selection import (
@@ -68,8 +70,9 @@ class _Space:
     def of(
         cls, m: Measurements, coordinates: Tensor, groups: list[int], number: int, rank: int, config: GISTConfig
     ) -> "_Space":
-        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms.
-        plain = config.score == "cosine" or config.scorer != "gist"
+        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms. In a
+        # single direction every cosine is 1 or -1 and tells no row from another.
+        plain = config.score == "cosine" or config.scorer != "gist" or rank == 1
         k = len(m.singular_values) if plain else rank
         # LESS averages the cosines with a group's targets: the mean of unit vectors is not normalised again.
         directions = group_directions(m.target_coordinates[:, :k], groups, number, config.scorer != "less")
@@ -163,7 +166,20 @@ class Selection:
         coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
         space = _Space.of(m, coordinates, groups, len(names), rank, config)
         scores, order, best = _order(m, space, scorable, config)
-        norms = torch.where(scorable, m.norms, torch.zeros(()))
+        if (
+            rank == 1
+            and config.scorer == "gist"
+            and config.score == "subspace_cosine"
+            and config.strategy not in UNSCORED
+        ):
+            warnings.warn(
+                "The subspace has one direction (rank 1), in which every cosine is 1 or -1 and tells no row from another: "
+                "the rows are scored by the plain cosine instead. More varied targets make more directions.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        # of all rows with a gradient, also of those that are not to be selected
+        measured = torch.where(m.scorable.unsqueeze(1), m.coordinates[:, :rank], torch.zeros(()))
         return cls(
             indices=sampled_from_top(
                 order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
@@ -171,7 +187,7 @@ class Selection:
             scores=scores,
             rank=rank,
             explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
-            energy=energy_inside(coordinates[:, :rank], norms),
+            energy=energy_inside(measured, torch.where(m.scorable, m.norms, torch.zeros(()))),
             best_group=best,
             group_names=names,
             config=config,

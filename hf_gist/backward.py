@@ -44,18 +44,41 @@ def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
+def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
+    """The checkpointing function of a block, with the block in eval mode inside, also when it is computed again."""
+
+    def run(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        def calm(*inner: Any, **named: Any) -> Any:
+            block.training = False
+            try:
+                return forward(*inner, **named)
+            finally:
+                block.training = True
+
+        return checkpoint(calm, *args, **kwargs)
+
+    return run
+
+
 @contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
-    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on."""
-    blocks = checkpointed_blocks(model)
+    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on.
+
+    A block's own flag decides about its checkpointing, from outside; inside, some blocks drop out by the same flag, so
+    there it is off. Their children stay in eval mode throughout.
+    """
+    blocks = [(block, getattr(block, "_gradient_checkpointing_func", None)) for block in checkpointed_blocks(model)]
     try:
-        for block in blocks:
-            # Only the flag of the block itself, which decides about checkpointing; its children stay in eval mode.
+        for block, function in blocks:
             block.training = True
+            if function is not None:
+                block._gradient_checkpointing_func = _without_dropout(block, function)
         yield
     finally:
-        for block in blocks:
+        for block, function in blocks:
             block.training = False
+            if function is not None:
+                block._gradient_checkpointing_func = function
 
 
 def compute_dtype_context(scoring_dtype: str, device: torch.device):

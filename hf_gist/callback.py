@@ -26,7 +26,7 @@ from hf_gist.config import GISTConfig
 from hf_gist.disk import read, read_json, write, write_json
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.forecast import forecast_memory
-from hf_gist.leaks import find_leaks
+from hf_gist.leaks import barred_rows, find_leaks
 from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
 from hf_gist.lora import adapter_parameters, assign, whole
 from hf_gist.pipeline import Inputs, measure_and_choose
@@ -45,7 +45,7 @@ from hf_gist.sampler import (
 )
 from hf_gist.selection import rows_in_budget
 from hf_gist.shards import PARTIAL, PartialScores
-from hf_gist.targets import prepare_targets
+from hf_gist.targets import prepare_evaluation, prepare_targets
 from hf_gist.tracking import track_selection
 
 
@@ -121,6 +121,10 @@ class GISTDataSelectorCallback(TrainerCallback):
         pool, collator = loader.dataset, loader.collate_fn
         self._targets = prepare_targets(self.target_dataset, args, kwargs.get("processing_class"), pool, model)
         self._target_columns = group_columns(self.target_dataset, self.config)
+        if args.push_to_hub:
+            # the other columns may be text of the data, and they are written into the folder that is uploaded
+            group = self.config.target_group_column
+            self._target_columns = {name: v for name, v in self._target_columns.items() if name == group}
         self._sources = self._read_sources(args, pool)
         check_inputs(model, pool, self._targets, self.config, collator)
         if self.config.scorer == "less":
@@ -128,9 +132,11 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._pool, self._collator = pool, collator
         forecast_memory(self._pass(args, model), len(pool), len(self._targets), self.config)
         self._tokenizer = getattr(collator, "tokenizer", None) or kwargs.get("processing_class")
-        self._leaks = find_leaks(pool, self._targets, self.eval_dataset, self._tokenizer)
+        evaluation = prepare_evaluation(self.eval_dataset, args, kwargs.get("processing_class"))
+        self._leaks = find_leaks(pool, self._targets, evaluation, self._tokenizer)
         self._lay_out(args, loader, self._expected_rows())
-        self._sampler = GISTSampler(self._plan, self.config.seed)
+        barred = barred_rows(self._leaks, len(pool), self.config)
+        self._sampler = GISTSampler(self._plan, self.config.seed, barred)
         loader.set_sampler(self._sampler)
         self._scheduler = self._own_scheduler(args, state, kwargs["lr_scheduler"])
         self._apply_plan(args, state)

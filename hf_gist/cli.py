@@ -85,12 +85,13 @@ def _evaluation(arguments: SelectArguments, tokenizer: Any, max_length: int) -> 
 def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Any) -> Selection:
     base = arguments.load_model()
     workspace, checkpoints, cost = open_workspace(arguments, rows, base), [], None
+    evaluation = _evaluation(arguments, workspace.tokenizer, workspace.max_length)
     if arguments.adapter_name_or_path is not None:
         model = load_adapter(base, arguments.adapter_name_or_path)
     elif config.strategy in UNSCORED:
         model = fresh_lora(base, warmup, config.seed)
     else:
-        warmed = warmed_model(workspace, base, warmup, config)
+        warmed = warmed_model(workspace, base, warmup, config, evaluation)
         model, checkpoints, cost = warmed.model, warmed.checkpoints, warmed.cost
     selection = select(
         model,
@@ -98,7 +99,7 @@ def _score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfi
         workspace.targets,
         config,
         data_collator=workspace.collator,
-        eval_dataset=_evaluation(arguments, workspace.tokenizer, workspace.max_length),
+        eval_dataset=evaluation,
         output_dir=arguments.output_dir,
         checkpoints=checkpoints,
     )

@@ -54,9 +54,10 @@ def _model_problems(model: nn.Module) -> list[str]:
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0):
             problems.append(f"`{name}` skips whole layers at random; set it to 0 in the model's config")
-    if getattr(config, "output_router_logits", False):
+    if config is not None and getattr(config.get_text_config(), "output_router_logits", False):
         problems.append(
-            "the router loss mixes the samples of a batch; set `output_router_logits=False` in the model's config"
+            "the router loss mixes the samples of a batch; set `output_router_logits=False` in the model's config, and "
+            "with TRL `router_aux_loss_coef=0` in `SFTConfig`, which turns it on by itself"
         )
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):

@@ -61,14 +61,15 @@ class GASTRun:
             return True
         return (step - self.config.start_step) % self.config.support_every == 0
 
-    def has_stepped(self, step: int, scaled: bool) -> bool:
-        """Whether the optimizer must have taken a step since masking began.
+    def has_stepped(self, step: int, scaled: bool, emptied: bool) -> bool:
+        """Whether the optimizer must have taken a step since masking began, or since its state was emptied.
 
         Args:
             step (`int`): the current optimizer step.
             scaled (`bool`): whether a gradient scaler may have skipped steps.
+            emptied (`bool`): whether it has no state: GIST gives it a fresh one with `after_selection="restart"`.
         """
-        if self.first_step is None:
+        if self.first_step is None or (emptied and self.support is not None):
             self.first_step = step
         return step > self.first_step + (SCALER_PATIENCE if scaled else 0)
 

@@ -49,7 +49,11 @@ class FactoredGradient:
 
     def dot(self, support: Tensor) -> Tensor:
         """`Σ_t d_bt · (s a_bt)` `[B]` in fp32."""
-        return (self.d.float() * (self.a @ support.to(self.a.dtype).T).float()).sum((1, 2))
+        # fp16 ends at 65,504, and a scaled loss makes a scaled support gradient
+        largest = support.abs().amax().float() if self.a.dtype == torch.float16 else support.new_ones(())
+        largest = torch.where(largest > 0, largest, 1.0)
+        mapped = self.a @ (support / largest).to(self.a.dtype).T
+        return (self.d.float() * mapped.float()).sum((1, 2)) * largest
 
     def squares(self) -> Tensor:
         """`Σ_tu (a_bt · a_bu)(d_bt · d_bu)` `[B]` in fp32."""

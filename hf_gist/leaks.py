@@ -4,7 +4,7 @@ import hashlib
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +14,13 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from hf_gist.config import GISTConfig
 from hf_gist.errors import LeakWarning
 from hf_gist.rows import fetch_rows
 
 
 CHUNK_ROWS = 1000
+TARGETS = "target_dataset"
 
 
 @dataclass
@@ -79,7 +81,28 @@ def _keys(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[t
 
 def _has_tokens(dataset: Any) -> bool:
     row = dataset[0]
-    return isinstance(row, dict) and "input_ids" in row
+    return isinstance(row, Mapping) and "input_ids" in row
+
+
+def _named(evaluation: Any) -> dict[str, Any]:
+    """Evaluation sets by name; `Trainer` takes several as a dict."""
+    if evaluation is None:
+        return {}
+    if isinstance(evaluation, Mapping):
+        return {f"eval_dataset[{name!r}]": rows for name, rows in evaluation.items()}
+    return {"eval_dataset": evaluation}
+
+
+def _comparable(others: dict[str, Any]) -> dict[str, Any]:
+    """Those whose rows have tokens; of the evaluation sets without, the user is told."""
+    for name, rows in others.items():
+        if name != TARGETS and not _has_tokens(rows):
+            warnings.warn(
+                f"The rows of `{name}` have no `input_ids`, so the pool was not searched for them: pass them tokenised.",
+                LeakWarning,
+                stacklevel=4,
+            )
+    return {name: rows for name, rows in others.items() if _has_tokens(rows)}
 
 
 class LeakGuard:
@@ -87,20 +110,20 @@ class LeakGuard:
 
     Args:
         targets: tokenised targets.
-        evaluation (*optional*): tokenised evaluation rows.
+        evaluation (*optional*): tokenised evaluation rows, or a dict of such sets.
         tokenizer (`PreTrainedTokenizerBase`, *optional*): to compare words too; without it, tokens only.
     """
 
     def __init__(self, targets: Any, evaluation: Any = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
         # a processor of images or sound has no text to compare
         self.tokenizer = tokenizer if hasattr(tokenizer, "batch_decode") else None
-        others = {"target_dataset": targets} | ({} if evaluation is None else {"eval_dataset": evaluation})
-        self.usable = all(_has_tokens(dataset) for dataset in others.values())
-        keys = {name: list(_keys(rows, self.tokenizer)) if self.usable else [] for name, rows in others.items()}
+        others = _comparable({TARGETS: targets} | _named(evaluation))
+        self.usable = bool(others)
+        keys = {name: list(_keys(rows, self.tokenizer)) for name, rows in others.items()}
         self.tokens = {name: {key for key, _ in own} for name, own in keys.items()}
         self.words = {name: {key for _, key in own} for name, own in keys.items()}
-        evaluated = self.words.get("eval_dataset", set())
-        self.targets_in_evaluation = sum(key in evaluated for _, key in keys["target_dataset"])
+        evaluated = set().union(*(own for name, own in self.words.items() if name != TARGETS))
+        self.targets_in_evaluation = sum(key in evaluated for _, key in keys.get(TARGETS, []))
 
     def search(self, pool: Any) -> Leaks:
         """The rows of a pool that are known."""
@@ -115,7 +138,11 @@ class LeakGuard:
 
 
 def find_leaks(
-    pool: Any, targets: Any, evaluation: Any = None, tokenizer: PreTrainedTokenizerBase | None = None
+    pool: Any,
+    targets: Any,
+    evaluation: Any = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    quiet: bool = False,
 ) -> Leaks | None:
     """Look for pool rows that are target or evaluation rows, and say so.
 
@@ -124,17 +151,28 @@ def find_leaks(
         targets: see [`LeakGuard`].
         evaluation (*optional*): see [`LeakGuard`].
         tokenizer (`PreTrainedTokenizerBase`, *optional*): see [`LeakGuard`].
+        quiet (`bool`): do not say so, because it will be said later.
 
     Returns:
         `Leaks`, *optional*: what was found; `None` if the rows have no `input_ids` to compare.
     """
+    if not _has_tokens(pool):
+        return None
     guard = LeakGuard(targets, evaluation, tokenizer)
-    if not guard.usable or not _has_tokens(pool):
+    if not guard.usable:
         return None
     found = [guard.search(pool) if PartialState().is_main_process else None]
     broadcast_object_list(found)
-    warn(found[0])
+    if not quiet:
+        warn(found[0])
     return found[0]
+
+
+def barred_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
+    """`[N]` bool, the rows of a pool that nothing is to be trained on; `None` if there are none."""
+    if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
+        return None
+    return leaks.mask(size)
 
 
 def warn(leaks: Leaks) -> None:

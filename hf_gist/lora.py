@@ -1,6 +1,7 @@
 """What peft put into a model: which trainable parameters exist, which module owns each, and which block it is in."""
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,6 +9,7 @@ import torch
 from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
@@ -63,7 +65,10 @@ def block_of(model: nn.Module, name: str) -> str:
     return OUTSIDE_BLOCKS
 
 
-def _kind_of(module: nn.Module) -> str | None:
+def _kind_of(module: nn.Module, owner: nn.Module | None = None) -> str | None:
+    if isinstance(owner, ParamWrapper):
+        # it multiplies the weights of its linears without calling them, so that no hook sees it
+        return None
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return "linear"
     # subclasses are embeddings and convolutions, which scale something else
@@ -72,10 +77,16 @@ def _kind_of(module: nn.Module) -> str | None:
     return None
 
 
+def _layer_of(model: nn.Module, name: str) -> nn.Module | None:
+    """The LoRA layer that the `A` or `B` matrix of a name belongs to."""
+    owner, found, _ = re.sub(r"\.lora_[AB]\.", "\n", name).rpartition("\n")
+    return model.get_submodule(owner) if found else None
+
+
 def _casting_layer(model: nn.Module, name: str) -> nn.Module | None:
     """See `TrackedModule.layer`: not for variants such as DoRA, nor if several adapters read the input."""
-    owner, found, adapter = name.rpartition(".lora_A.")
-    layer = model.get_submodule(owner) if found else None
+    adapter = name.rpartition(".")[2]
+    layer = _layer_of(model, name) if ".lora_A." in name else None
     if not isinstance(layer, LoraLayer) or layer.active_adapters != [adapter] or adapter in layer.lora_variant:
         return None
     return layer
@@ -132,7 +143,7 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
             continue
         owner, _, attribute = name.rpartition(".")
         module = model.get_submodule(owner)
-        kind = _kind_of(module)
+        kind = _kind_of(module, _layer_of(model, owner))
         if kind is None:
             refused.append(f"{name} (in {type(module).__name__})")
         else:

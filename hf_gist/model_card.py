@@ -117,6 +117,9 @@ def _results_on_disk(run: Run) -> list[EvalResult]:
     if not states or not adapter.is_file():
         return []
     last = max(states, key=lambda state: state["global_step"])
+    if last.get("best_global_step") not in (None, last["global_step"]):
+        # the adapter may be that of the best step or of the last, and nothing here says which
+        return []
     return evaluation_results(last["log_history"], last["global_step"], read_json(adapter).get("task_type"))
 
 
@@ -242,8 +245,9 @@ def merge_metadata(data: ModelCardData, run: Run, title: str) -> None:
     data.library_name = data.library_name or "peft"
     bases = [base for base in _as_list(data.base_model) if public_name(base) == base]
     model = run.manifest.get("model") or {}
-    bases = bases or [model["name_or_path"]] * bool(model.get("revision"))
-    data.datasets = _united(data.datasets, hub_ids(run.manifest)) or None
+    bases = bases or ([model["name_or_path"]] if model.get("revision") else [])
+    named = [name for name in _as_list(data.datasets) if public_name(name) == name]
+    data.datasets = _united(named, hub_ids(run.manifest)) or None
     data.base_model = bases[0] if len(bases) == 1 else bases or None
     kept = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in run.results)]
     data.eval_results = [*kept, *run.results] or None

@@ -14,7 +14,7 @@ from hf_gist.collect import Pass
 from hf_gist.config import UNSCORED, GISTConfig
 from hf_gist.flops import ModelWork
 from hf_gist.forecast import duration
-from hf_gist.leaks import find_leaks
+from hf_gist.leaks import barred_rows, find_leaks
 from hf_gist.ledger import WARMUP, Sizes, expected_seconds, in_units, training_cost
 from hf_gist.manifest import PREFILTER, SCORING, TARGETS
 from hf_gist.memory import plan_memory
@@ -148,7 +148,11 @@ def plan_selection(
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, workspace.tokenizer)
     lengths, size, targets = row_lengths(inputs.pool), len(inputs.pool), len(inputs.targets)
     run = Pass(model, workspace.collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress=False)
-    warm = [] if warmup is None or config.strategy in UNSCORED else warmup_rows(config, warmup, size)
+    warm = (
+        []
+        if warmup is None or config.strategy in UNSCORED
+        else warmup_rows(config, warmup, size, barred_rows(leaks, size, config))
+    )
     seconds, timed_rows = _seconds(run, inputs.pool, inputs.targets, config, warm, passes)
     needed = {"artifacts": 0}
     if config.strategy not in UNSCORED:

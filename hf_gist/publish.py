@@ -11,7 +11,7 @@ from typing import Any
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_gist.artifacts import FOLDER, Selection
+from hf_gist.artifacts import FOLDER, TARGETS, Selection
 from hf_gist.caller import calling_trainer
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.data import load_rows
@@ -27,7 +27,7 @@ from hf_gist.report import EXAMPLES, REPORT, withhold_text
 MARK = "_hf_gist_card"
 SELECTED_FILES = ("selected.parquet", "selected.jsonl")
 
-WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", *SELECTED_FILES)
+WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", f"{FOLDER}/{TARGETS}", *SELECTED_FILES)
 """Of a training's output folder: what holds rows of the data."""
 
 NOT_PUSHED = ["_*", ".*", "checkpoint-*", "training_args.bin", f"{FOLDER}/partial*", *WITH_TEXT]

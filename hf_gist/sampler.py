@@ -7,8 +7,10 @@ accelerate 1.12 to 1.15). Every order is a function of the optimizer step, so th
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler
 from transformers import TrainingArguments, get_scheduler
@@ -123,10 +125,18 @@ class GISTSampler(Sampler[int]):
     Args:
         plan (`Plan`): the layout of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
+        barred (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
+
+    Raises:
+        ValueError: if all rows are barred.
     """
 
-    def __init__(self, plan: Plan, seed: int) -> None:
-        self.plan, self.seed = plan, seed
+    def __init__(self, plan: Plan, seed: int, barred: Tensor | None = None) -> None:
+        self.plan, self.seed, self.barred = plan, seed, barred
+        if barred is not None and bool(barred.all()):
+            raise ValueError(
+                "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
+            )
         self.selection: list[int] | None = None
         self._first_step, self._skipped = 0, 0
         self._drawn: tuple[tuple[int, int], list[int]] = ((0, -1), [])
@@ -137,11 +147,17 @@ class GISTSampler(Sampler[int]):
             self._drawn = (size, offset), torch.randperm(size, generator=generator).tolist()
         return self._drawn[1]
 
+    @cached_property
+    def _warmup_order(self) -> list[int]:
+        order = self._permutation(self.plan.pool_size, 0)
+        return order if self.barred is None else [row for row in order if not self.barred[row]]
+
     def rows_of_step(self, step: int) -> list[int]:
         """The rows of one optimizer step, over all processes; a pass is filled up from its own start."""
         size = self.plan.samples_per_step
         if step < self.plan.warmup_steps:
-            return self._permutation(self.plan.pool_size, 0)[step * size : (step + 1) * size]
+            order = self._warmup_order
+            return [order[at % len(order)] for at in range(step * size, (step + 1) * size)]
         number, within = divmod(step - self.plan.warmup_steps, self.plan.steps_per_pass)
         order = self._permutation(len(self.selection), 1 + number)
         return [self.selection[order[at % len(order)]] for at in range(within * size, (within + 1) * size)]
@@ -170,12 +186,13 @@ class GISTSampler(Sampler[int]):
 # ---- Learning rate ----
 
 
-def _lambdas(args: TrainingArguments, groups: int, steps: int) -> list[Callable[[int], float]] | None:
+def _lambdas(args: TrainingArguments, like: LambdaLR, steps: int) -> list[Callable[[int], float]] | None:
     """The learning-rate factors that `Trainer` would use for a run of `steps` steps; `None` if they ignore the length."""
-    parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in range(groups)]
+    parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in like.lr_lambdas]
     scheduler = get_scheduler(
         args.lr_scheduler_type,
-        optimizer=torch.optim.SGD(parameters, lr=1.0),
+        # schedules that end at a given rate read the one that they start from
+        optimizer=torch.optim.SGD(parameters, lr=like.optimizer.defaults["lr"]),
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
         scheduler_specific_kwargs=args.lr_scheduler_kwargs,
@@ -191,7 +208,7 @@ def is_trainers_own(args: TrainingArguments, scheduler: LRScheduler, horizon: in
     """Whether the scheduler is the one `Trainer` makes from its arguments for `horizon` steps."""
     if not isinstance(scheduler, LambdaLR):
         return False
-    own = _lambdas(args, len(scheduler.lr_lambdas), horizon)
+    own = _lambdas(args, scheduler, horizon)
     steps = range(0, horizon + 1, max(1, horizon // 16))
     return own is not None and all(
         math.isclose(a(step), b(step), abs_tol=1e-12)
@@ -209,12 +226,12 @@ def retime(args: TrainingArguments, scheduler: LambdaLR, plan: Plan, restart: bo
         plan (`Plan`): the layout of the run.
         restart (`bool`): one schedule over the warm-up and a fresh one after it, instead of one over both.
     """
-    groups, warm = len(scheduler.lr_lambdas), plan.warmup_steps
+    warm = plan.warmup_steps
     if restart:
-        first, second = _lambdas(args, groups, warm), _lambdas(args, groups, plan.total_steps - warm)
+        first, second = _lambdas(args, scheduler, warm), _lambdas(args, scheduler, plan.total_steps - warm)
         scheduler.lr_lambdas = [_then(a, b, warm) for a, b in zip(first, second, strict=True)]
     else:
-        scheduler.lr_lambdas = _lambdas(args, groups, plan.total_steps)
+        scheduler.lr_lambdas = _lambdas(args, scheduler, plan.total_steps)
     rates = [
         base * factor(scheduler.last_epoch)
         for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)

@@ -27,14 +27,7 @@ def prepare_targets(targets: Any, args: TrainingArguments, tokenizer: Any, pool:
     check_dataset(targets, "target_dataset")
     if not isinstance(targets, Dataset):
         return targets
-    if "input_ids" not in targets.column_names and hasattr(args, "assistant_only_loss"):
-        _check_sft_format(args, targets)
-        answers_only = args.assistant_only_loss or (
-            "prompt" in targets.column_names and args.completion_only_loss is not False
-        )
-        targets = tokenize(
-            targets, tokenizer, args.max_length, "target_dataset", answers_only, args.dataset_text_field
-        )
+    targets = _tokenized(targets, args, tokenizer, "target_dataset")
     if not isinstance(pool, Dataset):
         return keep_columns(targets, signature_columns(model))
     needed = [name for name in pool.column_names if name in signature_columns(model)]
@@ -47,7 +40,29 @@ def prepare_targets(targets: Any, args: TrainingArguments, tokenizer: Any, pool:
     return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
 
 
-def _check_sft_format(args: TrainingArguments, targets: Dataset) -> None:
+def prepare_evaluation(rows: Any, args: TrainingArguments, tokenizer: Any) -> Any:
+    """Evaluation rows that are to be looked for in the pool: raw ones of `SFTTrainer` as it tokenises the pool.
+
+    Raises:
+        ValueError: for rows that cannot be brought into that form.
+    """
+    if isinstance(rows, dict):
+        return {name: prepare_evaluation(part, args, tokenizer) for name, part in rows.items()}
+    return _tokenized(rows, args, tokenizer, "eval_dataset") if isinstance(rows, Dataset) else rows
+
+
+def _tokenized(rows: Dataset, args: TrainingArguments, tokenizer: Any, argument: str) -> Dataset:
+    """Raw rows as `SFTTrainer` tokenises them; tokenised rows, and those of other trainers, as they are."""
+    if "input_ids" in rows.column_names or not hasattr(args, "assistant_only_loss"):
+        return rows
+    _check_sft_format(args, rows, argument)
+    answers_only = args.assistant_only_loss or (
+        "prompt" in rows.column_names and args.completion_only_loss is not False
+    )
+    return tokenize(rows, tokenizer, args.max_length, argument, answers_only, args.dataset_text_field)
+
+
+def _check_sft_format(args: TrainingArguments, targets: Dataset, argument: str) -> None:
     special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
     if args.truncation_mode != "keep_start":
         special.append(f"truncation_mode={args.truncation_mode!r}")
@@ -55,7 +70,7 @@ def _check_sft_format(args: TrainingArguments, targets: Dataset) -> None:
         special.append("assistant_only_loss with prompt and completion")
     if special:
         raise ValueError(
-            f"Raw `target_dataset` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
-            "Let SFTTrainer do it (`eval_dataset={'target': targets}`) and set "
-            "`callback.target_dataset = trainer.eval_dataset['target']` before `trainer.train()`."
+            f"Raw `{argument}` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
+            "Let SFTTrainer do it (`eval_dataset={'rows': rows}`) and set "
+            f"`callback.{argument} = trainer.eval_dataset['rows']` before `trainer.train()`."
         )

@@ -185,7 +185,7 @@ class GASTMixin:
         label_tokens = gast_losses.report_counts(inputs, weights)
         if run.needs_support(step):
             if self.gast_config.support == "momentum":
-                stepped = run.has_stepped(step, self.accelerator.scaler is not None)
+                stepped = run.has_stepped(step, self.accelerator.scaler is not None, not self.optimizer.state)
                 run.set_support(gast_support.first_moments(self.optimizer, run.groups, stepped), step)
             else:
                 run.set_support(self._support_gradient(model), step)

@@ -134,12 +134,32 @@ class CheckpointRecorder(TrainerCallback):
             self._rates.clear()
 
 
-def warmup_rows(config: GISTConfig, settings: WarmupSettings, size: int) -> list[int]:
-    """The random rows of a pool of `size` rows that the warm-up trains on."""
+def warmup_rows(
+    config: GISTConfig, settings: WarmupSettings, size: int, barred: torch.Tensor | None = None
+) -> list[int]:
+    """The random rows of a pool that the warm-up trains on.
+
+    Args:
+        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
+        settings (`WarmupSettings`): batch size.
+        size (`int`): rows of the pool.
+        barred (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
+
+    Raises:
+        ValueError: if there are fewer rows than `warmup_steps` asks for, or none.
+    """
     batch = settings.per_device_train_batch_size
     rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
     generator = torch.Generator().manual_seed(config.seed)
-    return torch.randperm(size, generator=generator)[:rows].tolist()
+    order = torch.randperm(size, generator=generator)
+    if barred is not None:
+        order = order[~barred[order]]
+    if not len(order) or (config.warmup_steps is not None and rows > len(order)):
+        raise ValueError(
+            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, and the pool has {len(order)} "
+            "to train on; lower it."
+        )
+    return order[:rows].tolist()
 
 
 def warm_up(
@@ -149,6 +169,7 @@ def warm_up(
     config: GISTConfig,
     settings: WarmupSettings,
     folder: Path,
+    sample: list[int],
 ) -> list[AdamCheckpoint]:
     """Train one epoch on a random share of the pool (paper GIST: 5 %), and save the adapter into `folder`.
 
@@ -159,11 +180,12 @@ def warm_up(
         config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, the seed, and whether `scorer="less"` needs checkpoints.
         settings (`WarmupSettings`): learning rate and batch size.
         folder (`Path`): where the adapter is written.
+        sample (`list[int]`): the rows of the pool that it trains on, see [`warmup_rows`].
 
     Returns:
         `list[AdamCheckpoint]`: for `scorer="less"`, its checkpoints.
     """
-    batch, sample = settings.per_device_train_batch_size, warmup_rows(config, settings, len(pool))
+    batch = settings.per_device_train_batch_size
     arguments = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,

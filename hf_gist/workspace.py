@@ -13,9 +13,12 @@ from transformers.utils import logging
 
 from hf_gist.baselines import AdamCheckpoint
 from hf_gist.clock import RunClock
+from hf_gist.collect import Pass
 from hf_gist.config import GISTConfig
 from hf_gist.data import check_one_of, load_rows, tokenize
 from hf_gist.disk import as_json, read_json, write_json
+from hf_gist.forecast import forecast_memory
+from hf_gist.leaks import barred_rows, find_leaks
 from hf_gist.ledger import WARMUP, PhaseCost
 from hf_gist.lora import weights_digest
 from hf_gist.pipeline import prepare
@@ -188,14 +191,33 @@ class Warmed:
     cost: PhaseCost
 
 
-def warmed_model(workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig) -> Warmed:
-    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again."""
+def warmed_model(
+    workspace: Workspace,
+    base: torch.nn.Module,
+    settings: WarmupSettings,
+    config: GISTConfig,
+    evaluation: Dataset | None = None,
+) -> Warmed:
+    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again.
+
+    Args:
+        workspace (`Workspace`): pool and targets.
+        base (`nn.Module`): the base model.
+        settings (`WarmupSettings`): of the warm-up.
+        config (`GISTConfig`): of the selection that follows.
+        evaluation (`Dataset`, *optional*): rows that are not to be trained on, as the targets are not.
+    """
     model = fresh_lora(base, settings, config.seed)
     # what is wrong should show before the warm-up
-    prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
+    inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
+    size, tokens = len(workspace.pool), config.scoring_tokens_per_batch
+    run = Pass(model, workspace.collator, tokens, config.scoring_dtype, progress=False)
+    forecast_memory(run, size, len(workspace.targets), config)
+    leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
+    barred = barred_rows(leaks, size, config)
     folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
-    made_with = _warmup_key(workspace, base, settings, config)
-    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, len(workspace.pool))
+    made_with = _warmup_key(workspace, base, settings, config, barred)
+    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, size, barred)
     lengths = row_lengths(workspace.pool)
     # LESS needs the optimizer of the warm-up too, which is not kept
     if config.scorer != "less" and path.exists() and read_json(path) == made_with:
@@ -204,7 +226,7 @@ def warmed_model(workspace: Workspace, base: torch.nn.Module, settings: WarmupSe
         cost = clock.cost(WARMUP, model, lengths, rows)
         return Warmed(load_adapter(model.unload(), str(folder)), [], cost)
     path.unlink(missing_ok=True)
-    checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder)
+    checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder, rows)
     clock.lap(WARMUP)
     clock.save(folder)
     write_json(path, made_with)
@@ -212,10 +234,15 @@ def warmed_model(workspace: Workspace, base: torch.nn.Module, settings: WarmupSe
 
 
 def _warmup_key(
-    workspace: Workspace, base: torch.nn.Module, settings: WarmupSettings, config: GISTConfig
+    workspace: Workspace,
+    base: torch.nn.Module,
+    settings: WarmupSettings,
+    config: GISTConfig,
+    barred: torch.Tensor | None,
 ) -> dict[str, Any]:
     """All that a warm-up depends on."""
     steps = {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
+    steps["barred"] = [] if barred is None else barred.nonzero().flatten().tolist()
     data = workspace.pool.select_columns(["input_ids", "labels"])
     # of the weights around the fresh adapter, whose names carry peft's prefixes
     return as_json(asdict(settings) | steps | {"pool": content_digest(data), "base": weights_digest(base, False)})

@@ -6,7 +6,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from peft import LoraConfig
+import transformers
+from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 
 from hf_gist import per_sample_gradients_reference, persample
@@ -151,6 +152,36 @@ def test_inputs_of_a_sixteen_bit_model_are_kept_as_they_are_and_change_nothing(v
     for name, values in expected.items():
         assert values.abs().max() > 0 and torch.equal(found[name], values)
     assert all(m.cast_input_dtype_enabled for m in model.modules() if isinstance(m, LoraLayer))
+
+
+def test_checkpointing_in_eval_mode_drops_nothing_out():
+    torch.manual_seed(0)
+    # a decoder whose blocks drop out by their own flag
+    config = transformers.OPTConfig(
+        vocab_size=VOCABULARY, hidden_size=32, ffn_dim=48, num_hidden_layers=2, num_attention_heads=4, dropout=0.3,
+        max_position_embeddings=64, word_embed_proj_dim=32, pad_token_id=0,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False)
+    model = get_peft_model(transformers.OPTForCausalLM(config), lora).train()
+    batch, found = PaddingCollator()(token_rows(5)), []
+    for checkpointed in (False, True):
+        if checkpointed:
+            model.enable_input_require_grads()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        parts, ran = {}, []
+        handle = (
+            unwrapped(model)
+            .model.decoder.layers[0]
+            .self_attn.q_proj.register_forward_pre_hook(lambda *_, r=ran: r.append(1))
+        )
+        with scoring_mode(model), checkpointing(model):
+            per_sample_backward(model, batch, find_tracked(model), lambda n, v, p=parts: p.update({n: v.clone()}))
+        handle.remove()
+        assert len(ran) == 1 + checkpointed and model.training
+        found.append(parts)
+    for name, values in found[0].items():
+        assert values.abs().max() > 0
+        torch.testing.assert_close(found[1][name], values, rtol=1e-5, atol=1e-7)
 
 
 def test_two_active_adapters_share_an_input_that_their_layer_casts():

@@ -176,7 +176,7 @@ class Scores:
         if scorer == LABELS:
             model = fresh_lora(self.base, self.warmup, config.seed)
         else:
-            warmed = warmed_model(self.workspace, self.base, self.warmup, config)
+            warmed = warmed_model(self.workspace, self.base, self.warmup, config, self.tests)
             model, checkpoints, warming = warmed.model, warmed.checkpoints, warmed.cost.seconds
         start = time.perf_counter()
         select(
