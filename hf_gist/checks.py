@@ -109,7 +109,14 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     """
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
-    rows_in_budget(config.budget, config.budget_unit, len(pool))
+    wanted = rows_in_budget(config.budget, config.budget_unit, len(pool))
+    if config.prefilter is not None and wanted is not None and isinstance(config.budget, int):
+        passed, wanted = int(config.prefilter * len(pool)), int(wanted * config.sample_from_top)
+        if passed < wanted:
+            raise ValueError(
+                f"`prefilter={config.prefilter}` passes on {passed} of {len(pool)} rows, and `budget` with "
+                f"`sample_from_top` asks for {wanted}; raise `prefilter`."
+            )
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "The parameters are partitioned by DeepSpeed ZeRO-3, which hides them from scoring; use FSDP2."

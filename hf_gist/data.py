@@ -1,7 +1,9 @@
 """Reading datasets and turning instruction rows into token rows with labels."""
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +52,16 @@ def load_rows(source: RowSource, argument: str, streaming: bool = False) -> Data
     return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
 
 
-def _chat_ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], **kwargs: Any) -> dict[str, Any]:
-    return tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True, **kwargs)
+Chat = Callable[..., dict[str, Any]]
+"""Messages to token ids, by the chat template and what the row gives it."""
+
+
+def _chat_of(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
+    """The chat template with the row's `tools` and `chat_template_kwargs`, as `SFTTrainer` passes them."""
+    tools, more = row.get("tools"), row.get("chat_template_kwargs") or {}
+    tools = json.loads(tools) if isinstance(tools, str) else tools
+    more = more | ({"tools": tools} if tools else {})
+    return partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True, **more)
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:
@@ -69,7 +79,7 @@ def _has_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
     return re.search(r"{%-?\s*generation", tokenizer.chat_template or "") is not None
 
 
-def _turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], turn: int, ids: list[int]) -> slice:
+def _turn(chat: Chat, messages: list[dict[str, str]], turn: int, ids: list[int]) -> slice:
     """Where an assistant turn stands in the rendered conversation.
 
     Raises:
@@ -77,12 +87,12 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tu
     """
     start = 0
     if turn:
-        before = _chat_ids(tokenizer, messages[:turn], add_generation_prompt=True)["input_ids"]
+        before = chat(messages[:turn], add_generation_prompt=True)["input_ids"]
         # The last tokens of the prompt may merge with the answer; the answer starts where the two part.
         start = _shared_prefix(before, ids)
     if turn == len(messages) - 1:
         return slice(start, len(ids))
-    until = _chat_ids(tokenizer, messages[: turn + 1])["input_ids"]
+    until = chat(messages[: turn + 1])["input_ids"]
     if ids[: len(until)] != until or (turn and start < len(before)):
         raise ValueError(
             "The tokenizer's chat template renders an earlier assistant turn differently from the last one (it drops the "
@@ -92,17 +102,19 @@ def _turn(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], tu
     return slice(start, len(until))
 
 
-def _assistant_labels(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]]) -> dict[str, list[int]]:
+def _assistant_labels(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], chat: Chat
+) -> dict[str, list[int]]:
     """Labels on the assistant's tokens: from the template's generation marks, or else from growing prefixes."""
     if _has_marks(tokenizer):
-        encoded = _chat_ids(tokenizer, messages, return_assistant_tokens_mask=True)
+        encoded = chat(messages, return_assistant_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["assistant_masks"]
         return {"input_ids": ids, "labels": [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]}
-    ids = _chat_ids(tokenizer, messages)["input_ids"]
+    ids = chat(messages)["input_ids"]
     labels = [IGNORE_INDEX] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            where = _turn(tokenizer, messages, turn, ids)
+            where = _turn(chat, messages, turn, ids)
             labels[where] = ids[where]
     return {"input_ids": ids, "labels": labels}
 
@@ -112,13 +124,15 @@ def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text if text.endswith(end) else text + end
 
 
-def _completion_labels(tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any) -> dict[str, list[int]]:
+def _completion_labels(
+    tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, chat: Chat
+) -> dict[str, list[int]]:
     if isinstance(prompt, str):
         prompt_ids = tokenizer(prompt)["input_ids"]
         ids = tokenizer(_ended(prompt + completion, tokenizer))["input_ids"]
     else:
-        prompt_ids = _chat_ids(tokenizer, prompt, add_generation_prompt=True)["input_ids"]
-        ids = _chat_ids(tokenizer, [*prompt, *completion])["input_ids"]
+        prompt_ids = chat(prompt, add_generation_prompt=True)["input_ids"]
+        ids = chat([*prompt, *completion])["input_ids"]
     return _labelled_from(ids, _shared_prefix(prompt_ids, ids))
 
 
@@ -133,12 +147,13 @@ def tokenize_row(
         answers_only (`bool`): labels on assistant turns or completions only; `text` always has labels everywhere.
         text_column (`str`): name of the plain text column.
     """
+    chat = _chat_of(row, tokenizer)
     if "messages" in row and answers_only:
-        encoded = _assistant_labels(tokenizer, row["messages"])
+        encoded = _assistant_labels(tokenizer, row["messages"], chat)
     elif "messages" in row:
-        encoded = {"input_ids": _chat_ids(tokenizer, row["messages"])["input_ids"]}
+        encoded = {"input_ids": chat(row["messages"])["input_ids"]}
     elif "prompt" in row:
-        encoded = _completion_labels(tokenizer, row["prompt"], row["completion"])
+        encoded = _completion_labels(tokenizer, row["prompt"], row["completion"], chat)
     else:
         ids = tokenizer(_ended(row[text_column], tokenizer))["input_ids"]
         encoded = {"input_ids": ids, "labels": list(ids)}
@@ -200,6 +215,12 @@ def tokenize(
         empty = [name for name in used if row[name] is None]
         if empty:
             raise ValueError(f"Row {number} of `{argument}` has no `{empty[0]}`; fill it or leave the row out.")
+        for name in used:
+            if not isinstance(row[name], str | list):
+                raise ValueError(
+                    f"Row {number} of `{argument}` has {row[name]!r} in `{name}`, which is no text: a CSV or JSON file "
+                    "with numbers there is read as numbers. Write it as JSON with quoted values."
+                )
         encoded = tokenize_row(row, tokenizer, answers_only, text_column)
         return {name: values[:max_length] for name, values in encoded.items()}
 

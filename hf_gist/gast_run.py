@@ -41,6 +41,7 @@ class GASTRun:
         self.config, self.rank, self.device, self.sources = config, rank, device, sources
         self.groups, self.unmasked = find_groups(model, config.group_by, config.outside_blocks)
         self.names = {name for group in self.groups for name in group.parameters()}
+        self.batch_size: int | None = None
         self.batches = 0
         self.supports = 0
         self.support: dict[str, Tensor] | None = None

@@ -16,10 +16,11 @@ from hf_gist.caller import calling_trainer
 from hf_gist.card_metrics import evaluation_results
 from hf_gist.data import load_rows
 from hf_gist.dataset_card import export_dataset, write_dataset
+from hf_gist.disk import write_json
 from hf_gist.errors import NoEffectWarning
-from hf_gist.hub import push_folder
+from hf_gist.hub import push_folder, save_config
 from hf_gist.manifest import training_manifest
-from hf_gist.model_card import WARMUP_ADAPTER, Run, find_run, write_card
+from hf_gist.model_card import GAST_MANIFEST, WARMUP_ADAPTER, Run, find_run, write_card
 from hf_gist.provenance import RowSource, digest
 from hf_gist.report import EXAMPLES, REPORT, withhold_text
 
@@ -27,7 +28,7 @@ from hf_gist.report import EXAMPLES, REPORT, withhold_text
 MARK = "_hf_gist_card"
 SELECTED_FILES = ("selected.parquet", "selected.jsonl")
 
-WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", f"{FOLDER}/{TARGETS}", *SELECTED_FILES)
+WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", f"{FOLDER}/{TARGETS}", "test_predictions.jsonl", *SELECTED_FILES)
 """Of a training's output folder: what holds rows of the data."""
 
 NOT_PUSHED = ["_*", ".*", "checkpoint-*", "training_args.bin", f"{FOLDER}/partial*", *WITH_TEXT]
@@ -48,6 +49,21 @@ PUSHED_OF_A_SELECTION = [
 # ---- Trainers ----
 
 
+def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
+    return training_manifest(
+        trainer.accelerator.unwrap_model(trainer.model),
+        train_dataset=trainer.train_dataset,
+        support_dataset=getattr(trainer, "support_dataset", None),
+    )
+
+
+def save_gast(trainer: Trainer) -> None:
+    """Write the configuration and the manifest of a GAST training, from which its card can be made later."""
+    folder = Path(trainer.args.output_dir)
+    save_config(trainer.gast_config, folder)
+    write_json(folder / GAST_MANIFEST, _gast_manifest(trainer))
+
+
 def _run_of(trainer: Trainer) -> Run | None:
     """What a trainer did so far; `None` before a selection, and for a trainer without GAST."""
     found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
@@ -58,11 +74,7 @@ def _run_of(trainer: Trainer) -> Run | None:
         return None
     state, folder = trainer.state, Path(trainer.args.output_dir)
     best = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step
-    manifest = training_manifest(
-        trainer.accelerator.unwrap_model(trainer.model),
-        train_dataset=trainer.train_dataset,
-        support_dataset=getattr(trainer, "support_dataset", None),
-    )
+    manifest = _gast_manifest(trainer)
     return Run(
         folder=folder,
         selection=selection,

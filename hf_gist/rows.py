@@ -27,7 +27,13 @@ def signature_columns(model: nn.Module) -> list[str]:
 
 
 def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
-    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is."""
+    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is.
+
+    Beside `labels`, a column `label` is something else: collators would take it for the labels.
+    """
+    names = dataset.column_names if isinstance(dataset, Dataset) else dataset[0] if isinstance(dataset, list) else ()
+    if "labels" in names:
+        columns = [name for name in columns if name not in ("label", "label_ids")]
     if isinstance(dataset, list):
         return [{name: value for name, value in row.items() if name in columns} for row in dataset]
     if not isinstance(dataset, Dataset):

@@ -1,11 +1,13 @@
 """The target set that a callback was given, in the form of the trainer's own rows."""
 
+import copy
 from typing import Any
 
 from datasets import Dataset
 from torch import nn
 from transformers import TrainingArguments
 
+from hf_gist.caller import calling_trainer
 from hf_gist.checks import check_dataset
 from hf_gist.data import tokenize
 from hf_gist.rows import keep_columns, signature_columns
@@ -56,6 +58,11 @@ def _tokenized(rows: Dataset, args: TrainingArguments, tokenizer: Any, argument:
     if "input_ids" in rows.column_names or not hasattr(args, "assistant_only_loss"):
         return rows
     _check_sft_format(args, rows, argument)
+    template = getattr(calling_trainer(), "chat_template", None)
+    if template is not None:
+        # SFTTrainer trains with a template of its own where the tokenizer's has no generation marks
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
     answers_only = args.assistant_only_loss or (
         "prompt" in rows.column_names and args.completion_only_loss is not False
     )

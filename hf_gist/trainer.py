@@ -25,7 +25,7 @@ from hf_gist.gast_report import RUN_FILE, SourceCollator
 from hf_gist.gast_run import GASTRun
 from hf_gist.gate import mean_loss_scales
 from hf_gist.losses import loss_kind
-from hf_gist.publish import attach
+from hf_gist.publish import attach, save_gast
 from hf_gist.report import report_at_end
 from hf_gist.rows import read_column
 
@@ -197,12 +197,14 @@ class GASTMixin:
 
     def _gast_run(self) -> GASTRun:
         """The state of this `train` call, made at its first masked step, when the model has all its wrappers."""
-        if self.gast is None:
+        # a training that runs out of memory starts over with a smaller batch (`auto_find_batch_size`)
+        if self.gast is None or self.gast.batch_size != self._train_batch_size:
             model = self.accelerator.unwrap_model(self.model_wrapped)
             check_supported(self.args, self.accelerator, model)
             self.gast = GASTRun(
                 model, self.gast_config, self.accelerator.process_index, self.args.device, self._gast_sources
             )
+            self.gast.batch_size = self._train_batch_size
             if self.is_world_process_zero():
                 tqdm.write(summarise_groups(self.gast.groups, self.gast.unmasked))
                 logger.info(describe_groups(self.gast.groups, self.gast.unmasked))
@@ -225,6 +227,7 @@ class GASTMixin:
                 run.warn_without_effect("the whole run")
                 table.write(self.args.output_dir)
                 write_json(Path(self.args.output_dir) / RUN_FILE, run.describe(self.state.global_step))
+                save_gast(self)
                 report_at_end(self.args.output_dir)
         return output
 

@@ -25,6 +25,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 from hf_gist.baselines import AdamCheckpoint, adam_checkpoint
 from hf_gist.config import GISTConfig
 from hf_gist.disk import naming
+from hf_gist.rows import keep_columns, signature_columns
 
 
 @dataclass(frozen=True)
@@ -203,7 +204,7 @@ def warm_up(
     Trainer(
         model=model,
         args=arguments,
-        train_dataset=pool.select(sample),
+        train_dataset=keep_columns(pool, signature_columns(model)).select(sample),
         data_collator=padding_collator(tokenizer),
         callbacks=[recorder] if config.scorer == "less" else [],
     ).train()

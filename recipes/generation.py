@@ -129,6 +129,7 @@ class AnswerTest:
         pairs = [question_and_answer(row, number) for number, row in enumerate(rows)]
         self.questions, self.references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         self.metric, self.max_new_tokens = load_metric(metric), max_new_tokens
+        self.answers: list[str] = []
         self.options = {"choices": choices} if choices else {}
         # a reference that the metric cannot read should show now, not after the training
         self.metric.compute(predictions=self.references, references=self.references, **self.options)
@@ -149,12 +150,17 @@ class AnswerTest:
         return prompts
 
     def run(self, trainer: Trainer, prompts: Sequence[list[int]]) -> dict[str, float]:
-        """The metric of the trained model, as `test_*`; the answers are written to `test_predictions.jsonl`."""
+        """The metric of the trained model, as `test_*`."""
         answers = generate_answers(trainer, prompts, trainer.args.per_device_eval_batch_size, self.max_new_tokens)
         result = self.metric.compute(predictions=answers, references=self.references, **self.options)
-        if trainer.is_world_process_zero():
-            pairs = zip(answers, self.references, strict=True)
-            lines = [json.dumps({"prediction": a, "reference": b}, ensure_ascii=False) + "\n" for a, b in pairs]
-            path = Path(trainer.args.output_dir) / "test_predictions.jsonl"
-            write(path, lambda name: Path(name).write_text("".join(lines), encoding="utf-8"))
+        self.answers = answers
         return {f"test_{name}": value for name, value in result.items()} | {"test_samples": len(answers)}
+
+    def save(self, folder: str | Path) -> None:
+        """Write the answers beside the references to `test_predictions.jsonl`."""
+        pairs = zip(self.answers, self.references, strict=True)
+        lines = [json.dumps({"prediction": a, "reference": b}, ensure_ascii=False) + "\n" for a, b in pairs]
+        write(
+            Path(folder) / "test_predictions.jsonl",
+            lambda name: Path(name).write_text("".join(lines), encoding="utf-8"),
+        )

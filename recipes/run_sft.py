@@ -27,7 +27,7 @@ from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.config import BaseConfig, parse_yaml
 from hf_gist.data import load_rows, tokenize
 from hf_gist.disk import write_json
-from hf_gist.provenance import RowSource, digest
+from hf_gist.provenance import RowSource, digest, public_name
 from hf_gist.trainer import GASTSFTTrainer
 from hf_gist.warmup import positions
 from hf_gist.workspace import token_columns
@@ -290,7 +290,10 @@ def held_out(data: Data, tokenizer: PreTrainedTokenizerBase, training: TrainingA
 
 def save_recipe(run: Run) -> None:
     """What was asked for, beside the adapter; the training arguments are in `training_args.bin`."""
-    parts = {"script": vars(run.script), "model": vars(run.model)}
+    parts = {
+        name: {key: public_name(value) if isinstance(value, str) else value for key, value in vars(part).items()}
+        for name, part in (("script", run.script), ("model", run.model))
+    }
     methods = {name: config.to_dict() for name in METHODS if (config := getattr(run, name)) is not None}
     write_json(Path(run.training.output_dir) / "recipe.json", parts | methods)
 
@@ -312,7 +315,12 @@ def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
     if run.training.push_to_hub:
-        trainer.push_to_hub(dataset_name=run.script.dataset_name)
+        name = run.script.dataset_name
+        # a folder of this machine is no dataset that others could load
+        trainer.push_to_hub(dataset_name=name if public_name(name) == name else None)
+    # after the push, which uploads the whole folder: the test set's answers are nobody's training data
+    if data.test is not None and trainer.is_world_process_zero():
+        data.test.save(run.training.output_dir)
     return trainer
 
 

@@ -58,17 +58,25 @@ class Labels:
         # "A" and "I" are also words: a single letter counts as written, or with a bracket, a stop or the end behind it
         short = all(len(choice) == 1 for choice in choices)
         case = "" if short else "(?i)"
-        end = r"(?=[)\]\"'*`.:,]|\s*$)" if short else r"(?!\w)"
+        # "3.14" and "1,000" name no choice, and "I'm" is no "I"
+        end = r"(?=[)\]\"*`:]|[.,](?!\d)|'(?!\w)|\s*$)" if short else r"(?!\w|[.,]\d)"
         says = rf"(?i:\banswer(?:\s+is\b|\s*:)[:\s]*(?:(?:option|choice)\s+)?){_OPEN}"
+        self.start = re.compile(rf"{case}^\s*{_OPEN}({one}){end}")
         self.patterns = [
-            re.compile(rf"{case}{says}({one})(?!\w)"),
+            re.compile(rf"{case}{says}({one})(?!\w|[.,]\d)"),
             re.compile(rf"(?i){says}({one}){end}"),
-            re.compile(rf"{case}^\s*{_OPEN}({one}){end}"),
             re.compile(rf"(?i)\(({one})\)"),
         ]
 
     def find(self, text: str) -> str | None:
-        """The label that the text names: behind "answer is", at its start, or in brackets; `None` if there is none."""
+        """The label that the text names: at the start of its first line, behind "answer is", or in brackets.
+
+        A model that goes on with questions of its own may answer those too, so the start comes first. `None` if there is
+        no label.
+        """
+        first = text.strip().split("\n", 1)[0]
+        if (match := self.start.search(first)) is not None:
+            return self.known[match[1].lower()]
         for pattern in self.patterns:
             match = pattern.search(text)
             if match is not None:
