@@ -309,6 +309,18 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
+def withhold_target_columns(folder: str | os.PathLike) -> None:
+    """Keep of the targets' columns in a folder of artifacts only the one that groups them: others may hold text."""
+    path = Path(folder) / TARGETS
+    if not path.is_file():
+        return
+    group = GISTConfig.from_pretrained(folder).target_group_column
+    table = parquet.read_table(path)
+    kept = [name for name in table.column_names if name in (TARGET_ROW, group)]
+    if kept != table.column_names:
+        write(path, lambda name: parquet.write_table(table.select(kept), name))
+
+
 def _target_table(m: Measurements) -> dict[str, list[Any]]:
     return {TARGET_ROW: m.target_numbers, **m.target_columns}
 

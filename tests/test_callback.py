@@ -170,8 +170,10 @@ def test_the_progress_bar_has_the_true_length(tmp_path, add, monkeypatch):
         {"lr_scheduler_type": "cosine", "warmup_steps": 0.2},
         {"lr_scheduler_type": "constant_with_warmup", "warmup_steps": 3},
         {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+        {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr": 1e-3}},
+        {"lr_scheduler_type": "polynomial", "lr_scheduler_kwargs": {"lr_end": 1e-4}},
     ],
-    ids=lambda a: a["lr_scheduler_type"],
+    ids=lambda a: "-".join([a["lr_scheduler_type"], *a.get("lr_scheduler_kwargs", {})]),
 )
 def test_other_schedules_have_the_true_length_too(tmp_path, arguments):
     trainer, _, recorder = train(tmp_path, **arguments)

@@ -1,12 +1,36 @@
 """GIST and GAST in one run: the callback chooses the rows, the trainer chooses who trains which layer."""
 
+from unittest.mock import patch
+
 import pytest
 from datasets import Dataset
 
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.config import GASTConfig, GISTConfig
+from hf_gist.gast_run import GASTRun
 from hf_gist.trainer import GASTTrainer
 from tests.gast_helpers import Recorder, arguments, build_model, collate, rows
+
+
+@pytest.mark.parametrize("after", ["continue", "restart"])
+def test_a_momentum_support_survives_the_swap(after, tmp_path):
+    pool, targets = Dataset.from_list(rows("llama", 64)), Dataset.from_list(rows("llama", 6, seed=9))
+    config = GISTConfig(budget=16, warmup_steps=3, after_selection=after)
+    trainer = GASTTrainer(
+        model=build_model(),
+        args=arguments(tmp_path, max_steps=-1, num_train_epochs=3, per_device_train_batch_size=4),
+        train_dataset=pool,
+        data_collator=collate,
+        callbacks=[GISTDataSelectorCallback(config, targets.select_columns(["input_ids", "labels"]))],
+        gast_config=GASTConfig(keep=2, support="momentum"),
+    )
+    supported, original = [], GASTRun.set_support
+    with patch.object(
+        GASTRun, "set_support", lambda run, s, step: supported.append(s is None) or original(run, s, step)
+    ):
+        trainer.train()
+    # an optimizer without a state has no first moment: before the first step, and after a restart
+    assert supported == [step == 0 or (after == "restart" and step == 3) for step in range(3 + 2 * 4)]
 
 
 @pytest.mark.parametrize("column", [None, "source"])

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from datasets import Dataset
+from pyarrow import parquet
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
@@ -184,7 +185,10 @@ def test_a_push_that_comes_later_takes_the_text_out_before_it_uploads(tmp_path, 
     before = read_examples(tmp_path / "gist", selection)
     texts = [pieces[0].text for pieces in before.rows.values()]
     assert all(text in (tmp_path / "report.html").read_text() for text in texts)
+    columns = parquet.read_schema(tmp_path / "gist" / "targets.parquet").names
     trainer.push_to_hub()
+    assert "text" in columns
+    assert parquet.read_schema(tmp_path / "gist" / "targets.parquet").names == ["__row__"]
     assert len(uploaded) == 1 and "report.html" in uploaded[0] and "examples.json" in uploaded[0]
     assert not any(text in held for text in texts for held in uploaded[0].values())
     assert "because `push_to_hub` uploads this folder" in uploaded[0]["examples.json"]
@@ -194,7 +198,9 @@ def trained(folder, **changes):
     pool, words = as_dataset(patterned_rows(64)), tokenizer()
     config = GISTConfig(budget=8, warmup_ratio=0.25, source_column="source")
     callback = GISTDataSelectorCallback(
-        config, target_dataset=as_dataset(patterned_rows(4, seed=9)), train_dataset=pool
+        config,
+        target_dataset=as_dataset([row | {"text": f"note {i}"} for i, row in enumerate(patterned_rows(4, seed=9))]),
+        train_dataset=pool,
     )
     args = TrainingArguments(
         str(folder), num_train_epochs=2, per_device_train_batch_size=8, report_to="none", save_strategy="no",
@@ -220,6 +226,8 @@ def test_a_folder_that_is_pushed_gets_no_text_of_the_data(tmp_path, monkeypatch)
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda *args, **kwargs: None)
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *args, **kwargs: None)
     _, selection = trained(tmp_path, push_to_hub=True, hub_token="none")
+    assert parquet.read_schema(tmp_path / "gist" / "targets.parquet").names == ["__row__"]
+    assert Selection.load(tmp_path / "gist").indices == selection.indices
     values = json.loads((tmp_path / "gist" / "examples.json").read_text())
     assert not any(values["rows"].values()) and not any(values["targets"].values())
     assert "because `push_to_hub` uploads this folder" in told(tmp_path / "gist", selection)

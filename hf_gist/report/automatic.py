@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from hf_gist.artifacts import FOLDER, Selection
+from hf_gist.artifacts import FOLDER, Selection, withhold_target_columns
 from hf_gist.disk import read_json, write_json
 from hf_gist.errors import ReportWarning
 from hf_gist.report.examples import EXAMPLES, save_examples
@@ -66,6 +66,7 @@ def withhold_text(folder: str | Path) -> None:
         OSError: if it cannot be taken out.
     """
     folder = Path(folder)
+    withhold_target_columns(folder / FOLDER)
     path = folder / FOLDER / EXAMPLES
     if not path.is_file():
         return

@@ -199,6 +199,10 @@ def test_the_saved_state_of_a_trainer_says_what_was_measured(tmp_path):
         (tmp_path / f"checkpoint-{step}").mkdir()
         write_json(tmp_path / f"checkpoint-{step}" / "trainer_state.json", {"global_step": step, "log_history": logs})
     results = find_run(tmp_path).results
+    state = tmp_path / "checkpoint-8" / "trainer_state.json"
+    write_json(state, json.loads(state.read_text()) | {"best_global_step": 4})
+    # whose weights are in the folder is not known
+    assert find_run(tmp_path).results == []
     assert [(r.task_type, r.metric_value, r.dataset_type) for r in results] == [
         ("text-classification", 4.0, "unknown")
     ]

@@ -92,8 +92,42 @@ def test_the_callback_guards_too(tmp_path):
     assert not {5, 7} & set(callback.selection.indices)
 
 
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_warm_up_does_not_see_leaked_rows_either(tmp_path, guarded):
+    config = GISTConfig(budget=8, warmup_steps=6, drop_target_duplicates=guarded)
+    callback = GISTDataSelectorCallback(config, as_dataset(TARGETS), eval_dataset=as_dataset(EVALUATION))
+    with pytest.warns(LeakWarning):
+        _, _, recorder = train(tmp_path, rows=leaky(), callback=callback)
+    # the recorder knows rows by their first two tokens
+    leaked = {(a - 3) * 90 + b - 3 for a, b, *_ in (leaky()[row]["input_ids"] for row in (5, 7))}
+    seen = {row for step in recorder.rows[:6] for row in step}
+    assert len(seen) > 20 and bool(leaked & seen) is not guarded
+
+
+def test_a_pool_of_nothing_but_leaks_is_refused(tmp_path):
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4, warmup_steps=1), as_dataset(TARGETS), eval_dataset=POOL)
+    with pytest.warns(LeakWarning), pytest.raises(ValueError, match="Every row of the pool is in"):
+        train(tmp_path, rows=POOL, callback=callback)
+
+
 def test_rows_without_tokens_are_not_compared():
     assert find_leaks([{"text": "a"}], [{"text": "a"}]) is None
+
+
+def test_evaluation_rows_without_tokens_are_named_and_the_targets_compared_all_the_same():
+    with pytest.warns(LeakWarning, match="The rows of `eval_dataset` have no `input_ids`"):
+        found = find_leaks(leaky(), TARGETS, [{"text": "a"}], tokenizer())
+    assert found.rows == {"target_dataset": [5, 6]}
+    with pytest.warns(LeakWarning):
+        found = find_leaks(leaky(), TARGETS, {"a": EVALUATION[:2], "b": EVALUATION[2:]}, tokenizer())
+    assert found.rows == {"target_dataset": [5, 6], "eval_dataset['a']": [], "eval_dataset['b']": [7]}
+
+
+def test_leaked_rows_keep_their_energy():
+    with pytest.warns(LeakWarning):
+        guarded = chosen(config=GISTConfig(budget=4))
+    assert guarded.energy[5] > 0.5
+    assert torch.equal(guarded.energy, guarded.reselect(drop_target_duplicates=False).energy)
 
 
 def test_words_are_what_is_left_without_case_spacing_and_punctuation():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_gist import GISTConfig, Selection, select
-from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.errors import NoEffectWarning, UnscorableRowsWarning
 from hf_gist.measurements import Measurements
 from tests.tiny import PaddingCollator, as_dataset, base_model, lora_model, token_rows
 
@@ -90,12 +90,16 @@ def test_duplicate_targets_change_neither_subspace_nor_scores():
 
 
 def test_one_target_is_a_subspace_of_rank_one():
-    one = chosen(targets=TARGETS[:1])
+    # inside one dimension there are two directions only, so the subspace cosine tells no row from another
+    with pytest.warns(NoEffectWarning, match="scored by the plain cosine instead"):
+        one = chosen(targets=TARGETS[:1])
     assert one.rank == 1 and one.explained_variance == pytest.approx(1.0)
-    # inside one dimension there are two directions only
-    assert set(one.scores.round().tolist()) <= {-1.0, 1.0}
+    assert len(set(one.scores.tolist())) == 40
     plain = one.reselect(score="cosine")
-    assert len(set(plain.scores.tolist())) == 40
+    assert torch.equal(plain.scores, one.scores) and plain.indices == one.indices
+    with pytest.warns(NoEffectWarning):
+        several = chosen(targets=TARGETS).reselect(rank=1)
+    assert several.indices == chosen(targets=TARGETS, config=one.config).reselect(score="cosine").indices
 
 
 def test_more_targets_than_parameters():
