@@ -132,11 +132,24 @@ def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, cap
         (("--source_column", "typo"), "`source_column='typo'` is not a column"),
         (("--budget", "0.001"), "selects nothing"),
         (("--max_length", "0"), "`--max_length 0` must be at least 1"),
+        (("--eval_file", "nowhere.jsonl"), "`--eval_file nowhere.jsonl`: no such file"),
+        (("--score_layers", "9"), "the adapter is on 2 blocks only"),
+        (("--warmup_steps", "500"), "`warmup_steps=500` takes"),
+        (("--prefilter", "0.2", "--budget", "40"), "passes on 16 of 80 rows"),
     ],
 )
 def test_mistakes_show_before_the_warm_up(files, tmp_path, capsys, flag, message):
     assert main(flags(files, tmp_path / "o", *flag)) == 2
     assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_a_column_named_label_is_not_taken_for_the_labels(files, tmp_path):
+    rows = [row | {"label": i % 3} for i, row in enumerate(chats(80))]
+    Dataset.from_list(rows).to_json(tmp_path / "pool.jsonl")
+    arguments = flags(files, tmp_path / "o", "--budget", "6")
+    arguments[arguments.index("--train_file") + 1] = str(tmp_path / "pool.jsonl")
+    assert main(arguments) == 0
+    assert len(Selection.load(tmp_path / "o").indices) == 6
 
 
 def test_selected_lines_are_the_very_lines_of_the_pool(files, tmp_path):

@@ -72,6 +72,24 @@ def test_empty_cells_and_missing_labels_are_named():
         tokenize(Dataset.from_list([{"input_ids": [5, 6]}]), tokenizer(), None, "train_file")
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_tools_and_template_arguments_of_a_row_reach_the_template(packed):
+    template = "{% for t in tools or [] %}{{ t['name'] }} {% endfor %}{% if style %}{{ style }} {% endif %}" + TEMPLATE
+    tok = tokenizer(template.replace("{{ eos_token }}", " {{ eos_token }}"))
+    tools = [{"name": "w7"}, {"name": "w8"}]
+    row = {"messages": [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w2"}]}
+    row |= {"tools": json.dumps(tools) if packed else tools, "chat_template_kwargs": {"style": "w9"}}
+    ids, labels = words_of(tokenize_row(row, tok), tok)
+    assert ids == ["w7", "w8", "w9", "user", "w1", "assistant", "w2", "</s>"]
+    assert [word for word in labels if word] == ["w2", "</s>"]
+
+
+def test_numbers_are_no_text():
+    rows = Dataset.from_list([{"prompt": "w1", "completion": 7}])
+    with pytest.raises(ValueError, match="Row 0 of `train_file` has 7 in `completion`, which is no text"):
+        tokenize(rows, tokenizer(), None, "train_file")
+
+
 def test_prompt_and_completion():
     tok = tokenizer()
     ids, labels = words_of(tokenize_row({"prompt": "w1 w2", "completion": " w3 "}, tok), tok)

@@ -121,6 +121,20 @@ def test_dense_and_factored_gradients_agree(shape):
     assert torch.allclose(summed_gradient("linear", "weight", a, d, scales), dense.weighted_sum(scales), atol=1e-4)
 
 
+def test_alignments_of_half_precision_do_not_overflow():
+    # scaled by a GradScaler: every gradient is finite in fp16, their product with the support in fp16 is not
+    torch.manual_seed(0)
+    a, d = torch.randn(4, 6, 256).half(), (8 * torch.randn(4, 6, 8)).half()
+    a[..., 0] = 90
+    support = 900 * torch.randn(8, 256).half()
+    exact = FactoredGradient(a.double(), d.double())
+    expected = (exact.d * (exact.a @ support.double().T)).sum((1, 2))
+    found = FactoredGradient(a, d).dot(support)
+    assert not torch.isfinite(a @ support.T).all()
+    torch.testing.assert_close(found.double(), expected, rtol=0.02, atol=0.02 * expected.abs().max().item())
+    assert torch.equal(FactoredGradient(a, d).dot(torch.zeros_like(support)), torch.zeros(4))
+
+
 def test_config_reports_every_problem_at_once_and_round_trips():
     with pytest.raises(ValueError, match="keep.*temperature.*support_every.*start_step"):
         GASTConfig(keep=1.5, temperature=0.0, support_every=0, start_step=-1)

@@ -392,3 +392,20 @@ def test_resume_with_other_groups_is_refused(tmp_path):
 
 def test_mixin_is_ahead_of_any_trainer():
     assert issubclass(GASTTrainer, GASTMixin) and GASTTrainer.__mro__[1] is GASTMixin
+
+
+def test_a_training_that_starts_over_with_a_smaller_batch_counts_from_there(tmp_path):
+    class RunsOutOnce(GASTTrainer):
+        def training_step(self, model, inputs, num_items_in_batch=None):
+            if self.state.global_step == 2 and len(inputs["labels"]) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            return super().training_step(model, inputs, num_items_in_batch)
+
+    data = Dataset.from_list(rows("llama", 32))
+    with pytest.warns(NoEffectWarning, match="GAST dropped no sample in .*`keep=4` is not smaller"):
+        trainer, _ = train(
+            build_model(), tmp_path, data, config=GASTConfig(keep=4), trainer_class=RunsOutOnce, max_steps=12,
+            auto_find_batch_size=True,
+        )  # fmt: skip
+    assert trainer._train_batch_size == 4
+    assert trainer.gast.batches == 12 and int(trainer.gast.table.seen.sum()) == 12 * 4

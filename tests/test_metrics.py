@@ -89,6 +89,10 @@ def test_a_share_of_several_and_a_reference_without_a_number(gsm8k):
         ("Paris", "(B) Paris", True),
         ("paris.", "B) Paris", True),
         ("London", "(B) Paris", False),
+        # a model that goes on with questions of its own
+        ("A\n\nQuestion: Which planet?\nAnswer: B", "A", True),
+        ("(A)\nuser: next?\nassistant: the answer is (B)", "A", True),
+        ("I'm not sure, (B)", "B", True),
         # articles and pronouns are no choices
         ("A dog is an animal.", "A", False),
         ("I do not know", "I", False),
@@ -98,6 +102,13 @@ def test_a_share_of_several_and_a_reference_without_a_number(gsm8k):
 )
 def test_letters(choice, prediction, reference, right):
     assert choice.compute(predictions=[prediction], references=[reference])["accuracy"] == float(right)
+
+
+@pytest.mark.parametrize("prediction", ["3.14", "The answer is 3.5 m", "The answer is 3,000"])
+def test_numbers_are_no_labels(choice, prediction):
+    found = choice.compute(predictions=[prediction], references=["3"], choices=["1", "2", "3", "4"])
+    assert found == {"accuracy": 0.0, "no_choice": 1.0}
+    assert choice.compute(predictions=["3."], references=["3"], choices=["1", "2", "3"])["accuracy"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -318,6 +318,18 @@ def test_unsupported_trainable_parameters_are_refused_by_name():
         find_tracked(lora_model(target_modules=["embed_tokens", "q_proj"]))
 
 
+def test_parameters_that_peft_wraps_are_refused_by_name():
+    # their LoRA matrices are multiplied without being called
+    config = transformers.Qwen3MoeConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, moe_intermediate_size=16, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=8, num_experts=4, num_experts_per_tok=2,
+    )  # fmt: skip
+    lora = LoraConfig(r=4, target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    model = get_peft_model(transformers.Qwen3MoeForCausalLM(config), lora)
+    with pytest.raises(ValueError, match=r"neither: .*experts.*lora_A"):
+        find_tracked(model)
+
+
 def test_an_adapter_that_is_merged_or_disabled_is_refused():
     model = lora_model()
     model.merge_adapter()

@@ -9,7 +9,7 @@ from peft import PeftConfig
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GASTConfig, GASTTrainer, GISTConfig, GISTDataSelectorCallback
-from hf_gist.model_card import BEGIN
+from hf_gist.model_card import BEGIN, find_run, write_card
 from tests.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows
 from tests.words import chats, tokenizer
 
@@ -119,6 +119,19 @@ def test_mode_all_is_plain_training_and_says_nothing(hub, tmp_path):
     trainer.push_to_hub()
     files = hub.files("models/jane/model")
     assert "hf-gist" not in files["README.md"].decode() and "gast_config.json" not in files
+
+
+def test_a_gast_training_without_a_card_leaves_what_one_is_made_from(tmp_path):
+    settings = SETTINGS | {"push_to_hub": False, "save_strategy": "no", "eval_strategy": "no"}
+    trainer = plain(tmp_path, GASTTrainer, [], settings, gast_config=GASTConfig(keep=2))
+    trainer.train()
+    assert not (tmp_path / "out" / "README.md").exists()
+    assert GASTConfig.from_pretrained(tmp_path / "out") == GASTConfig(keep=2)
+    run = find_run(tmp_path / "out")
+    assert run.gast == GASTConfig(keep=2) and run.gast_manifest["train_dataset"]["rows"]
+    assert BEGIN in write_card(run).read_text()
+    (tmp_path / "out" / "gast_manifest.json").unlink()
+    assert BEGIN in write_card(find_run(tmp_path / "out")).read_text()
 
 
 def test_a_card_written_by_hand_of_the_trainer_has_it_once(tmp_path):
