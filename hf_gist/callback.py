@@ -195,7 +195,9 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     def _lay_out(self, args: TrainingArguments, loader: Any, rows: int) -> None:
         per_step = loader.total_batch_size * args.gradient_accumulation_steps
-        steps_in_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
+        # those that Trainer does not cut short
+        steps_in_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
+        self._updates_in_epoch = math.ceil(len(loader) / args.gradient_accumulation_steps)
         warmup = warmup_steps_of(
             self.config.warmup_ratio, self.config.warmup_steps, len(loader.dataset), per_step, steps_in_epoch
         )
@@ -246,6 +248,14 @@ class GISTDataSelectorCallback(TrainerCallback):
         self._sampler.start_epoch(state.global_step, self._skip_next)
         self._skip_next = 0
 
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Neither evaluate nor save where an epoch of a resumed run ends in the middle of a pass."""
+        if self._plan.whole_passes and state.global_step != self._plan.epoch_end(state.global_step - 1):
+            control.should_evaluate = control.should_save = False
+        return control
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -263,7 +273,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         state.epoch = self._plan.epoch(step)
         if step == self._plan.warmup_steps:
             self._select_and_swap(args, state, kwargs["model"], kwargs["optimizer"], kwargs["train_dataloader"])
-        if step == self._plan.epoch_end(step - 1):
+        if step == self._sampler.epoch_end:
             control.should_epoch_stop = True
         if step >= state.max_steps:
             control.should_training_stop = True
@@ -369,7 +379,7 @@ class GISTDataSelectorCallback(TrainerCallback):
             self._sampler.plan = self._plan
             self._apply_plan(args, state)
         if not args.ignore_data_skip:
-            self._skip_next = state.global_step % self._plan.epoch_limit
+            self._skip_next = state.global_step % self._updates_in_epoch
 
     # ---- The end ----
 

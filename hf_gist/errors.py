@@ -19,3 +19,7 @@ class LeakWarning(UserWarning):
 
 class ReportWarning(UserWarning):
     """The report at the end of a selection or a training could not be written; everything else was."""
+
+
+class ResumedStepWarning(UserWarning):
+    """One step of a resumed run differs from that of the run that was interrupted."""

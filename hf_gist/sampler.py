@@ -5,6 +5,7 @@ accelerate 1.12 to 1.15). Every order is a function of the optimizer step, so th
 """
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from torch.utils.data import Sampler
 from transformers import TrainingArguments, get_scheduler
+
+from hf_gist.errors import ResumedStepWarning
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,8 @@ class Plan:
         warmup_steps (`int`): steps of the warm-up, which is the first epoch.
         steps_per_pass (`int`): steps of one pass over the selection; every later epoch is one pass.
         total_steps (`int`): steps of the whole run.
-        epoch_limit (`int`): the most steps one epoch of the `Trainer` can take.
+        epoch_limit (`int`): the most whole steps one epoch of the `Trainer` can take: without a last one that it would
+            cut short, because the batches of the pool are no multiple of the gradient accumulation.
         whole_passes (`bool`): end an epoch at the end of each pass; otherwise (`max_steps` given) passes follow one
             another until `epoch_limit`.
     """
@@ -87,7 +91,7 @@ def plan_run(
     Args:
         pool_size (`int`): rows of the pool.
         samples_per_step (`int`): rows in one optimizer step.
-        steps_in_epoch (`int`): optimizer steps in one pass over the whole pool, which is what `Trainer` believes.
+        steps_in_epoch (`int`): whole optimizer steps in one pass over the whole pool, which `Trainer` believes in.
         warmup_steps (`int`): steps of the warm-up.
         selected_rows (`int`): rows of the selection.
         num_train_epochs (`float`): of the `TrainingArguments`.
@@ -138,7 +142,7 @@ class GISTSampler(Sampler[int]):
                 "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
             )
         self.selection: list[int] | None = None
-        self._first_step, self._skipped = 0, 0
+        self._first_step, self._skipped, self.epoch_end = 0, 0, plan.epoch_end(0)
         self._drawn: tuple[tuple[int, int], list[int]] = ((0, -1), [])
 
     def _permutation(self, size: int, offset: int) -> list[int]:
@@ -171,11 +175,20 @@ class GISTSampler(Sampler[int]):
                 filled with a row that is never read.
         """
         self._first_step, self._skipped = step, skipped_steps
+        left = self.plan.epoch_limit - skipped_steps
+        if left < 1:
+            warnings.warn(
+                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` cuts the last "
+                "step of a pass over the whole pool short, and takes this one for it.",
+                ResumedStepWarning,
+                stacklevel=2,
+            )
+        self.epoch_end = min(self.plan.epoch_end(step), step + max(1, left))
 
     def __iter__(self) -> Iterator[int]:
         for _ in range(self._skipped * self.plan.samples_per_step):
             yield 0
-        for step in range(self._first_step, self.plan.epoch_end(self._first_step)):
+        for step in range(self._first_step, self.epoch_end):
             yield from self.rows_of_step(step)
 
     def __len__(self) -> int:

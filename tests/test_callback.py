@@ -1,6 +1,7 @@
 """`GISTDataSelectorCallback` in a stock Trainer: what is trained on, when, and at which learning rate."""
 
 import copy
+import shutil
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, Tr
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.baselines import adam_checkpoint
-from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
+from hf_gist.errors import NoEffectWarning, ResumedStepWarning, SelectionNotVerifiedWarning
 from tests.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
@@ -351,6 +352,53 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, after_selecti
     assert second.rates == pytest.approx(recorder.rates[stop:])
     losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
     assert losses[1][-3:] == pytest.approx(losses[0][-3:], rel=1e-5)
+
+
+@pytest.mark.parametrize("stop", [7, 8, 12])
+def test_a_resumed_run_crosses_the_end_of_the_pool_without_a_short_step(tmp_path, stop):
+    # 26 batches, 4 a step: Trainer's epochs have 7 steps, the last with 2 batches only
+    config = GISTConfig(budget=50, warmup_steps=5)
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": stop,
+        "gradient_accumulation_steps": 4,
+        "rows": numbered_rows(104),
+    }
+    settings |= {"num_train_epochs": 4, "eval_strategy": "no"}
+    whole, callback, recorder = train(tmp_path, config, **settings)
+    resumed, again, second = train(tmp_path, config, resume=str(tmp_path / f"checkpoint-{stop}"), **settings)
+    assert whole.state.global_step == resumed.state.global_step == 5 + 3 * 4
+    assert {len(rows) for rows in recorder.rows if rows} == {16}
+    assert [r for r in second.rows if r] == [r for r in recorder.rows if r][stop:]
+    losses = [[e["loss"] for e in t.state.log_history if "loss" in e] for t in (whole, resumed)]
+    assert losses[1][-(17 - stop) :] == pytest.approx(losses[0][stop:], rel=1e-5)
+
+
+def test_the_one_step_that_cannot_be_kept_whole_is_named(tmp_path):
+    config = GISTConfig(budget=50, warmup_steps=5)
+    settings = {
+        "save_strategy": "steps",
+        "save_steps": 6,
+        "gradient_accumulation_steps": 4,
+        "rows": numbered_rows(104),
+    }
+    train(tmp_path, config, **settings)
+    with pytest.warns(ResumedStepWarning, match="The first step after resuming at step 6 has fewer batches"):
+        resumed, _, second = train(tmp_path, config, resume=str(tmp_path / "checkpoint-6"), **settings)
+    assert len(second.rows[0]) == 8 and {len(rows) for rows in second.rows[1:] if rows} == {16}
+
+
+def test_epochs_of_a_resumed_run_that_end_within_a_pass_are_no_epochs_to_others(tmp_path):
+    config = GISTConfig(budget=50, warmup_steps=5)
+    settings = {"save_strategy": "epoch", "gradient_accumulation_steps": 4, "rows": numbered_rows(104)}
+    settings |= {"num_train_epochs": 4}
+    train(tmp_path, config, **settings)
+    saved = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
+    assert saved == [5, 9, 13, 17]
+    for step in (13, 17):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    train(tmp_path, config, resume=str(tmp_path / "checkpoint-9"), **settings)
+    assert sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")) == saved
 
 
 def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistake(tmp_path, recwarn):
