@@ -354,7 +354,7 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, after_selecti
     assert losses[1][-3:] == pytest.approx(losses[0][-3:], rel=1e-5)
 
 
-@pytest.mark.parametrize("stop", [7, 8, 12])
+@pytest.mark.parametrize("stop", [5, 8])
 def test_a_resumed_run_crosses_the_end_of_the_pool_without_a_short_step(tmp_path, stop):
     # 26 batches, 4 a step: Trainer's epochs have 7 steps, the last with 2 batches only
     config = GISTConfig(budget=50, warmup_steps=5)
@@ -395,9 +395,9 @@ def test_epochs_of_a_resumed_run_that_end_within_a_pass_are_no_epochs_to_others(
     train(tmp_path, config, **settings)
     saved = sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*"))
     assert saved == [5, 9, 13, 17]
-    for step in (13, 17):
+    for step in (9, 13, 17):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
-    train(tmp_path, config, resume=str(tmp_path / "checkpoint-9"), **settings)
+    train(tmp_path, config, resume=str(tmp_path / "checkpoint-5"), **settings)
     assert sorted(int(path.name.split("-")[1]) for path in tmp_path.glob("checkpoint-*")) == saved
 
 
