@@ -3,16 +3,16 @@
 import pytest
 from datasets import Dataset
 
-from hf_gist import GISTConfig, GISTDataSelectorCallback
+from hf_gist import GISTConfig, GISTDataSelectorCallback, targets
 from hf_gist.targets import prepare_targets
 from tests.tiny import lora_model
-from tests.words import chats, tokenizer
+from tests.words import TEMPLATE, chats, tokenizer
 
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 
 
-def trainer(tmp_path, callback, rows, **arguments):
+def trainer(tmp_path, callback, rows, template=TEMPLATE, **arguments):
     settings = {
         "num_train_epochs": 3,
         "per_device_train_batch_size": 4,
@@ -26,17 +26,17 @@ def trainer(tmp_path, callback, rows, **arguments):
         model=lora_model(),
         args=trl.SFTConfig(str(tmp_path), **settings),
         train_dataset=Dataset.from_list(rows),
-        processing_class=tokenizer(),
+        processing_class=tokenizer(template),
         callbacks=[callback],
     )
 
 
 @pytest.mark.parametrize("assistant_only", [False, True])
 def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only):
-    rows, targets = chats(80), Dataset.from_list([row for row in chats(16) if row["source"] == "family2"])
+    rows, wanted = chats(80), Dataset.from_list([row for row in chats(16) if row["source"] == "family2"])
     # these few words repeat, and the copies of the targets are what there is to find
     config = GISTConfig(budget=8, drop_target_duplicates=False, warmup_ratio=0.2, source_column="source")
-    callback = GISTDataSelectorCallback(config, targets, train_dataset=Dataset.from_list(rows))
+    callback = GISTDataSelectorCallback(config, wanted, train_dataset=Dataset.from_list(rows))
     run = trainer(tmp_path, callback, rows, assistant_only_loss=assistant_only)
     run.train()
     assert len(callback.selection.indices) == 8
@@ -57,6 +57,22 @@ def test_targets_are_tokenised_as_sft_trainer_does(tmp_path, assistant_only):
     ours = prepared(callback, run)
     theirs = run.train_dataset
     assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
+
+
+def test_targets_follow_the_template_that_sft_trainer_trains_with(tmp_path, monkeypatch):
+    # TRL has marked versions of the templates that it knows
+    marked = "w9 " + TEMPLATE
+    plain = TEMPLATE.replace("{% generation %}", "").replace("{% endgeneration %}", "")
+    monkeypatch.setattr("trl.trainer.sft_trainer.get_training_chat_template", lambda *_: marked)
+    rows = chats(24)
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
+    run = trainer(tmp_path, callback, rows, plain, assistant_only_loss=True)
+    monkeypatch.setattr(targets, "calling_trainer", lambda: run)
+    ours, theirs = prepared(callback, run), run.train_dataset
+    assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
+    held_out = targets.prepare_evaluation({"a": Dataset.from_list(rows)}, run.args, run.processing_class)["a"]
+    assert held_out["input_ids"] == theirs["input_ids"]
+    assert run.processing_class.chat_template == plain and {ids[0] for ids in theirs["input_ids"]} == {15}
 
 
 def test_prompt_completion_targets_match_too(tmp_path):
