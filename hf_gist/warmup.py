@@ -147,7 +147,7 @@ def warmup_rows(
         barred (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
 
     Raises:
-        ValueError: if there are fewer rows than `warmup_steps` asks for, or none.
+        ValueError: if there are not enough rows for `warmup_steps`, or none.
     """
     batch = settings.per_device_train_batch_size
     rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
@@ -155,7 +155,10 @@ def warmup_rows(
     order = torch.randperm(size, generator=generator)
     if barred is not None:
         order = order[~barred[order]]
-    if not len(order) or (config.warmup_steps is not None and rows > len(order)):
+    if not len(order):
+        raise ValueError("Every row of the pool is a target or evaluation row too; nothing is left to train on.")
+    # the last batch may be a smaller one
+    if rows >= len(order) + batch:
         raise ValueError(
             f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, and the pool has {len(order)} "
             "to train on; lower it."

@@ -70,10 +70,14 @@ def test_a_folder_that_cannot_be_written_is_one_line_on_the_command_line(tmp_pat
     (tmp_path / "file").write_text("not a folder")
     save_model(tmp_path / "model")
     Dataset.from_list(chats(20)).to_json(tmp_path / "pool.jsonl")
+    Dataset.from_list(chats(2)).to_json(tmp_path / "targets.jsonl")
     flags = ["select", "--model_name_or_path", str(tmp_path / "model"), "--train_file", str(tmp_path / "pool.jsonl")]
-    flags += ["--target_file", str(tmp_path / "pool.jsonl"), "--output_dir", str(tmp_path / "file" / "out")]
-    assert main([*flags, "--lora_target_modules", "q_proj"]) == 2
+    flags += ["--lora_target_modules", "q_proj", "--target_file"]
+    folder = ["--output_dir", str(tmp_path / "file" / "out")]
+    assert main([*flags, str(tmp_path / "targets.jsonl"), *folder]) == 2
     assert "Not a directory" in capsys.readouterr().err
+    assert main([*flags, str(tmp_path / "pool.jsonl"), "--output_dir", str(tmp_path / "out")]) == 2
+    assert "Every row of the pool is a target or evaluation row too" in capsys.readouterr().err
 
 
 # ---- Files that are not what they should be ----
