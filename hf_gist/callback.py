@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
-from datasets import Dataset
 from safetensors.torch import load_file, save_file
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import BatchSampler
@@ -32,7 +31,7 @@ from hf_gist.lora import adapter_parameters, assign, whole
 from hf_gist.pipeline import Inputs, measure_and_choose
 from hf_gist.publish import attach_to_caller
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
-from hf_gist.rows import fetch_rows, read_column, row_lengths
+from hf_gist.rows import fetch_rows, row_lengths
 from hf_gist.sampler import (
     GISTSampler,
     StepWitness,
@@ -45,7 +44,7 @@ from hf_gist.sampler import (
 )
 from hf_gist.selection import rows_in_budget
 from hf_gist.shards import PARTIAL, PartialScores
-from hf_gist.targets import prepare_evaluation, prepare_targets
+from hf_gist.targets import prepare_evaluation, prepare_targets, read_sources
 from hf_gist.tracking import track_selection
 
 
@@ -125,7 +124,7 @@ class GISTDataSelectorCallback(TrainerCallback):
             # the other columns may be text of the data, and they are written into the folder that is uploaded
             group = self.config.target_group_column
             self._target_columns = {name: v for name, v in self._target_columns.items() if name == group}
-        self._sources = self._read_sources(args, pool)
+        self._sources = read_sources(self.train_dataset, self.config.source_column, args, pool)
         check_inputs(model, pool, self._targets, self.config, collator)
         if self.config.scorer == "less":
             check_optimizer(kwargs["optimizer"])
@@ -161,29 +160,6 @@ class GISTDataSelectorCallback(TrainerCallback):
                 f"`train_sampling_strategy={args.train_sampling_strategy!r}` uses a batch sampler whose order cannot be "
                 "replaced; set it to 'random'."
             )
-
-    def _read_sources(self, args: TrainingArguments, pool: Any) -> list[str] | None:
-        column = self.config.source_column
-        if column is None:
-            return None
-        if self.train_dataset is None and not (isinstance(pool, Dataset) and column in pool.column_names):
-            raise ValueError(
-                f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
-                "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
-            )
-        if getattr(args, "shuffle_dataset", False):
-            raise ValueError(
-                f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
-                "callback's dataset would be those of other rows. Shuffle the dataset yourself before, and set it to False."
-            )
-        origin = pool if self.train_dataset is None else self.train_dataset
-        sources = [str(value) for value in read_column(origin, column, "source_column")]
-        if len(sources) != len(pool):
-            raise ValueError(
-                f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
-                "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
-            )
-        return sources
 
     def _expected_rows(self) -> int:
         """Rows the selection will have; an estimate for a token budget, put right at the swap."""

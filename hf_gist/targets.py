@@ -1,4 +1,4 @@
-"""The target set that a callback was given, in the form of the trainer's own rows."""
+"""The rows that a callback was given, in the form of the trainer's own: targets, evaluation rows, sources."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 from hf_gist.caller import calling_trainer
 from hf_gist.checks import check_dataset
 from hf_gist.data import tokenize
-from hf_gist.rows import keep_columns, signature_columns
+from hf_gist.rows import keep_columns, read_column, signature_columns
 
 
 def prepare_targets(targets: Any, args: TrainingArguments, tokenizer: Any, pool: Any, model: nn.Module) -> Any:
@@ -40,6 +40,39 @@ def prepare_targets(targets: Any, args: TrainingArguments, tokenizer: Any, pool:
             "same function."
         )
     return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
+
+
+def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: Any) -> list[str] | None:
+    """The source of every row of the train dataset; `None` without a column.
+
+    Args:
+        rows: the `train_dataset` that the callback was given, with all its columns, or `None`.
+        column (`str`, *optional*): `source_column`.
+        args (`TrainingArguments`): of the trainer.
+        pool: the train dataset as the trainer left it.
+
+    Raises:
+        ValueError: if the column is missing, or the rows are not those of the train dataset.
+    """
+    if column is None:
+        return None
+    if rows is None and not (isinstance(pool, Dataset) and column in pool.column_names):
+        raise ValueError(
+            f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
+            "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
+        )
+    if getattr(args, "shuffle_dataset", False):
+        raise ValueError(
+            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
+            "callback's dataset would be those of other rows. Shuffle the dataset yourself before, and set it to False."
+        )
+    sources = [str(value) for value in read_column(pool if rows is None else rows, column, "source_column")]
+    if len(sources) != len(pool):
+        raise ValueError(
+            f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
+            "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
+        )
+    return sources
 
 
 def prepare_evaluation(rows: Any, args: TrainingArguments, tokenizer: Any) -> Any:
