@@ -190,7 +190,8 @@ class GISTConfig(BaseConfig):
             baselines compared by plain cosine: `"rds_plus"`, the position-weighted mean of its last hidden states
             (forward only), and `"less"`, its Adam-preconditioned gradient, randomly projected to 8192 values.
         score (`str`, defaults to `"subspace_cosine"`): with `scorer="gist"`, the cosine inside the subspace (the
-            paper's), `"cosine"` for the plain cosine of the full gradients, or `"grad_norm"` for the norm alone.
+            paper's; in a subspace of one direction, where it is 1 or -1, the plain cosine takes its place), `"cosine"`
+            for the plain cosine of the full gradients, or `"grad_norm"` for the norm alone.
         strategy (`str`, defaults to `"max"`): how the scores against the target groups become a choice: the `"max"`
             over groups (the paper's), their `"mean"`, or `"round_robin"`, each group picking its best row in turn.
             Two baselines look at no score: `"random"` rows, and `"length_matched_random"` rows, random with the

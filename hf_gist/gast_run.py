@@ -33,15 +33,22 @@ class GASTRun:
         rank (`int`): index of the process.
         device (`torch.device`): device of the batches.
         sources (`list[str]`, *optional*): names of the sources, if the batches carry them.
+        batch_size (`int`): per-device batch size that the trainer runs with; another one is another run.
     """
 
     def __init__(
-        self, model: nn.Module, config: GASTConfig, rank: int, device: torch.device, sources: list[str] | None
+        self,
+        model: nn.Module,
+        config: GASTConfig,
+        rank: int,
+        device: torch.device,
+        sources: list[str] | None,
+        batch_size: int,
     ) -> None:
         self.config, self.rank, self.device, self.sources = config, rank, device, sources
         self.groups, self.unmasked = find_groups(model, config.group_by, config.outside_blocks)
         self.names = {name for group in self.groups for name in group.parameters()}
-        self.batch_size: int | None = None
+        self.batch_size = batch_size
         self.batches = 0
         self.supports = 0
         self.support: dict[str, Tensor] | None = None

@@ -131,8 +131,8 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
         `list[TrackedModule]`: in the order of the model.
 
     Raises:
-        ValueError: if nothing is trainable, if no LoRA layer is, if the adapter is merged or disabled, or if a trainable parameter belongs to a module whose
-            per-sample gradients are not supported; each such parameter is named.
+        ValueError: if nothing is trainable, if no LoRA layer is, if the adapter is merged or disabled, or if a
+            trainable parameter belongs to a module whose per-sample gradients are not supported; each such is named.
     """
     _check_active(model)
     inactive = set(_inactive_adapters(model))

@@ -202,9 +202,13 @@ class GASTMixin:
             model = self.accelerator.unwrap_model(self.model_wrapped)
             check_supported(self.args, self.accelerator, model)
             self.gast = GASTRun(
-                model, self.gast_config, self.accelerator.process_index, self.args.device, self._gast_sources
+                model,
+                self.gast_config,
+                self.accelerator.process_index,
+                self.args.device,
+                self._gast_sources,
+                self._train_batch_size,
             )
-            self.gast.batch_size = self._train_batch_size
             if self.is_world_process_zero():
                 tqdm.write(summarise_groups(self.gast.groups, self.gast.unmasked))
                 logger.info(describe_groups(self.gast.groups, self.gast.unmasked))

@@ -314,13 +314,15 @@ def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
     for split, values in results.items():
         trainer.log_metrics(split, values)
         trainer.save_metrics(split, values)
-    if run.training.push_to_hub:
-        name = run.script.dataset_name
-        # a folder of this machine is no dataset that others could load
-        trainer.push_to_hub(dataset_name=name if public_name(name) == name else None)
-    # after the push, which uploads the whole folder: the test set's answers are nobody's training data
-    if data.test is not None and trainer.is_world_process_zero():
-        data.test.save(run.training.output_dir)
+    try:
+        if run.training.push_to_hub:
+            name = run.script.dataset_name
+            # a folder of this machine is no dataset that others could load
+            trainer.push_to_hub(dataset_name=name if public_name(name) == name else None)
+    finally:
+        # after the push, which uploads the whole folder: the test set's answers are nobody's training data
+        if data.test is not None and trainer.is_world_process_zero():
+            data.test.save(run.training.output_dir)
     return trainer
 
 

@@ -65,3 +65,21 @@ def test_ist_updates_only_the_layers_it_drew_and_learns_their_importance(tmp_pat
     assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
     assert any(ist.importance.values()) and abs(sum(ist.importance.values())) < 1e-6
     assert model.get_base_model().model.layers[0].self_attn.q_proj.scaling["default"] == scaling
+
+
+def test_ist_thaws_what_a_training_that_failed_left_frozen(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(RECIPES / "baselines"))
+    from ist import ISTCallback
+
+    class Fails(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    model, rows = lora_model(base={"num_hidden_layers": 4}), token_rows(24)
+    ist = ISTCallback(rows[:4], PaddingCollator(), layers=2, seed=1)
+    args = TrainingArguments(str(tmp_path), max_steps=2, report_to=[], save_strategy="no", use_cpu=True)
+    given = {"train_dataset": as_dataset(rows), "data_collator": PaddingCollator()}
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(model, args, callbacks=[ist, Fails()], **given).train()
+    Trainer(model, args, callbacks=[ist], **given).train()
+    assert len(ist.parameters) == 4 and all(p.requires_grad for own in ist.parameters.values() for p in own)

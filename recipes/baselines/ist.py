@@ -52,6 +52,7 @@ class ISTCallback(TrainerCallback):
         self.probe_rows, self.collator, self.layers = probe_rows, collator, layers
         self.probe_every, self.candidates, self.dampening = probe_every, candidates, dampening
         self.learning_rate, self.generator = learning_rate, torch.Generator().manual_seed(seed)
+        self.parameters: dict[str, list[torch.nn.Parameter]] = {}
         self.importance: dict[str, float] = {}
         self.drawn: list[str] = []
 
@@ -60,7 +61,9 @@ class ISTCallback(TrainerCallback):
     ) -> None:
         """Find the blocks and their parameters."""
         model = kwargs["model"]
-        self.parameters: dict[str, list[torch.nn.Parameter]] = {}
+        # a training that an error has ended leaves layers frozen
+        self._train_only(list(self.parameters))
+        self.parameters = {}
         for tracked in find_tracked(model):
             if tracked.block != OUTSIDE_BLOCKS:
                 own = [getattr(tracked.module, name) for name in tracked.parameters]
