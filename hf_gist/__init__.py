@@ -1,17 +1,22 @@
 """Gradient-aligned data selection (GIST) and per-layer sample masking (GAST) for LoRA fine-tuning."""
 
+from importlib import import_module
 from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
-from hf_gist.artifacts import Selection
-from hf_gist.backward import per_sample_gradients_reference
-from hf_gist.callback import GISTDataSelectorCallback
-from hf_gist.config import GASTConfig, GISTConfig
-from hf_gist.pipeline import select
-from hf_gist.publish import push_to_hub
-from hf_gist.stream import StreamSelection, select_stream
-from hf_gist.trainer import GASTMixin, GASTTrainer
 from hf_gist.version import __version__
 
+
+if TYPE_CHECKING:
+    from hf_gist.callback import GISTDataSelectorCallback
+    from hf_gist.config import GASTConfig, GISTConfig
+    from hf_gist.gist.selection import Selection
+    from hf_gist.gist.stream import StreamSelection, select_stream
+    from hf_gist.gradients.reference import per_sample_gradients_reference
+    from hf_gist.hub.dataset_card import export_dataset
+    from hf_gist.hub.push import push_to_hub
+    from hf_gist.offline import select
+    from hf_gist.trainer import GASTMixin, GASTTrainer
 
 __all__ = [
     "GASTConfig",
@@ -22,6 +27,7 @@ __all__ = [
     "Selection",
     "StreamSelection",
     "__version__",
+    "export_dataset",
     "per_sample_gradients_reference",
     "push_to_hub",
     "select",
@@ -30,11 +36,31 @@ __all__ = [
 if find_spec("trl") is not None:
     __all__ += ["GASTSFTTrainer"]
 
+# A configuration alone should not cost the seconds that transformers, peft and datasets take to import.
+_MODULES = {
+    "GASTConfig": "hf_gist.config",
+    "GASTMixin": "hf_gist.trainer",
+    "GASTSFTTrainer": "hf_gist.trainer",
+    "GASTTrainer": "hf_gist.trainer",
+    "GISTConfig": "hf_gist.config",
+    "GISTDataSelectorCallback": "hf_gist.callback",
+    "Selection": "hf_gist.gist.selection",
+    "StreamSelection": "hf_gist.gist.stream",
+    "export_dataset": "hf_gist.hub.dataset_card",
+    "per_sample_gradients_reference": "hf_gist.gradients.reference",
+    "push_to_hub": "hf_gist.hub.push",
+    "select": "hf_gist.offline",
+    "select_stream": "hf_gist.gist.stream",
+}
 
-def __getattr__(name: str) -> type:
-    # TRL takes seconds to import, and is optional.
-    if name == "GASTSFTTrainer" and name in __all__:
-        from hf_gist import trainer
 
-        return trainer.GASTSFTTrainer
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

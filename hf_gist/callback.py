@@ -16,36 +16,32 @@ from torch.utils.data import BatchSampler
 from tqdm.auto import tqdm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_gist.artifacts import FOLDER, Selection
-from hf_gist.baselines import adam_checkpoint, check_optimizer
-from hf_gist.checks import check_dataset, check_distribution, check_inputs, group_columns
-from hf_gist.clock import RunClock
-from hf_gist.collect import Pass
-from hf_gist.config import GISTConfig
-from hf_gist.disk import read, read_json, write, write_json
+from hf_gist.config.files import FOLDER
+from hf_gist.config.gist import GISTConfig
+from hf_gist.costs.clock import RunClock
+from hf_gist.costs.ledger import PhaseCost
+from hf_gist.costs.stopwatch import TRAINING, WARMUP
+from hf_gist.data.leaks import barred_rows, find_leaks
+from hf_gist.data.rows import fetch_rows, row_lengths
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
-from hf_gist.forecast import forecast_memory
-from hf_gist.leaks import barred_rows, find_leaks
-from hf_gist.ledger import TRAINING, WARMUP, PhaseCost
-from hf_gist.lora import adapter_parameters, assign, whole
-from hf_gist.pipeline import Inputs, measure_and_choose
-from hf_gist.publish import attach_to_caller
+from hf_gist.functional.budget import rows_in_budget
+from hf_gist.gist.checks import check_dataset, check_distribution, check_inputs, group_columns
+from hf_gist.gist.forecast import forecast_memory
+from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.scorers.less import adam_checkpoint, check_optimizer
+from hf_gist.gist.scoring import measure_and_choose
+from hf_gist.gist.selection import Selection
+from hf_gist.gradients.models import adapter_parameters, assign, whole
+from hf_gist.gradients.partial import PARTIAL, PartialScores
+from hf_gist.gradients.passes import Pass
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
-from hf_gist.rows import fetch_rows, row_lengths
-from hf_gist.sampler import (
-    GISTSampler,
-    StepWitness,
-    is_one_of,
-    is_trainers_own,
-    plan_run,
-    retime,
-    rows_as_collated,
-    warmup_steps_of,
-)
-from hf_gist.selection import rows_in_budget
-from hf_gist.shards import PARTIAL, PartialScores
-from hf_gist.targets import prepare_evaluation, prepare_targets, read_sources
-from hf_gist.tracking import track_selection
+from hf_gist.training.cards import attach_to_caller
+from hf_gist.training.row_check import StepWitness, is_one_of, rows_as_collated
+from hf_gist.training.sampler import GISTSampler
+from hf_gist.training.schedule import is_trainers_own, plan_run, retime, warmup_steps_of
+from hf_gist.training.targets import prepare_evaluation, prepare_targets, read_sources
+from hf_gist.training.tracking import track_selection
+from hf_gist.utils.disk import read, read_json, write, write_json
 
 
 SELECTED, INITIAL_ADAPTER = "selected.json", "initial_adapter.safetensors"

@@ -16,18 +16,22 @@ from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from transformers.utils import logging
 
-from hf_gist import gast_losses, gast_support
-from hf_gist.config import GASTConfig
-from hf_gist.disk import write_json
-from hf_gist.gast_checks import check_loss_owner, check_supported, check_unmasked
-from hf_gist.gast_hooks import describe_groups, find_groups, masking, summarise_groups, summing
-from hf_gist.gast_report import RUN_FILE, SourceCollator
-from hf_gist.gast_run import GASTRun
-from hf_gist.gate import mean_loss_scales
-from hf_gist.losses import loss_kind
-from hf_gist.publish import attach, save_gast
+from hf_gist.config.gast import GASTConfig
+from hf_gist.data.rows import read_column
+from hf_gist.functional.masking import mean_loss_scales
+from hf_gist.gast.checks import check_loss_owner, check_supported, check_unmasked
+from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
+from hf_gist.gast.hooks import masking, summing
+from hf_gist.gast.loss_probe import LossFunctionProbe
+from hf_gist.gast.loss_weights import loss_weights, report_counts
+from hf_gist.gast.run import GASTRun
+from hf_gist.gast.sources import SourceCollator
+from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
+from hf_gist.gast.table import RUN_FILE
+from hf_gist.gradients.losses import loss_kind
 from hf_gist.report import report_at_end
-from hf_gist.rows import read_column
+from hf_gist.training.cards import attach, save_gast
+from hf_gist.utils.disk import write_json
 
 
 logger = logging.get_logger(__name__)
@@ -58,11 +62,11 @@ class GASTMixin:
         self.support_dataset = support_dataset
         self.gast: GASTRun | None = None
         self._gast_checkpoint: str | None = None
-        self._gast_support_set: gast_support.SupportSet | None = None
+        self._gast_support_set: SupportSet | None = None
         self._gast_sources: list[str] | None = None
         super().__init__(*args, **kwargs)
         attach(self)
-        self._gast_probe = gast_losses.LossFunctionProbe(self.compute_loss_func) if self.compute_loss_func else None
+        self._gast_probe = LossFunctionProbe(self.compute_loss_func) if self.compute_loss_func else None
         if self.gast_config.mode == "all":
             return
         model = self.accelerator.unwrap_model(self.model)
@@ -78,7 +82,7 @@ class GASTMixin:
 
     # ---- Data ----
 
-    def _new_support_set(self, dataset: Any) -> gast_support.SupportSet:
+    def _new_support_set(self, dataset: Any) -> SupportSet:
         if dataset is None:
             dataset = self.train_dataset
         elif hasattr(self, "_prepare_dataset") and not getattr(self, "_skip_prepare_dataset", False):
@@ -91,7 +95,7 @@ class GASTMixin:
         else:
             collator = self._get_collator_with_removed_columns(self.data_collator, description="support")
         config = self.gast_config
-        return gast_support.SupportSet(dataset, collator, config.support_batch_size, config.seed)
+        return SupportSet(dataset, collator, config.support_batch_size, config.seed)
 
     def get_train_dataloader(self) -> DataLoader:
         """See [`~transformers.Trainer`]; the batches also carry the source of each sample, if there is a column."""
@@ -125,19 +129,19 @@ class GASTMixin:
         """
         model = self.accelerator.unwrap_model(self.model_wrapped)
         if self._gast_probe is None:
-            return gast_losses.loss_weights(inputs, model, "tokens")
-        counts = gast_losses.loss_weights(inputs, model, "tokens")
+            return loss_weights(inputs, model, "tokens")
+        counts = loss_weights(inputs, model, "tokens")
         weighting = self._gast_probe.weighting
         if weighting is None:
             features = {name: value for name, value in inputs.items() if name != "labels"}
             with (
-                gast_support.support_mode(self.model_wrapped, []),
+                support_mode(self.model_wrapped, []),
                 torch.no_grad(),
                 self.compute_loss_context_manager(),
             ):
                 outputs = self.model_wrapped(**features)
             weighting = self._gast_probe.observe(outputs, inputs["labels"], counts, self._sum_over_ranks)
-        return gast_losses.loss_weights(inputs, model, weighting)
+        return loss_weights(inputs, model, weighting)
 
     def _support_gradient(self, model: nn.Module) -> dict[str, Tensor]:
         """The mean over support samples, and over processes, of the gradients of their own mean losses."""
@@ -146,18 +150,18 @@ class GASTMixin:
         untracked = [parameter for name, parameter in inner.named_parameters() if name in run.unmasked]
         # FSDP2 has nothing to reduce without gradients, and its `no_sync` would end the one of the accumulation.
         sync = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.no_sync(model)
-        with gast_support.support_mode(model, untracked), self._without_metrics(), sync:
+        with support_mode(model, untracked), self._without_metrics(), sync:
             batch = self._gast_support_set.batch(run.supports, self.accelerator.process_index, world_size)
             batch = self._prepare_inputs(batch)
             weights = self.sample_weights(batch)
-            items = gast_losses.loss_weights(batch, inner, "tokens").sum() if self.compute_loss_func else None
+            items = loss_weights(batch, inner, "tokens").sum() if self.compute_loss_func else None
             with summing(run.groups, mean_loss_scales(weights)) as gradients:
                 with self.compute_loss_context_manager():
                     loss = self.compute_loss(model, dict(batch), num_items_in_batch=items)
                 self.accelerator.backward(loss)
         if world_size == 1:
             return gradients
-        return gast_support.average_over_ranks(gradients, lambda flat: self.accelerator.reduce(flat, "mean"))
+        return average_over_ranks(gradients, lambda flat: self.accelerator.reduce(flat, "mean"))
 
     @contextmanager
     def _without_metrics(self) -> Iterator[None]:
@@ -182,11 +186,11 @@ class GASTMixin:
         run = self._gast_run()
         inputs = self._prepare_inputs(inputs)
         weights = self.sample_weights(inputs)
-        label_tokens = gast_losses.report_counts(inputs, weights)
+        label_tokens = report_counts(inputs, weights)
         if run.needs_support(step):
             if self.gast_config.support == "momentum":
                 stepped = run.has_stepped(step, self.accelerator.scaler is not None, not self.optimizer.state)
-                run.set_support(gast_support.first_moments(self.optimizer, run.groups, stepped), step)
+                run.set_support(first_moments(self.optimizer, run.groups, stepped), step)
             else:
                 run.set_support(self._support_gradient(model), step)
         batch = run.open(weights)

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer
 from trl.models import unwrap_model_for_generation
 
-from hf_gist.disk import write
+from hf_gist.utils.disk import write
 
 
 METRICS = Path(__file__).parent / "metrics"

@@ -24,13 +24,13 @@ from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
-from hf_gist.config import BaseConfig, parse_yaml
-from hf_gist.data import load_rows, tokenize
-from hf_gist.disk import write_json
-from hf_gist.provenance import RowSource, digest, public_name
+from hf_gist.commands.workspace import token_columns
+from hf_gist.config.base import BaseConfig, parse_yaml
+from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.provenance import RowSource, digest, public_name
 from hf_gist.trainer import GASTSFTTrainer
-from hf_gist.warmup import positions
-from hf_gist.workspace import token_columns
+from hf_gist.training.loading import positions
+from hf_gist.utils.disk import write_json
 
 
 METHODS: dict[str, type[BaseConfig]] = {"gist": GISTConfig, "gast": GASTConfig}

@@ -7,7 +7,7 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from hf_gist.config import GASTConfig
+from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTTrainer
 from tests.fsdp import FSDP2, ShardsOnCPU
 from tests.gast_helpers import build_model, rows, train

@@ -16,9 +16,9 @@ from transformers import (
     TrainingArguments,
 )
 
-from hf_gist.config import GASTConfig
-from hf_gist.gast_hooks import find_groups
-from hf_gist.masking import draw, gumbel_noise, kept_count, sample_scales, support_rows
+from hf_gist.config.gast import GASTConfig
+from hf_gist.functional.masking import draw, gumbel_noise, kept_count, sample_scales, support_rows
+from hf_gist.gast.groups import find_groups
 from hf_gist.trainer import GASTTrainer
 
 

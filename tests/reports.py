@@ -5,7 +5,7 @@ from html.parser import HTMLParser
 import torch
 
 from hf_gist import GISTConfig, Selection
-from hf_gist.measurements import Measurements
+from hf_gist.functional.measurements import Measurements
 
 
 HOSTILE = (

@@ -5,11 +5,11 @@ import torch
 from accelerate.optimizer import AcceleratedOptimizer
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
-from hf_gist.baselines import LESS_SIZE, adam_checkpoint, check_optimizer
-from hf_gist.lora import adapter_parameters
+from hf_gist.functional.ranking import length_matched_order, uniform_order
+from hf_gist.functional.sketch import CountSketch
+from hf_gist.gist.scorers.less import LESS_SIZE, adam_checkpoint, check_optimizer
+from hf_gist.gradients.models import adapter_parameters
 from hf_gist.report import save_selection_figures, summary_line, summary_table
-from hf_gist.selection import length_matched_order, uniform_order
-from hf_gist.sketch import CountSketch
 from tests.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 

@@ -10,8 +10,8 @@ from torch.utils.data import IterableDataset
 from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
-from hf_gist.baselines import adam_checkpoint
 from hf_gist.errors import NoEffectWarning, ResumedStepWarning, SelectionNotVerifiedWarning
+from hf_gist.gist.scorers.less import adam_checkpoint
 from tests.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 

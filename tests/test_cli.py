@@ -9,8 +9,10 @@ import pytest
 import yaml
 from datasets import Dataset
 
-from hf_gist import GISTConfig, Selection, cli, workspace
-from hf_gist.cli import main
+from hf_gist import GISTConfig, Selection
+from hf_gist.commands import main as cli
+from hf_gist.commands import workspace
+from hf_gist.commands.main import main
 from tests.words import chats, save_model
 
 
@@ -166,7 +168,7 @@ def test_selected_lines_are_the_very_lines_of_the_pool(files, tmp_path):
 
 
 def test_every_config_field_is_a_flag_and_the_command_is_installed():
-    command = shutil.which("hf-gist") or [sys.executable, "-m", "hf_gist.cli"]
+    command = shutil.which("hf-gist") or [sys.executable, "-m", "hf_gist"]
     command = [command] if isinstance(command, str) else command
     text = subprocess.run([*command, "select", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f"--{name}" in text for name in GISTConfig().to_dict())
@@ -240,7 +242,7 @@ def test_exit_codes(files, tmp_path, monkeypatch, capsys, error, code):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("hf_gist.cli.run_select", fail)
+    monkeypatch.setattr("hf_gist.commands.main.run_select", fail)
     assert main(flags(files, tmp_path)) == code
     assert "Traceback" not in capsys.readouterr().err
     if code == 1:

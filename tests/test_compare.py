@@ -8,12 +8,12 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from hf_gist import Selection
-from hf_gist.cli import main
-from hf_gist.collect import mean_loss
-from hf_gist.compare import arms, run
-from hf_gist.compare.table import against_random, break_even, markdown
-from hf_gist.config import GISTConfig
-from hf_gist.warmup import WarmupSettings
+from hf_gist.commands.compare import arms, run
+from hf_gist.commands.compare.table import against_random, break_even, markdown
+from hf_gist.commands.main import main
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.gradients.collect import mean_loss
 from tests.tiny import PaddingCollator, lora_model, token_rows
 from tests.words import save_model, varied
 

@@ -1,7 +1,7 @@
 import pytest
 
 from hf_gist import GISTConfig
-from hf_gist.config import fraction_or_count
+from hf_gist.config.base import fraction_or_count
 
 
 def test_round_trips():

@@ -5,8 +5,8 @@ import json
 import pytest
 from datasets import Dataset
 
-from hf_gist.data import load_rows, tokenize, tokenize_row
-from hf_gist.provenance import RowSource
+from hf_gist.data.formats import load_rows, tokenize, tokenize_row
+from hf_gist.data.provenance import RowSource
 from tests.words import TEMPLATE, chats, tokenizer
 
 

@@ -11,12 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_gist import Selection
-from hf_gist.data import tokenize
-from hf_gist.demo import DemoSettings, run_demo
-from hf_gist.demo import run as demo_run
-from hf_gist.demo.model import ModelSizes, train_tokenizer
-from hf_gist.demo.run import GIST, RANDOM, UNTRAINED, WHOLE, as_dataset, share_by_length, verdict
-from hf_gist.demo.tasks import (
+from hf_gist.commands.demo import DemoSettings, run_demo
+from hf_gist.commands.demo import run as demo_run
+from hf_gist.commands.demo.model import ModelSizes, train_tokenizer
+from hf_gist.commands.demo.run import GIST, RANDOM, UNTRAINED, WHOLE, as_dataset, share_by_length, verdict
+from hf_gist.commands.demo.tasks import (
     NEIGHBOURS,
     TARGET_TASK,
     TASKS,
@@ -27,8 +26,9 @@ from hf_gist.demo.tasks import (
     reading_text,
     spread,
 )
-from hf_gist.demo.training import quiet_and_small
-from hf_gist.rows import IGNORE_INDEX
+from hf_gist.commands.demo.training import quiet_and_small
+from hf_gist.data.formats import tokenize
+from hf_gist.data.rows import IGNORE_INDEX
 
 
 SMALL = DataSizes(reading=240, pool=240, target_share=0.1, targets=8, test=16)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import Trainer
 
-from hf_gist.config import GASTConfig
+from hf_gist.config.gast import GASTConfig
 from tests.gast_helpers import (
     MODELS,
     build_model,

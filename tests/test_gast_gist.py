@@ -6,8 +6,9 @@ import pytest
 from datasets import Dataset
 
 from hf_gist.callback import GISTDataSelectorCallback
-from hf_gist.config import GASTConfig, GISTConfig
-from hf_gist.gast_run import GASTRun
+from hf_gist.config.gast import GASTConfig
+from hf_gist.config.gist import GISTConfig
+from hf_gist.gast.run import GASTRun
 from hf_gist.trainer import GASTTrainer
 from tests.gast_helpers import Recorder, arguments, build_model, collate, rows
 

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from hf_gist import masking
-from hf_gist.config import GASTConfig
-from hf_gist.gate import DenseGradient, FactoredGradient, sample_gradient, summed_gradient
+from hf_gist.config.gast import GASTConfig
+from hf_gist.functional import mask_statistics, masking
+from hf_gist.functional.sample_gradients import DenseGradient, FactoredGradient, sample_gradient, summed_gradient
 
 
 VALID = torch.ones(4, dtype=torch.bool)
@@ -91,13 +91,13 @@ def test_kept_count():
 
 def test_statistics():
     masks = torch.tensor([[True, True, False, False], [True, False, True, False]])
-    assert float(masking.layer_agreement(masks)) == pytest.approx(0.5)
-    assert float(masking.layer_agreement(masks[:1])) == 1.0
+    assert float(mask_statistics.layer_agreement(masks)) == pytest.approx(0.5)
+    assert float(mask_statistics.layer_agreement(masks[:1])) == 1.0
     uniform = masking.log_probabilities(torch.zeros(4), VALID, 1.0)
-    assert float(masking.normalised_entropy(uniform)) == pytest.approx(1.0)
+    assert float(mask_statistics.normalised_entropy(uniform)) == pytest.approx(1.0)
     certain = masking.log_probabilities(torch.tensor([0.0, -1e4, -1e4, -1e4]), VALID, 1.0)
-    assert float(masking.normalised_entropy(certain)) == pytest.approx(0.0)
-    statistics = masking.MaskStatistics()
+    assert float(mask_statistics.normalised_entropy(certain)) == pytest.approx(0.0)
+    statistics = mask_statistics.MaskStatistics()
     statistics.add(torch.full((2, 4), 0.25), masks, torch.stack([uniform, uniform]), VALID)
     means = statistics.means(statistics.sums * 3)
     assert means == pytest.approx(

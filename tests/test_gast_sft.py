@@ -6,7 +6,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from hf_gist.config import GASTConfig
+from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTMixin
 from tests.gast_helpers import VOCABULARY, Recorder, build_model, reference_gradients, relative_error
 

@@ -8,9 +8,9 @@ import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
-from hf_gist.config import GASTConfig
+from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
-from hf_gist.gast_hooks import describe_groups, find_groups, summarise_groups
+from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
 from tests.gast_helpers import Recorder, arguments, build_model, collate, relative_error, rows, train
 

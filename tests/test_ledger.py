@@ -7,9 +7,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
+from hf_gist.costs.accounting import Sizes, training_cost
+from hf_gist.costs.flops import ModelWork
+from hf_gist.costs.ledger import COSTS, CostLedger, PhaseCost, in_units
 from hf_gist.errors import ReportWarning
-from hf_gist.flops import ModelWork
-from hf_gist.ledger import COSTS, CostLedger, PhaseCost, Sizes, in_units, training_cost
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -150,7 +151,7 @@ def test_figures_that_cannot_be_drawn_do_not_end_a_training(tmp_path, monkeypatc
     def fail(*_):
         raise OSError("no room")
 
-    monkeypatch.setattr("hf_gist.tracking.save_selection_figures", fail)
+    monkeypatch.setattr("hf_gist.training.tracking.save_selection_figures", fail)
     with pytest.warns(ReportWarning, match="figures for TensorBoard were not written .OSError: no room"):
         trainer, _ = train(tmp_path, report_to=["tensorboard"], logging_steps=1)
     assert trainer.state.global_step == trainer.state.max_steps

@@ -161,7 +161,7 @@ def test_a_failed_write_leaves_the_old_file(selection, tmp_path, monkeypatch):
         open(path, "wb").write(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("hf_gist.artifacts.save_file", breaks)
+    monkeypatch.setattr("hf_gist.gist.artifacts.save_file", breaks)
     with pytest.raises(OSError, match="disk full"):
         selection.reselect(budget=0.2).save(tmp_path)
     assert (tmp_path / "coordinates.safetensors").read_bytes() == before
@@ -215,7 +215,9 @@ def test_a_target_without_labels_is_left_out_of_the_subspace():
     ],
 )
 def test_bad_input_is_refused_before_any_gradient(change, message, monkeypatch):
-    monkeypatch.setattr("hf_gist.backward.per_sample_backward", lambda *a: pytest.fail("a gradient was taken"))
+    monkeypatch.setattr(
+        "hf_gist.gradients.vectors.per_sample_backward", lambda *a: pytest.fail("a gradient was taken")
+    )
     pool, targets = change.get("pool", token_rows(10)), change.get("targets", token_rows(3, seed=5))
     with pytest.raises(ValueError, match=message):
         select(

@@ -6,7 +6,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_gist import per_sample_gradients_reference
-from hf_gist.collect import Pass, collect_vectors
+from hf_gist.gradients.collect import collect_vectors
+from hf_gist.gradients.passes import Pass
 from tests import gast_helpers, test_gast_exact
 from tests.tiny import LINEARS, PaddingCollator, base_model, token_rows
 

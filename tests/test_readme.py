@@ -78,7 +78,7 @@ def test_bash_blocks(text, tmp_path, hub):
     tools.mkdir()
     for name in ("pip", "pytest"):
         stub(tools, name, f'echo "{name} $*" >> "$CALLS"')
-    hf_gist = f'"{sys.executable}" -m hf_gist.cli'
+    hf_gist = f'"{sys.executable}" -m hf_gist'
     stub(
         tools,
         "hf-gist",

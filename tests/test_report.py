@@ -9,16 +9,9 @@ from collections import Counter
 import pytest
 import torch
 
-from hf_gist.cli import main
+from hf_gist.commands.main import main
 from hf_gist.errors import ReportWarning
-from hf_gist.report import (
-    automatic,
-    keep_examples,
-    page,
-    report_at_end,
-    save_selection_figures,
-    write_report,
-)
+from hf_gist.report import automatic, keep_examples, page, report_at_end, save_selection_figures, write_report
 from hf_gist.report.wording import percent, seconds, short, visible
 from tests.reports import HOSTILE, STORABLE, Page, selection_of
 

@@ -9,11 +9,11 @@ from pyarrow import parquet
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
-from hf_gist.cli import main
+from hf_gist.commands.main import main
 from hf_gist.report import keep_examples, page, read_examples
 from hf_gist.report.examples import CHARACTERS, GROUPS, NO_TEXT, NO_TOKENIZER, ROWS, TOKENS, example_groups, pieces_of
 from hf_gist.report.parts import Piece
-from hf_gist.warmup import padding_collator
+from hf_gist.training.loading import padding_collator
 from tests.reports import Page, selection_of
 from tests.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 from tests.words import chats, save_model, tokenizer

@@ -4,8 +4,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_gist.config import GASTConfig
-from hf_gist.gast_report import FEWEST_SPANS, MOST_CELLS, MOST_SPANS, SelectionTable, number_of_spans
+from hf_gist.config.gast import GASTConfig
+from hf_gist.gast.table import FEWEST_SPANS, MOST_CELLS, MOST_SPANS, SelectionTable, number_of_spans
 from hf_gist.report import write_report
 from hf_gist.trainer import GASTTrainer
 from tests.gast_helpers import arguments, build_model, collate, rows, train

@@ -14,7 +14,8 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from datasets import Dataset
 
-from hf_gist import GASTConfig, GISTConfig, Selection, cli
+from hf_gist import GASTConfig, GISTConfig, Selection
+from hf_gist.commands import main as cli
 from tests.tiny import base_model
 from tests.words import save_model, tokenizer, varied
 

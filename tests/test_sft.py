@@ -3,8 +3,9 @@
 import pytest
 from datasets import Dataset
 
-from hf_gist import GISTConfig, GISTDataSelectorCallback, targets
-from hf_gist.targets import prepare_targets
+from hf_gist import GISTConfig, GISTDataSelectorCallback
+from hf_gist.training import targets
+from hf_gist.training.targets import prepare_targets
 from tests.tiny import lora_model
 from tests.words import TEMPLATE, chats, tokenizer
 

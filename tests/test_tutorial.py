@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hf_gist.demo import run_demo
+from hf_gist.commands.demo import run_demo
 from tests.test_demo import MINIATURE
 
 

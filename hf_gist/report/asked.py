@@ -5,9 +5,11 @@ from typing import Any
 
 import torch
 
-from hf_gist.artifacts import MANIFEST, Selection
-from hf_gist.config import UNSCORED, GASTConfig, GISTConfig
-from hf_gist.ledger import COSTS, CostLedger, in_units
+from hf_gist.config.gast import GASTConfig
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.ledger import COSTS, CostLedger, in_units
+from hf_gist.gist.artifacts import MANIFEST
+from hf_gist.gist.selection import Selection
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short

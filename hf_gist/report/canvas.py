@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
-from hf_gist.disk import write
 from hf_gist.report.parts import Plot
+from hf_gist.utils.disk import write
 
 
 if TYPE_CHECKING:

@@ -6,12 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hf_gist.artifacts import SCORES, Selection
-from hf_gist.config import UNSCORED
+from hf_gist.config.gist import UNSCORED
+from hf_gist.functional.subspace import captured_variance
+from hf_gist.gist.artifacts import SCORES
+from hf_gist.gist.selection import Selection
 from hf_gist.report.draw import Bars, Histogram, Spectrum
 from hf_gist.report.parts import Plot, Section, Table
 from hf_gist.report.wording import count, percent, short
-from hf_gist.subspace import captured_variance
 
 
 BINS, TABLE_BINS = 60, 20

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
-from hf_gist.artifacts import Selection
-from hf_gist.config import UNSCORED
-from hf_gist.disk import read_json, write_json
-from hf_gist.measurements import Measurements
+from hf_gist.config.gist import UNSCORED
+from hf_gist.data.rows import IGNORE_INDEX, fetch_rows
+from hf_gist.functional.measurements import Measurements
+from hf_gist.gist.selection import Selection
 from hf_gist.report.parts import Piece
-from hf_gist.rows import IGNORE_INDEX, fetch_rows
+from hf_gist.utils.disk import read_json, write_json
 
 
 EXAMPLES = "examples.json"

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from hf_gist.config import GASTConfig
-from hf_gist.disk import read, read_json
-from hf_gist.gast_report import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
+from hf_gist.config.gast import GASTConfig
+from hf_gist.gast.table import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import HeatMaps
 from hf_gist.report.parts import Plot, Section, Table
 from hf_gist.report.wording import count, percent, plural, short
+from hf_gist.utils.disk import read, read_json
 
 
 KEY, TITLE = PICTURE_FILE.removesuffix(".png"), "GAST: who trained which layer"

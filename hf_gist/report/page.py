@@ -9,9 +9,10 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from hf_gist.artifacts import FOLDER, MANIFEST, Selection
-from hf_gist.disk import write
-from hf_gist.gast_report import HISTORY_FILE
+from hf_gist.config.files import FOLDER
+from hf_gist.gast.table import HISTORY_FILE
+from hf_gist.gist.artifacts import MANIFEST
+from hf_gist.gist.selection import Selection
 from hf_gist.report import asked, charts
 from hf_gist.report.canvas import LIGHT, NoFigures, drawn, save_png, to_svg
 from hf_gist.report.examples import read_examples
@@ -19,6 +20,7 @@ from hf_gist.report.gast import gast_sections
 from hf_gist.report.parts import Plot, Section
 from hf_gist.report.reading import rows_to_read
 from hf_gist.report.wording import visible
+from hf_gist.utils.disk import write
 from hf_gist.version import __version__
 
 

@@ -2,8 +2,8 @@
 
 import torch
 
-from hf_gist.artifacts import Selection
-from hf_gist.config import UNSCORED
+from hf_gist.config.gist import UNSCORED
+from hf_gist.gist.selection import Selection
 from hf_gist.report.examples import ExampleGroup, Examples, example_groups
 from hf_gist.report.parts import Reading, ReadingGroup, Section
 from hf_gist.report.wording import count, plural, short

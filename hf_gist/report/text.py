@@ -4,7 +4,7 @@ from collections import Counter
 
 import torch
 
-from hf_gist.artifacts import Selection
+from hf_gist.gist.selection import Selection
 
 
 def summary_line(selection: Selection, steps: int | None = None) -> str:

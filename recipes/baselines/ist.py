@@ -16,8 +16,8 @@ import torch
 from peft.tuners.lora import LoraLayer
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from hf_gist.collect import mean_loss
-from hf_gist.lora import OUTSIDE_BLOCKS, find_tracked
+from hf_gist.gradients.collect import mean_loss
+from hf_gist.gradients.lora import OUTSIDE_BLOCKS, find_tracked
 
 
 class ISTCallback(TrainerCallback):

@@ -17,9 +17,9 @@ import torch
 import transformers
 
 from hf_gist import GISTConfig, select
-from hf_gist.data import load_rows, tokenize
-from hf_gist.provenance import RowSource
-from hf_gist.warmup import load_adapter, load_base, load_tokenizer, padding_collator
+from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.provenance import RowSource
+from hf_gist.training.loading import load_adapter, load_base, load_tokenizer, padding_collator
 
 
 def parse():

@@ -21,12 +21,12 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
-from hf_gist.collect import mean_loss
-from hf_gist.config import GASTConfig
-from hf_gist.data import load_rows, tokenize
-from hf_gist.provenance import RowSource
+from hf_gist.config.gast import GASTConfig
+from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.provenance import RowSource
+from hf_gist.gradients.collect import mean_loss
 from hf_gist.trainer import GASTTrainer
-from hf_gist.warmup import load_tokenizer, padding_collator
+from hf_gist.training.loading import load_tokenizer, padding_collator
 
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "baselines"))

@@ -24,12 +24,12 @@ from memory import peak_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
 
-from hf_gist.config import GASTConfig
-from hf_gist.gast_hooks import find_groups
-from hf_gist.hooks import reporting
-from hf_gist.lora import find_tracked
-from hf_gist.masking import draw, gumbel_noise, kept_count
-from hf_gist.persample import weight_gradients
+from hf_gist.config.gast import GASTConfig
+from hf_gist.functional.masking import draw, gumbel_noise, kept_count
+from hf_gist.functional.per_sample import weight_gradients
+from hf_gist.gast.groups import find_groups
+from hf_gist.gradients.hooks import reporting
+from hf_gist.gradients.lora import find_tracked
 from hf_gist.trainer import GASTTrainer
 
 

@@ -30,14 +30,19 @@ from memory import peak_bytes
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from hf_gist.backward import GradientVectors, compute_dtype_context, to_device
-from hf_gist.baselines import LESS_SIZE, AdamCheckpoint, HiddenStateVectors, SketchedVectors
-from hf_gist.collect import Pass, collect_coordinates
-from hf_gist.lora import adapter_parameters
-from hf_gist.losses import sample_losses
-from hf_gist.rows import fetch_rows, plan_batches, row_lengths
-from hf_gist.sketch import CountSketch
-from hf_gist.subspace import basis_slice
+from hf_gist.data.batches import plan_batches
+from hf_gist.data.rows import fetch_rows, row_lengths
+from hf_gist.functional.sketch import CountSketch
+from hf_gist.functional.subspace import basis_slice
+from hf_gist.gist.scorers.less import LESS_SIZE, AdamCheckpoint
+from hf_gist.gist.scorers.rds_plus import HiddenStateVectors
+from hf_gist.gist.scorers.sketched import SketchedVectors
+from hf_gist.gradients.collect import collect_coordinates
+from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.models import adapter_parameters, to_device
+from hf_gist.gradients.modes import compute_dtype_context
+from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.vectors import GradientVectors
 
 
 MEDIANS = {"short": 60, "instruction": 180, "long": 900}

@@ -6,7 +6,7 @@ import torch
 from datasets import Dataset
 
 from hf_gist import GISTConfig, Selection
-from hf_gist.measurements import Measurements
+from hf_gist.functional.measurements import Measurements
 
 
 MANIFEST = {

@@ -6,7 +6,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gist import GISTConfig, Selection, push_to_hub
-from hf_gist.cli import main
+from hf_gist.commands.main import main
 from tests.hub.runs import pool, select_folder, selection
 from tests.words import chats, save_model
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from hf_gist import GASTConfig, GISTConfig
-from hf_gist.hub import config_from_uri, push_folder
+from hf_gist.config.files import config_from_uri
+from hf_gist.hub.push import push_folder
 
 
 GIST = GISTConfig(budget=7, rank=3, source_column="source")

@@ -4,13 +4,13 @@ import pytest
 from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
-from hf_gist import GISTConfig
+from hf_gist import GISTConfig, export_dataset
 from tests.hub.runs import pool, selection
 
 
 def test_both_configs_load_from_the_folder(tmp_path):
     made, rows = selection(["a"] * 15 + ["b"] * 5), pool()
-    folder = made.export_dataset(rows, tmp_path / "subset", repo_id="jane/subset", license="mit")
+    folder = export_dataset(made, rows, tmp_path / "subset", repo_id="jane/subset", license="mit")
     chosen = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert chosen["gist_row"] == made.indices and chosen["gist_order"] == list(range(5))
     assert chosen["gist_score"] == pytest.approx(made.scores[made.indices].tolist())
@@ -22,8 +22,8 @@ def test_both_configs_load_from_the_folder(tmp_path):
 
 
 def test_the_card_is_valid_and_says_where_the_rows_came_from(tmp_path):
-    folder = selection(["a"] * 15 + ["b"] * 5).export_dataset(
-        pool(), tmp_path / "s", repo_id="jane/subset", license="mit"
+    folder = export_dataset(
+        selection(["a"] * 15 + ["b"] * 5), pool(), tmp_path / "s", repo_id="jane/subset", license="mit"
     )
     card = DatasetCard.load(folder / "README.md")
     data = card.data.to_dict()
@@ -39,17 +39,17 @@ def test_the_card_is_valid_and_says_where_the_rows_came_from(tmp_path):
     ):
         assert part in card.text, part
     assert (folder / "scores.png").is_file()
-    unlicensed = selection().export_dataset(pool(), tmp_path / "u")
+    unlicensed = export_dataset(selection(), pool(), tmp_path / "u")
     assert "license" not in DatasetCard.load(unlicensed / "README.md").data.to_dict()
 
 
 def test_other_rows_are_refused(tmp_path):
     made = selection()
     with pytest.raises(ValueError, match="`rows` has 19 rows, and 20 were scored"):
-        made.export_dataset(pool(19), tmp_path / "s")
+        export_dataset(made, pool(19), tmp_path / "s")
     with pytest.raises(ValueError, match="datasets.Dataset, got list"):
-        made.export_dataset([{}] * 20, tmp_path / "s")
+        export_dataset(made, [{}] * 20, tmp_path / "s")
     taken = Dataset.from_list([{"gist_row": i} for i in range(20)])
     with pytest.raises(ValueError, match="the column.s. gist_row already"):
-        made.export_dataset(taken, tmp_path / "s")
+        export_dataset(made, taken, tmp_path / "s")
     assert not (tmp_path / "s").exists()

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from hf_gist.markdown import Verbatim, code, fenced, text
+from hf_gist.hub.markdown import Verbatim, code, fenced, text
 
 
 HOSTILE = [

@@ -9,10 +9,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 
 from hf_gist import GASTConfig, GISTConfig
-from hf_gist.card_metrics import evaluation_results
-from hf_gist.disk import write_json
-from hf_gist.ledger import CostLedger, PhaseCost
-from hf_gist.model_card import BEGIN, END, Run, find_run, write_card
+from hf_gist.costs.ledger import CostLedger, PhaseCost
+from hf_gist.hub.card_metrics import evaluation_results
+from hf_gist.hub.model_card import BEGIN, END, write_card
+from hf_gist.hub.run import Run, find_run
+from hf_gist.utils.disk import write_json
 from tests.hub.runs import MANIFEST, select_folder, selection
 from tests.hub.test_markdown import HOSTILE
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 from huggingface_hub import constants
 
-from hf_gist.provenance import RowSource, describe_dataset, describe_source, hub_origins, public_name
+from hf_gist.data.provenance import RowSource, describe_dataset, describe_source, hub_origins, public_name
 
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

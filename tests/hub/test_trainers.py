@@ -9,7 +9,8 @@ from peft import PeftConfig
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GASTConfig, GASTTrainer, GISTConfig, GISTDataSelectorCallback
-from hf_gist.model_card import BEGIN, find_run, write_card
+from hf_gist.hub.model_card import BEGIN, write_card
+from hf_gist.hub.run import find_run
 from tests.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows
 from tests.words import chats, tokenizer
 

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
-from hf_gist.shards import PartialScores
+from hf_gist.gradients.partial import PartialScores
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 

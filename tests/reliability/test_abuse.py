@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 import hf_gist
 from hf_gist import GISTConfig, Selection, select
-from hf_gist.cli import main
-from hf_gist.disk import write
+from hf_gist.commands.main import main
+from hf_gist.utils.disk import write
 from tests.test_callback import train
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import chats, save_model
@@ -48,7 +48,7 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(saved, tmp_path, monk
         Path(path).write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("hf_gist.artifacts.save_file", full)
+    monkeypatch.setattr("hf_gist.gist.artifacts.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         selection.reselect(budget=9).save(tmp_path)
     left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
@@ -172,7 +172,7 @@ def test_code_of_a_model_is_run_only_when_asked_for(tmp_path):
     flags = ["--model_name_or_path", tmp_path / "model", "--train_file", tmp_path / "pool.jsonl"]
     flags += ["--target_file", tmp_path / "pool.jsonl", "--output_dir", tmp_path / "out"]
     done = subprocess.run(
-        [sys.executable, "-m", "hf_gist.cli", "select", *map(str, flags)], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-m", "hf_gist", "select", *map(str, flags)], capture_output=True, text=True, timeout=120,
         stdin=subprocess.DEVNULL, env={**__import__("os").environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert done.returncode == 2 and "trust_remote_code" in done.stderr

@@ -11,8 +11,8 @@ from pyarrow import parquet
 from safetensors.torch import load_file
 
 from hf_gist import GISTConfig, Selection, select
-from hf_gist.cli import main
-from hf_gist.shards import PartialScores
+from hf_gist.commands.main import main
+from hf_gist.gradients.partial import PartialScores
 from tests.reliability.jobs import rows_in_shards
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import chats, save_model

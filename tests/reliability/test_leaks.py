@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
+from hf_gist.data.leaks import find_leaks, normalised
 from hf_gist.errors import LeakWarning
-from hf_gist.leaks import find_leaks, normalised
 from tests.test_callback import train
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import tokenizer

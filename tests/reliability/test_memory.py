@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from hf_gist import GISTConfig, select
-from hf_gist.backward import GradientVectors
-from hf_gist.baselines import SketchedVectors
-from hf_gist.ledger import in_units
-from hf_gist.memory import free_memory, plan_memory
-from hf_gist.sketch import CountSketch
+from hf_gist.costs.ledger import in_units
+from hf_gist.functional.sketch import CountSketch
+from hf_gist.gist.forecast import free_memory, plan_memory
+from hf_gist.gist.scorers.sketched import SketchedVectors
+from hf_gist.gradients.vectors import GradientVectors
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -18,7 +18,7 @@ GIB = 2**30
 
 
 def plan(monkeypatch, free, sketch=None, targets=64):
-    monkeypatch.setattr("hf_gist.memory.free_memory", lambda device: free)
+    monkeypatch.setattr("hf_gist.gist.forecast.free_memory", lambda device: free)
     model = lora_model(base={"hidden_size": 256}, r=8)
     vectors = GradientVectors(model) if sketch is None else SketchedVectors(model, CountSketch(sketch, 0))
     return plan_memory(vectors, targets, rows=1000, tokens_per_batch=512), vectors
@@ -42,7 +42,7 @@ def test_no_room_is_an_error_that_names_the_way_out(monkeypatch):
 
 
 def test_too_large_a_basis_stops_before_any_gradient(monkeypatch, tmp_path):
-    monkeypatch.setattr("hf_gist.memory.free_memory", lambda device: (1000, 1000))
+    monkeypatch.setattr("hf_gist.gist.forecast.free_memory", lambda device: (1000, 1000))
     monkeypatch.setattr(GradientVectors, "__call__", None)
     with pytest.raises(ValueError, match="free on the cpu"):
         select(
@@ -72,7 +72,7 @@ def test_a_basis_on_the_host_gives_the_same_scores(monkeypatch):
     pool, targets = as_dataset(token_rows(30, seed=1)), as_dataset(token_rows(4, seed=2))
     scores = []
     for free in ((GIB, GIB), (0, GIB)):
-        monkeypatch.setattr("hf_gist.memory.free_memory", lambda device, free=free: free)
+        monkeypatch.setattr("hf_gist.gist.forecast.free_memory", lambda device, free=free: free)
         found = select(lora_model().cuda(), pool, targets, GISTConfig(budget=3), data_collator=PaddingCollator())
         scores.append(found.scores)
     torch.testing.assert_close(*scores, rtol=0, atol=1e-5)

@@ -7,7 +7,7 @@ import torch
 
 from hf_gist import GISTConfig, Selection, select
 from hf_gist.errors import NoEffectWarning, UnscorableRowsWarning
-from hf_gist.measurements import Measurements
+from hf_gist.functional.measurements import Measurements
 from tests.tiny import PaddingCollator, as_dataset, base_model, lora_model, token_rows
 
 

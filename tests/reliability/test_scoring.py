@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from hf_gist import GISTConfig, GISTDataSelectorCallback, checks, select
-from hf_gist.backward import GradientVectors
-from hf_gist.collect import Pass, collect_coordinates
-from hf_gist.rows import content_digest
-from hf_gist.shards import PartialScores, Shards
+from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from hf_gist.data.rows import content_digest
+from hf_gist.gist import checks
+from hf_gist.gradients.collect import collect_coordinates
+from hf_gist.gradients.partial import PartialScores, Shards
+from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.vectors import GradientVectors
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -185,7 +187,7 @@ def test_shards_are_saved_by_number_or_by_time(tmp_path, monkeypatch):
     by_time = Shards(tmp_path, "b")
     by_time.add(0, [0], facts)
     assert not list(tmp_path.glob("b-*"))
-    monkeypatch.setattr("hf_gist.shards.SECONDS_BETWEEN_SAVES", 0.0)
+    monkeypatch.setattr("hf_gist.gradients.partial.SECONDS_BETWEEN_SAVES", 0.0)
     by_time.add(1, [1], facts)
     assert len(list(tmp_path.glob("b-*"))) == 1
     restored = {"norms": torch.zeros(10)}

@@ -7,8 +7,8 @@ import torch
 from datasets import Dataset, IterableDataset
 
 from hf_gist import GISTConfig, Selection, select
-from hf_gist.cli import main
-from hf_gist.stream import select_stream
+from hf_gist.commands.main import main
+from hf_gist.gist.stream import select_stream
 from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.words import chats, save_model
 

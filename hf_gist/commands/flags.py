@@ -1,0 +1,148 @@
+"""The flags of the `hf-gist` command: from the fields of its settings, from YAML, and from the Hub."""
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hf_gist.commands.card import add_card_flags
+from hf_gist.commands.compare import CompareArguments
+from hf_gist.commands.workspace import SourceArguments, flag
+from hf_gist.config.base import describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.config.files import SCHEME, config_from_uri
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.version import __version__
+
+
+@dataclass(frozen=True)
+class SelectArguments(SourceArguments):
+    """Where `hf-gist select` reads and writes."""
+
+    adapter_name_or_path: str | None = flag("Trained LoRA adapter; without one, a fresh LoRA takes its own warm-up.")
+    eval_file: list[str] | None = flag(
+        "Evaluation rows: those that are in the pool too are reported and not selected."
+    )
+    streaming: bool = flag(
+        "Read the pool once, row by row: needs --adapter_name_or_path and a --budget in rows.", False
+    )
+    output_format: Literal["jsonl", "parquet"] = flag("Format of the selected rows.", "jsonl")
+    from_scores: str | None = flag("Folder with the scores of an earlier run: choose again without scoring.")
+
+
+GROUPS = {
+    "select": (SelectArguments, WarmupSettings, GISTConfig),
+    "compare": (CompareArguments, WarmupSettings, GISTConfig),
+}
+
+
+TITLES = {
+    SelectArguments: "model, data and output",
+    CompareArguments: "model, data, methods and output",
+    WarmupSettings: "LoRA and its warm-up (of a fresh adapter)",
+    GISTConfig: "selection (GISTConfig)",
+}
+SOURCES = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
+USAGE = {
+    "select": f"hf-gist select {SOURCES} [flags]",
+    "compare": f"hf-gist compare {SOURCES} --test_file TEST [flags]",
+}
+
+NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
+
+
+def _flag_type(hint: Any) -> dict[str, Any]:
+    options = [option for option in get_args(hint) if option is not type(None)]
+    if hint is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(hint) is Literal:
+        return {"choices": options}
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        if get_origin(options[0]) is list:
+            return {"nargs": "+", "type": get_args(options[0])[0]}
+        return {"type": fraction_or_count if set(options) == {int, float} else options[0]}
+    return {"type": hint}
+
+
+def _add_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
+    parser.add_argument(
+        "--config",
+        help="YAML file with any of the flags below, or hf://user/model for the GISTConfig of a run on the Hub; flags override it.",
+    )
+    for cls in groups:
+        group = parser.add_argument_group(TITLES[cls])
+        for field in dataclasses.fields(cls):
+            shown = "" if field.default in (None, False) else f" Default: {field.default}."
+            text = (field.metadata.get("help") or _doc_line(cls, field.name)) + shown
+            kind = _flag_type(get_type_hints(cls)[field.name])
+            group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kind)
+
+
+def _doc_line(cls: type, name: str) -> str:
+    line = next(line for line in (cls.__doc__ or "").splitlines() if line.strip().startswith(f"{name} ("))
+    return line.split("): ", 1)[1]
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser("hf-gist", description="Pick the training data that fits your target.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo = commands.add_parser("demo", help="see a selection, a training and the comparison against random")
+    demo.add_argument("--output_dir", default="gist_demo", help="Folder for what the demo writes.")
+    demo.add_argument("--seed", type=int, default=42, help="Seed of everything in the demo.")
+    choose = commands.add_parser(
+        "select", usage=USAGE["select"], help="select the rows of a pool that align with a target set"
+    )
+    compare = commands.add_parser(
+        "compare", usage=USAGE["compare"], help="does selection pay here? train on each method's rows, and compare"
+    )
+    _add_flags(choose, GROUPS["select"])
+    _add_flags(compare, GROUPS["compare"])
+    page = commands.add_parser("report", help="one HTML page about a selection or a GAST training")
+    page.add_argument("folder", metavar="DIR", help="Output folder of `hf-gist select` or of a training.")
+    page.add_argument("--output_file", help="Where to write the page. Default: report.html in the folder.")
+    choose.add_argument(
+        "--dry_run", action="store_true", help="Say what it would look at, need and take, and write nothing."
+    )
+    for command in (choose, compare):
+        command.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
+    card = commands.add_parser("card", help="write the card of a run, or of its selection as a dataset, and push it")
+    add_card_flags(card)
+    for command in (demo, choose, compare, page, card):
+        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser
+
+
+def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
+    if path.startswith(SCHEME):
+        # nothing but the fields of GISTConfig: what a stranger wrote never says which model or code to run
+        config, default = config_from_uri(GISTConfig, path).to_dict(), GISTConfig().to_dict()
+        return {name: value for name, value in config.items() if value != default[name]}
+    try:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
+    except (OSError, yaml.YAMLError) as error:
+        raise ValueError(f"`--config {path}` cannot be read: {error}") from error
+    hints = {f.name: get_type_hints(cls)[f.name] for cls in groups for f in dataclasses.fields(cls)}
+    if not isinstance(values, dict) or set(values) - set(hints):
+        unknown = ", ".join(map(str, set(values) - set(hints))) if isinstance(values, dict) else "not a mapping"
+        raise ValueError(f"`--config {path}`: unknown key(s): {unknown}. Known keys: {', '.join(sorted(hints))}.")
+    for name, value in values.items():
+        if not matches_type(value, hints[name]):
+            raise ValueError(f"`--config {path}`: `{name}` must be {describe_type(hints[name])}, got {value!r}.")
+    return values
+
+
+def settings_of(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
+    """What was given explicitly, and one instance of each group with it filled in."""
+    classes = GROUPS[flags.command]
+    given = _read_yaml(flags.config, classes) if flags.config else {}
+    given |= {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
+    groups = [cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes]
+    return given, groups

@@ -1,6 +1,0 @@
-"""`hf-gist compare`: does selection pay on this data? Train on each method's rows, and compare."""
-
-from hf_gist.compare.run import CompareArguments, run_compare
-
-
-__all__ = ["CompareArguments", "run_compare"]

@@ -1,0 +1,169 @@
+"""What the configurations share: frozen dataclasses, range checks that are reported together, JSON and YAML."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import types
+import typing
+from dataclasses import field
+from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import yaml
+
+from hf_gist.config.files import load_config, save_config
+
+
+EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+
+Config = TypeVar("Config", bound="BaseConfig")
+
+
+def setting(text: str, default: Any) -> Any:
+    """A field with its help on the command line."""
+    return field(default=default, metadata={"help": text})
+
+
+def fraction_or_count(text: str) -> int | float:
+    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count: the dot decides, as in `TrainingArguments`."""
+    try:
+        return int(text)
+    except ValueError:
+        return float(text)
+
+
+def parse_yaml(text: str) -> Any:
+    """YAML as people write it: `2e-4` is a number, although YAML 1.1 wants `2.0e-4`."""
+    values = yaml.safe_load(text)
+    if not isinstance(values, dict):
+        return values
+    return {name: float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for name, v in values.items()}
+
+
+def matches_type(value: Any, hint: Any) -> bool:
+    """Whether a value read from YAML or JSON fits a field's type; an int is a float, a bool is neither."""
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return any(matches_type(value, option) for option in get_args(hint))
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(matches_type(item, get_args(hint)[0]) for item in value)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint)
+
+
+def describe_type(hint: Any) -> str:
+    """A field's type in words a user can act on."""
+    if get_origin(hint) is Literal:
+        return "one of " + ", ".join(repr(option) for option in get_args(hint))
+    if get_origin(hint) in (types.UnionType, typing.Union):
+        return " or ".join(describe_type(option) for option in get_args(hint))
+    if get_origin(hint) is list:
+        return f"a list, each item {describe_type(get_args(hint)[0])}"
+    return "null" if hint is type(None) else hint.__name__
+
+
+def fits_fraction_or_count(amount: int | float) -> bool:
+    """Whether a float is a fraction in (0, 1], or an int at least 1."""
+    return math.isfinite(amount) and (0 < amount <= 1 if isinstance(amount, float) else amount >= 1)
+
+
+class BaseConfig:
+    """What the configurations share: type checks, range checks and files. Subclasses are frozen dataclasses."""
+
+    FILE: ClassVar[str]
+    """Name of the file in a folder or a Hub repository."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        hints = get_type_hints(type(self))
+        for name in (f.name for f in dataclasses.fields(self)):
+            hint, value = hints[name], getattr(self, name)
+            if not matches_type(value, hint):
+                problems.append(f"`{name}` must be {describe_type(hint)}, got {value!r}")
+        problems = problems or [
+            f"`{name}` must be {rule}, got {getattr(self, name)!r}" for name, holds, rule in self.rules() if not holds
+        ]
+        if problems:
+            raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
+
+    def rules(self) -> list[tuple[str, bool, str]]:
+        """The range of each field: its name, whether the value is inside, and the range in words.
+
+        Called once the types are known to fit.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def from_dict(cls: type[Config], values: dict[str, Any]) -> Config:
+        """Build from a mapping.
+
+        Raises:
+            ValueError: for an unknown key, a wrong type or a value out of range, each by name.
+        """
+        if not isinstance(values, dict):
+            raise ValueError(
+                f"{cls.__name__}: expected a mapping of field names to values, got {type(values).__name__}."
+            )
+        known = [f.name for f in dataclasses.fields(cls)]
+        unknown = sorted(str(key) for key in values if key not in known)
+        if unknown:
+            raise ValueError(f"{cls.__name__}: unknown key(s) {', '.join(unknown)}. Known keys: {', '.join(known)}.")
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as plain values."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls: type[Config], text: str) -> Config:
+        """Build from JSON text."""
+        return cls.from_dict(json.loads(text))
+
+    def to_yaml(self) -> str:
+        """The fields as YAML text, in the order of the class."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @classmethod
+    def from_yaml(cls: type[Config], text: str) -> Config:
+        """Build from YAML text."""
+        return cls.from_dict(parse_yaml(text) or {})
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Config],
+        name_or_folder: str | os.PathLike,
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike | None = None,
+        local_files_only: bool = False,
+        repo_type: str = "model",
+    ) -> Config:
+        """Read the configuration of a run from its folder, or from the repository it was pushed to.
+
+        Args:
+            name_or_folder (`str` or `PathLike`): a local folder, or `user/model` on the Hub.
+            revision (`str`, *optional*): branch, tag or commit.
+            token (`str` or `bool`, *optional*): by default that of `hf auth login`.
+            cache_dir (`str` or `PathLike`, *optional*): where downloads are kept.
+            local_files_only (`bool`, defaults to `False`): look in the cache only.
+            repo_type (`str`, defaults to `"model"`): `"dataset"` for a pushed selection.
+
+        Raises:
+            ValueError: naming what does not exist, or what in the file does not fit.
+        """
+        options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        return load_config(cls, name_or_folder, repo_type, revision=revision, **options)
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write the configuration into a folder, for [`from_pretrained`] to read."""
+        save_config(self, folder)

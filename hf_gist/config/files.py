@@ -1,0 +1,125 @@
+"""Configuration files: read from a folder or the Hub, written into a folder."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from huggingface_hub import hf_hub_download, parse_hf_uri
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from hf_gist.utils.disk import write
+from hf_gist.version import __version__
+
+
+FOLDER = "gist"
+"""Folder of the artifacts of a selection inside the output folder of a training."""
+
+SCHEME = "hf://"
+LIBRARY = {"library_name": "hf_gist", "library_version": __version__}
+
+
+class ConfigFile(Protocol):
+    """What the functions here need of a configuration class."""
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def from_json(cls, text: str) -> Any:
+        """Build from JSON text."""
+
+    def to_json(self) -> str:
+        """The fields as JSON text."""
+
+
+Config = TypeVar("Config", bound=ConfigFile)
+
+
+def _hub_file(name: str, file: str, repo_type: str, **download: Any) -> Path:
+    where = f"the {repo_type} repository {name!r}"
+    try:
+        return Path(hf_hub_download(name, file, repo_type=repo_type, **LIBRARY, **download))
+    except HFValidationError as error:
+        raise ValueError(f"{name!r} is no folder here, and no name on the Hub: {error}") from error
+    except GatedRepoError as error:
+        raise ValueError(
+            f"Access to {where} must be asked for on its page; then log in with `hf auth login`."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"There is no folder {name!r} here, and {where} does not exist, or is private: then log in with "
+            "`hf auth login` or pass `token`."
+        ) from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{where} has no revision {download.get('revision')!r}.") from error
+    except LocalEntryNotFoundError as error:
+        raise ValueError(f"`{file}` of {where} is not in the cache, and the Hub cannot be reached: {error}") from error
+    except EntryNotFoundError as error:
+        raise ValueError(
+            f"{where} has no `{file}`: it holds no run of hf_gist, or one that did not use this."
+        ) from error
+
+
+def _parse(cls: type[Config], path: Path, name: str) -> Config:
+    try:
+        return cls.from_json(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"`{cls.FILE}` of {name!r} is no JSON: {error}") from error
+    except ValueError as error:
+        raise ValueError(
+            f"`{cls.FILE}` of {name!r} does not fit hf_gist {__version__}, or is damaged; a newer version may have "
+            f"written it. {error}"
+        ) from error
+
+
+def load_config(cls: type[Config], name: str | os.PathLike, repo_type: str = "model", **download: Any) -> Config:
+    """A configuration from its file in a folder or on the Hub.
+
+    Args:
+        cls (`type`): the configuration's class, which knows the name of its file.
+        name (`str` or `PathLike`): a folder (of a run, or of the artifacts in it), or `user/name` on the Hub.
+        repo_type (`str`, defaults to `"model"`): `"model"` or `"dataset"`.
+        download: `revision`, `token`, `cache_dir`, ... of [`~huggingface_hub.hf_hub_download`].
+
+    Raises:
+        ValueError: naming what does not exist, or what in the file is not a field of the class.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        found = [path for path in (folder / cls.FILE, folder / FOLDER / cls.FILE) if path.is_file()]
+        if not found:
+            raise ValueError(f"{folder} has no `{cls.FILE}`; a run writes it into its output folder.")
+        return _parse(cls, found[0], str(name))
+    if isinstance(name, os.PathLike) or str(name).startswith((".", "~", os.sep)) or str(name).count("/") > 1:
+        raise ValueError(f"{str(name)!r} is no folder here, and no repository on the Hub (`user/name`).")
+    return _parse(cls, _hub_file(name, cls.FILE, repo_type, **download), name)
+
+
+def config_from_uri(cls: type[Config], uri: str) -> Config:
+    """A configuration from `hf://user/model`, `hf://user/model@revision` or `hf://datasets/user/name`.
+
+    Raises:
+        ValueError: if the address is none of these, or as [`load_config`] does.
+    """
+    try:
+        place = parse_hf_uri(uri)
+    except ValueError as error:
+        raise ValueError(f"{uri!r} is no address on the Hub: {error}") from error
+    if place.path_in_repo or place.type not in ("model", "dataset"):
+        raise ValueError(f"{uri!r}: give the repository alone, as in hf://user/model@revision.")
+    return _parse(cls, _hub_file(place.id, cls.FILE, place.type, revision=place.revision), uri)
+
+
+def save_config(config: ConfigFile, folder: str | os.PathLike) -> Path:
+    """Write a configuration into a folder, which is made if need be, under the name that [`load_config`] looks for."""
+    path = Path(folder) / config.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write(path, lambda name: Path(name).write_text(config.to_json(), encoding="utf-8"))
+    return path

@@ -1,0 +1,26 @@
+"""`WarmupSettings`: LoRA and training values of the warm-up of `hf-gist select`."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class WarmupSettings:
+    """LoRA and training values of the warm-up; each is a flag of `hf-gist select`.
+
+    Args:
+        lora_r (`int`): LoRA rank (paper: 128).
+        lora_alpha (`int`): LoRA alpha (paper: 512; the ratio to the rank is kept here).
+        lora_dropout (`float`): LoRA dropout (paper: 0.1).
+        lora_target_modules (`str`): comma-separated module names, or `all-linear` (paper: q, k, v and o projections).
+        learning_rate (`float`): peak learning rate (paper: 2e-5 at rank 128).
+        per_device_train_batch_size (`int`): batch size (paper: 32).
+        less_checkpoints (`int`): evenly spaced moments of the warm-up that `scorer="less"` scores at, a pass each (LESS: 4).
+    """
+
+    lora_r: int = 16
+    lora_alpha: int = 64
+    lora_dropout: float = 0.1
+    lora_target_modules: str = "q_proj,k_proj,v_proj,o_proj"
+    learning_rate: float = 2e-4
+    per_device_train_batch_size: int = 32
+    less_checkpoints: int = 4

@@ -1,0 +1,62 @@
+"""Floating-point operations of a transformer with adapters, counted from its shapes (a multiply-add is two)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from hf_gist.gradients.models import unwrapped
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """What decides how many operations a row costs.
+
+    The weights are those of [`~transformers.PreTrainedModel.num_parameters`] without embeddings, as in Trainer's own
+    `total_flos`; of a mixture of experts all are counted, so there the numbers are upper bounds.
+
+    Args:
+        body (`int`): weights that every token passes, adapters included.
+        head (`int`): weights of the output head.
+        trainable (`int`): weights of the adapters, `D`.
+        layers (`int`): attention layers.
+        width (`int`): hidden size.
+    """
+
+    body: int
+    head: int
+    trainable: int
+    layers: int
+    width: int
+
+    @classmethod
+    def of(cls, model: nn.Module) -> "ModelWork":
+        """Read the shapes of a transformers model, inside peft's wrapper or not."""
+        base = unwrapped(model)
+        embeddings = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
+        output = base.get_output_embeddings()
+        head = 0 if output is None else output.weight.numel()
+        tied = output is None or id(output.weight) in embeddings
+        body = base.num_parameters(exclude_embeddings=True) - (0 if tied else head)
+        config = base.config
+        layers = getattr(config, "num_hidden_layers", 0) + (getattr(config, "num_decoder_layers", None) or 0)
+        trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+        return cls(body, head, trainable, layers, getattr(config, "hidden_size", 0))
+
+    def forward(self, lengths: np.ndarray, head_positions: float) -> float:
+        """A forward pass over rows of `lengths` tokens `[N]`, with logits at `head_positions` of all their tokens."""
+        lengths = lengths.astype(np.float64)
+        attention = 4 * self.layers * self.width * float(np.square(lengths).sum())
+        return 2 * self.body * float(lengths.sum()) + 2 * self.head * head_positions + attention
+
+    def weight_gradients(self, tokens: float) -> float:
+        """The gradients of the adapters; those of the activations cost as much as the forward pass."""
+        return 2 * self.trainable * tokens
+
+    def projection(self, rows: int, rank: int) -> float:
+        """The norm of every row's gradient and its coordinates in a basis of `rank` directions."""
+        return 2 * self.trainable * rows * (rank + 1)
+
+    def basis(self, targets: int) -> float:
+        """The Gram matrix of the target gradients and the basis."""
+        return 4 * self.trainable * targets**2

@@ -1,0 +1,153 @@
+"""The cost ledger (`costs.json`): seconds, tokens, operations, memory and bytes of each phase."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hf_gist.costs.stopwatch import SCORING, TRAINING
+from hf_gist.utils.disk import read, read_json, write_json
+
+
+COSTS = "costs.json"
+
+
+@dataclass(frozen=True)
+class PhaseCost:
+    """What a phase took, over all processes.
+
+    Args:
+        phase (`str`): its name.
+        seconds (`float`): wall clock.
+        rows (`int`): rows gone through, each as often as it was.
+        tokens (`int`): their tokens without padding.
+        forward_flops (`float`): operations of forward passes.
+        backward_flops (`float`): operations of backward passes.
+        other_flops (`float`): projections and the subspace.
+        forecast_seconds (`float`, *optional*): what was expected before it began.
+        peak_memory_bytes (`int`, *optional*): peak until its end, of the main process or its GPU.
+        bytes_written (`int`, *optional*): artifacts it left on disk.
+    """
+
+    phase: str
+    seconds: float
+    rows: int = 0
+    tokens: int = 0
+    forward_flops: float = 0.0
+    backward_flops: float = 0.0
+    other_flops: float = 0.0
+    forecast_seconds: float | None = None
+    peak_memory_bytes: int | None = None
+    bytes_written: int | None = None
+
+    @property
+    def flops(self) -> float:
+        """All operations."""
+        return self.forward_flops + self.backward_flops + self.other_flops
+
+
+@dataclass(frozen=True)
+class CostLedger:
+    """The phases of a run, and what they are compared with.
+
+    Args:
+        phases (`tuple[PhaseCost, ...]`): in order.
+        pool_pass_flops (`float`): operations of training on the whole pool once; 0 if its lengths are not known.
+        kept_pass_flops (`float`): of training on the selected rows once.
+    """
+
+    phases: tuple[PhaseCost, ...]
+    pool_pass_flops: float
+    kept_pass_flops: float
+
+    def with_phase(self, phase: PhaseCost, first: bool = False) -> "CostLedger":
+        """The ledger with one more phase; one of the same name gives way."""
+        others = tuple(p for p in self.phases if p.phase != phase.phase)
+        return dataclasses.replace(self, phases=(phase, *others) if first else (*others, phase))
+
+    def with_bytes(self, folder: Path, files: Sequence[str]) -> "CostLedger":
+        """The ledger with the size of the artifacts noted at the scoring."""
+        size = sum((folder / name).stat().st_size for name in files)
+        phases = [dataclasses.replace(p, bytes_written=size) if p.phase == SCORING else p for p in self.phases]
+        return dataclasses.replace(self, phases=tuple(phases))
+
+    def totals(self) -> dict[str, float]:
+        """Sums over the phases: `seconds`, `tokens`, `flops`, `selection_flops` and `selection_seconds` (without training)."""
+        choosing = [p for p in self.phases if p.phase != TRAINING]
+        return {
+            "seconds": sum(p.seconds for p in self.phases),
+            "tokens": sum(p.tokens for p in self.phases),
+            "flops": sum(p.flops for p in self.phases),
+            "selection_seconds": sum(p.seconds for p in choosing),
+            "selection_flops": sum(p.flops for p in choosing),
+        }
+
+    def selection_passes(self) -> float | None:
+        """What selecting cost, in training passes over the whole pool; `None` if the rows' lengths are not known."""
+        return self.totals()["selection_flops"] / self.pool_pass_flops if self.pool_pass_flops else None
+
+    def break_even(self) -> str:
+        """From how many epochs on selecting is cheaper than training on everything, as a sentence."""
+        cost = self.selection_passes()
+        if cost is None:
+            return "Break-even is not known: the rows are tokenised by the collator, so their lengths are not."
+        share = self.kept_pass_flops / self.pool_pass_flops
+        took = f"Selecting cost {cost:.2f} training passes over the whole pool"
+        if not cost:
+            return "Selecting cost nothing: no row was scored."
+        if share >= 1:
+            return f"{took}, and the selection is as long as the pool: it never pays in time."
+        epochs = max(1, math.floor(cost / (1 - share)) + 1)
+        return (
+            f"{took}, and a pass over the selected rows costs {share:.3f} of one over the pool: cheaper than training on "
+            f"everything from {epochs} epoch(s) on ({cost + epochs * share:.2f} against {epochs:.2f} passes)."
+        )
+
+    def table(self) -> list[list[str]]:
+        """Header and one row per phase, for people."""
+        head = ["phase", "seconds", "forecast, s", "rows", "tokens", "forward FLOP", "backward FLOP", "other FLOP"]
+        lines = [[*head, "peak memory", "on disk"]]
+        for p in self.phases:
+            forecast = "" if p.forecast_seconds is None else f"{p.forecast_seconds:,.1f}"
+            numbers = [f"{n:,}" if n else "" for n in (p.rows, p.tokens)]
+            work = [f"{n:.2e}" if n else "" for n in (p.forward_flops, p.backward_flops, p.other_flops)]
+            sizes = ["" if n is None else in_units(n) for n in (p.peak_memory_bytes, p.bytes_written)]
+            lines.append([p.phase, f"{p.seconds:,.1f}", forecast, *numbers, *work, *sizes])
+        return lines
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `costs.json`, with the sentence for people."""
+        return dataclasses.asdict(self) | {"break_even": self.break_even()}
+
+    def save(self, folder: str | Path) -> None:
+        """Write `costs.json` into an artifact folder."""
+        write_json(Path(folder) / COSTS, self.to_dict())
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "CostLedger | None":
+        """Read it back; `None` if the folder has none.
+
+        Raises:
+            ValueError: if the file is damaged.
+        """
+        path = Path(folder) / COSTS
+        if not path.exists():
+            return None
+        values = read_json(path)
+        return read(
+            path,
+            lambda _: cls(
+                tuple(PhaseCost(**p) for p in values["phases"]), values["pool_pass_flops"], values["kept_pass_flops"]
+            ),
+        )
+
+
+def in_units(size: float) -> str:
+    """A number of bytes for a person."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}"
+        size /= 1024
+    return f"{size:,.2f} GiB"

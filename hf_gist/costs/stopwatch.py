@@ -1,0 +1,65 @@
+"""Seconds and peak memory of the phases of a selection, and the names of the phases."""
+
+import sys
+import time
+from collections.abc import Iterator
+
+import psutil
+import torch
+
+
+try:
+    import resource
+except ModuleNotFoundError:  # Windows
+    resource = None
+
+
+WARMUP, TRAINING = "warm-up", "training"
+"""Phases of a training."""
+
+PREFILTER, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
+    "prefilter",
+    "targets",
+    "subspace",
+    "scoring",
+    "counting",
+    "choosing",
+)
+"""Phases of a selection."""
+
+
+class Stopwatch:
+    """Seconds and peak memory per phase.
+
+    Args:
+        device (`torch.device`, *optional*): whose peak memory is looked at; by default that of the process.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.seconds: dict[str, float] = {}
+        self.peaks: dict[str, int] = {}
+        self.forecasts: dict[str, float] = {}
+        self.device = device or torch.device("cpu")
+        self._last = time.perf_counter()
+
+    def lap(self, phase: str) -> None:
+        """End the phase that is running."""
+        now = time.perf_counter()
+        self.seconds[phase] = round(now - self._last, 3)
+        self.peaks[phase] = peak_memory_bytes(self.device)
+        self._last = now
+
+    def phases(self) -> Iterator[tuple[str, float, int]]:
+        """Name, seconds and peak memory in bytes of each phase so far."""
+        for phase, seconds in self.seconds.items():
+            yield phase, seconds, self.peaks[phase]
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Peak memory so far: of the allocator on a GPU, of the process elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return psutil.Process().memory_info().peak_wset
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

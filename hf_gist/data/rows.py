@@ -1,0 +1,91 @@
+"""Rows of a dataset: reading, cutting to columns, lengths and digests."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow
+from datasets import Dataset
+from pyarrow import compute
+from torch.utils.data import Subset
+
+
+Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+IGNORE_INDEX = -100
+
+
+def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
+    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is.
+
+    Beside `labels`, a column `label` is something else: collators would take it for the labels.
+    """
+    names = dataset.column_names if isinstance(dataset, Dataset) else dataset[0] if isinstance(dataset, list) else ()
+    if "labels" in names:
+        columns = [name for name in columns if name not in ("label", "label_ids")]
+    if isinstance(dataset, list):
+        return [{name: value for name, value in row.items() if name in columns} for row in dataset]
+    if not isinstance(dataset, Dataset):
+        return dataset
+    return dataset.select_columns([name for name in dataset.column_names if name in columns])
+
+
+def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
+    """One column of a dataset.
+
+    Raises:
+        ValueError: naming `argument` if the dataset has no such column.
+    """
+    if isinstance(dataset, Dataset):
+        if column in dataset.column_names:
+            return list(dataset.with_format(None)[column])
+        available = ", ".join(dataset.column_names)
+    else:
+        rows = [dataset[i] for i in range(len(dataset))]
+        if all(isinstance(row, dict) and column in row for row in rows):
+            return [row[column] for row in rows]
+        available = ", ".join(rows[0]) if rows and isinstance(rows[0], dict) else "none"
+    raise ValueError(f"`{argument}={column!r}` is not a column of the dataset. Available columns: {available}.")
+
+
+def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
+    """The rows at `indices` as a list of dicts, read in one go where the dataset can."""
+    if hasattr(dataset, "__getitems__"):
+        return dataset.__getitems__(list(indices))
+    return [dataset[i] for i in indices]
+
+
+def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
+    """The dataset cut to some rows, without reading them."""
+    return dataset.select(indices) if isinstance(dataset, Dataset) else Subset(dataset, list(indices))
+
+
+def content_digest(dataset: Any) -> str:
+    """Digest of what the rows hold, so that a dataset made again in the same way is known again."""
+    digest = hashlib.sha256(str(len(dataset)).encode())
+    if isinstance(dataset, Dataset):
+        for batch in dataset.with_format("arrow").iter(batch_size=10_000):
+            for name in batch.column_names:
+                column = batch[name].combine_chunks()
+                digest.update(name.encode())
+                # a sink copies only the slice, where the buffers may hold more
+                digest.update(pyarrow.record_batch([column], [name]).serialize())
+        return digest.hexdigest()
+    for index in range(len(dataset)):
+        digest.update(repr(dataset[index]).encode())
+    return digest.hexdigest()
+
+
+def row_lengths(dataset: Any) -> np.ndarray | None:
+    """Tokens of every row `[N]` int32, from `input_ids`; `None` if the rows are tokenised only by the collator."""
+    if isinstance(dataset, Dataset):
+        if "input_ids" not in dataset.column_names:
+            return None
+        column = dataset.select_columns(["input_ids"]).with_format("arrow")
+        parts = [compute.list_value_length(table["input_ids"]) for table in column.iter(batch_size=10_000)]
+        return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
+    rows = [dataset[i] for i in range(len(dataset))]
+    if not all(isinstance(row, dict) and "input_ids" in row for row in rows):
+        return None
+    return np.array([len(row["input_ids"]) for row in rows], dtype=np.int32)

@@ -1,0 +1,70 @@
+"""What to report about the masks of a batch."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+def normalised_entropy(log_p: Tensor) -> Tensor:
+    """Entropy of the softmax over its largest possible value: 1 for a uniform draw, 0 for a certain one."""
+    p = log_p.exp()
+    entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
+    count = (p > 0).sum(-1).clamp(min=2)
+    return entropy / count.float().log()
+
+
+def layer_agreement(masks: Tensor) -> Tensor:
+    """Mean share of a group's kept samples that another group keeps too, over all pairs.
+
+    Args:
+        masks (`Tensor`): `[L, B]` bool.
+
+    Returns:
+        `Tensor`: scalar; `K/B` is what independent draws give, 1 what identical ones do.
+    """
+    votes = masks.sum(0).float()
+    pairs = max(len(masks) - 1, 1)
+    if len(masks) < 2:
+        return torch.ones((), device=masks.device)
+    return (votes * (votes - 1)).sum() / (votes.sum() * pairs).clamp(min=1)
+
+
+@dataclass
+class MaskStatistics:
+    """Running sums over the batches since the last log, on the device until they are read.
+
+    Args:
+        sums (`Tensor`, *optional*): `[5]` sums of mean cosine, kept fraction, entropy, layer agreement, and the
+            number of batches.
+    """
+
+    sums: Tensor | None = None
+
+    NAMES = ("alignment", "kept_fraction", "draw_entropy", "layer_agreement")
+
+    def add(self, cosines: Tensor, masks: Tensor, log_p: Tensor, valid: Tensor) -> None:
+        """Count one batch.
+
+        Args:
+            cosines (`Tensor`): `[L, B]` cosine of each sample's gradient with the support gradient.
+            masks (`Tensor`): `[L, B]` bool.
+            log_p (`Tensor`): `[L, B]` log-probabilities of the first draw.
+            valid (`Tensor`): `[B]` bool.
+        """
+        count = valid.sum().clamp(min=1) * len(masks)
+        row = torch.stack(
+            [
+                (cosines * valid).sum() / count,
+                masks.sum() / count,
+                normalised_entropy(log_p).mean(),
+                layer_agreement(masks),
+                torch.ones((), device=masks.device),
+            ]
+        )
+        self.sums = row if self.sums is None else self.sums + row
+
+    def means(self, sums: Tensor) -> dict[str, float]:
+        """Name to mean, from `sums` `[5]` that may have been added up over processes."""
+        values = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
+        return dict(zip(self.NAMES, values, strict=True))

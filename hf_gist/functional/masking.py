@@ -1,0 +1,163 @@
+"""Which samples of a batch may update a layer: from alignments to masks.
+
+Notation: `B` samples, `L` groups (a layer, or one LoRA module), `K` kept samples. Everything here is a pure function of
+its arguments, the random noise included: the noise of a draw follows from a seed and a counter, so a resumed run
+continues the draws exactly and the global random state (dropout, shuffling) is never touched.
+"""
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor
+
+
+MODES = ("stochastic", "random", "topk", "all")
+
+
+def generator_for(*key: int | str) -> torch.Generator:
+    """A CPU generator seeded by the whole key, the same on every machine and in every process."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def gumbel_noise(seed: int, rank: int, counter: int, groups: int, batch_size: int) -> Tensor:
+    """Standard Gumbel noise for one batch's draws.
+
+    Args:
+        seed (`int`): seed of the run.
+        rank (`int`): index of the process; every process draws for its own batch.
+        counter (`int`): number of batches drawn for before this one.
+        groups (`int`): `L`.
+        batch_size (`int`): `B`.
+
+    Returns:
+        `Tensor`: `[L, B]` float32 on the CPU.
+    """
+    uniform = torch.rand(groups, batch_size, generator=generator_for("draw", seed, rank, counter), dtype=torch.float64)
+    # The smallest normal number keeps the logarithm finite when the generator returns 0.
+    tiny = torch.finfo(torch.float64).tiny
+    return -(-uniform.clamp(min=tiny).log()).clamp(min=tiny).log().float()
+
+
+def support_rows(seed: int, size: int, start: int, count: int) -> list[int]:
+    """Rows `start .. start + count` of an endless sequence of seeded permutations of `size` rows.
+
+    Args:
+        seed (`int`): seed of the run.
+        size (`int`): number of rows of the support set.
+        start (`int`): rows taken before.
+        count (`int`): rows to take; they may run over into the next permutation.
+
+    Returns:
+        `list[int]`: `count` row indices.
+    """
+    rows: list[int] = []
+    epoch, offset = divmod(start, size)
+    while len(rows) < count:
+        order = torch.randperm(size, generator=generator_for("support", seed, epoch))
+        rows += order[offset : offset + count - len(rows)].tolist()
+        epoch, offset = epoch + 1, 0
+    return rows
+
+
+def kept_count(keep: int | float, batch_size: int) -> int:
+    """`K` for a batch of `B`: a count is capped at `B`, a fraction is rounded, and at least one sample is kept."""
+    wanted = round(keep * batch_size) if isinstance(keep, float) else keep
+    return max(1, min(wanted, batch_size))
+
+
+def standardise(alignments: Tensor, valid: Tensor) -> Tensor:
+    """Alignments with zero mean and unit variance over the valid samples of the batch.
+
+    A factor common to all samples drops out here, which is why nothing that scales the whole loss (tokens in the
+    accumulated batch, accumulation steps, world size, loss scaling) has to be known.
+
+    Args:
+        alignments (`Tensor`): `[B]` float32.
+        valid (`Tensor`): `[B]` bool.
+
+    Returns:
+        `Tensor`: `[B]`, zero for invalid samples and for a batch whose alignments are all equal.
+    """
+    weights = valid.to(alignments.dtype)
+    count = weights.sum().clamp(min=1)
+    # The largest value goes out first: squares of loss-scaled half-precision gradients overflow.
+    alignments = alignments * weights
+    alignments = alignments / alignments.abs().amax().clamp(min=torch.finfo(alignments.dtype).tiny)
+    centred = (alignments - alignments.sum() / count) * weights
+    deviation = (centred.square().sum() / count).sqrt()
+    # Rounding alone makes equal alignments differ by an ulp; dividing by that would invent an order.
+    return torch.where(deviation > 1e-6, centred / deviation.clamp(min=1e-6), torch.zeros_like(centred))
+
+
+def log_probabilities(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """Log of the softmax over the valid samples, `[B]`; -inf for the others."""
+    logits = (scores / temperature).masked_fill(~valid, -math.inf)
+    return torch.log_softmax(logits, 0)
+
+
+def sampling_logits(alignments: Tensor, valid: Tensor, mode: str, temperature: float) -> Tensor:
+    """Log-probabilities `[B]` of the first draw of a mode: the softmax of the standardised alignments, or uniform."""
+    scores = standardise(alignments, valid)
+    if mode in ("random", "all"):
+        scores = torch.zeros_like(scores)
+    return log_probabilities(scores, valid, temperature)
+
+
+def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: str, temperature: float) -> Tensor:
+    """The samples that may update one group.
+
+    The `K` largest of log-probability plus Gumbel noise are distributed as `K` draws without replacement from the
+    softmax, each from what the earlier ones left over. No value has to leave the device for it.
+
+    Args:
+        alignments (`Tensor`): `[B]` float32, `<g_i, s>` of each sample.
+        noise (`Tensor`): `[B]` from [`gumbel_noise`].
+        valid (`Tensor`): `[B]` bool; samples without a loss are never kept.
+        keep (`int`): `K`.
+        mode (`str`): one of `MODES`.
+        temperature (`float`): divides the standardised alignments.
+
+    Returns:
+        `Tensor`: `[B]` bool with at most `K` true. Everything is kept when an alignment is not finite, so that the
+        overflow reaches the gradient and whatever looks for it there, such as a gradient scaler.
+    """
+    if mode == "all":
+        return valid.clone()
+    if mode == "topk":
+        # Without any difference between the samples the order of the batch must not decide.
+        keys = torch.where(standardise(alignments, valid).any(), alignments, noise)
+    else:
+        keys = sampling_logits(alignments, valid, mode, temperature) + noise
+    keys = keys.masked_fill(~valid, -math.inf)
+    kept = torch.zeros_like(valid).index_fill(0, keys.topk(keep).indices, True)
+    finite = alignments.masked_fill(~valid, 0.0).isfinite().all()
+    return torch.where(finite, kept, torch.ones_like(kept)) & valid
+
+
+def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:
+    """The factor of each sample's gradient: 0 if dropped, else `B/K` (1 without `rescale`).
+
+    Args:
+        kept (`Tensor`): `[B]` bool.
+        valid (`Tensor`): `[B]` bool; `B` and `K` count samples that have a loss.
+        rescale (`bool`): keep the step the size of a mean over the batch.
+
+    Returns:
+        `Tensor`: `[B]` float32.
+    """
+    scales = kept.float()
+    return scales * (valid.sum() / kept.sum().clamp(min=1)) if rescale else scales
+
+
+def mean_loss_scales(loss_weights: Tensor) -> Tensor:
+    """Factors `[B]` that turn the gradients in a batch loss `Σ w_b ℓ_b / Σ w_b` into the mean of the `ℓ_b`'s gradients.
+
+    Args:
+        loss_weights (`Tensor`): `w_b` `[B]`; their sum differs between processes, so it must not stay in an average
+            over them.
+    """
+    labelled = loss_weights > 0
+    factors = torch.where(labelled, loss_weights.sum() / loss_weights.clamp(min=1e-30), 0.0)
+    return factors / labelled.sum().clamp(min=1)

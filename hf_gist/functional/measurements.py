@@ -1,0 +1,138 @@
+"""What scoring measured of a pool against a target set: all that a choice needs, without the model."""
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_gist.functional.subspace import spectrum, target_coordinates
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """Everything scoring measured; any selection can be chosen from it without touching the model again.
+
+    Args:
+        coordinates (`Tensor`): candidates in the full-rank basis `[N, q]` float32.
+        norms (`Tensor`): candidate gradient norms `[N]` float32.
+        label_tokens (`Tensor`): labelled tokens `[N]` int64.
+        singular_values (`Tensor`): of the target gradients `[q]` float64, descending.
+        target_coordinates (`Tensor`): `[M, q]` float32.
+        target_label_tokens (`Tensor`): `[M]` int64.
+        scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter passed on; by default all.
+        leaked (`Tensor`, *optional*): `[N]` bool, the rows that are in the target or evaluation set too; by default none.
+        target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
+        target_rows (`list[int]`, *optional*): their numbers in the target set `[M]`, of which unusable rows were left
+            out; by default all of them in order.
+        sources (`list[str]`, *optional*): the source of each candidate.
+    """
+
+    coordinates: Tensor
+    norms: Tensor
+    label_tokens: Tensor
+    singular_values: Tensor
+    target_coordinates: Tensor
+    target_label_tokens: Tensor
+    scored: Tensor | None = None
+    leaked: Tensor | None = None
+    target_columns: dict[str, list[Any]] = field(default_factory=dict)
+    target_rows: list[int] | None = None
+    sources: list[str] | None = None
+
+    def check_shapes(self) -> None:
+        """Raise unless all parts belong to the same rows.
+
+        Raises:
+            ValueError: naming the shapes.
+        """
+        rows, rank = self.coordinates.shape
+        expected = {"norms": (rows,), "label_tokens": (rows,), "singular_values": (rank,)}
+        expected |= {"target_coordinates": (len(self.target_label_tokens), rank)}
+        expected |= {name: (rows,) for name in ("scored", "leaked") if getattr(self, name) is not None}
+        wrong = [name for name, shape in expected.items() if tuple(getattr(self, name).shape) != shape]
+        if len(self.target_numbers) != len(self.target_coordinates):
+            wrong.append("target_rows")
+        if wrong or not self.coordinates.is_floating_point():
+            raise ValueError(f"{', '.join(wrong) or 'coordinates'} of another size or type than the other tensors")
+
+    @property
+    def scorable(self) -> Tensor:
+        """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
+        finite = torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
+        return (self.label_tokens > 0) & finite & (torch.tensor(True) if self.scored is None else self.scored)
+
+    @property
+    def target_numbers(self) -> list[int]:
+        """The number of each target row in the target set."""
+        return list(range(len(self.target_coordinates))) if self.target_rows is None else self.target_rows
+
+    def eligible(self, drop_leaked: bool) -> Tensor:
+        """`[N]` bool: the scorable rows, without those that are target or evaluation rows if they are to be dropped."""
+        return self.scorable & ~self.leaked if drop_leaked and self.leaked is not None else self.scorable
+
+    @property
+    def not_finite(self) -> list[int]:
+        """Rows whose gradient has NaN or Inf."""
+        return (~(torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1))).nonzero().flatten().tolist()
+
+    def for_targets(self, column: str, value: str) -> "Measurements":
+        """The measurements that some of the target rows would have given alone; one scoring serves several target sets.
+
+        Their gradients lie in the basis of all targets, so their own subspace is a rotation of it.
+
+        Args:
+            column (`str`): a column of the target set.
+            value (`str`): keep the target rows with this value in it.
+
+        Raises:
+            ValueError: if there is no such column, or no such value in it.
+        """
+        groups, names = self.groups(column)
+        if value not in names:
+            raise ValueError(f"`target_value={value!r}` is not in the column {column!r}. Values: {', '.join(names)}.")
+        rows = [row for row, group in enumerate(groups) if names[group] == value]
+        kept, singular, u = self.target_coordinates[rows].double(), self.singular_values, torch.zeros(len(rows), 0)
+        if len(singular):
+            singular, u = spectrum(kept @ kept.T)
+        return dataclasses.replace(
+            self,
+            coordinates=(self.coordinates.double() @ (kept.T @ (u / singular))).float(),
+            singular_values=singular,
+            target_coordinates=target_coordinates(singular, u),
+            target_label_tokens=self.target_label_tokens[rows],
+            target_columns={name: [values[i] for i in rows] for name, values in self.target_columns.items()},
+            target_rows=[self.target_numbers[i] for i in rows],
+        )
+
+    def spread(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
+        """The measurements of some rows as those of the whole pool, in which the others were not scored.
+
+        Args:
+            rows (`list[int]`): the rows that were measured, by their number in the pool.
+            label_tokens (`Tensor`): labelled tokens of the whole pool `[N]`.
+        """
+        size, index = len(label_tokens), torch.tensor(rows)
+        return dataclasses.replace(
+            self,
+            coordinates=torch.zeros(size, self.coordinates.shape[1]).index_copy(0, index, self.coordinates),
+            norms=torch.zeros(size).index_copy(0, index, self.norms),
+            label_tokens=label_tokens,
+            scored=torch.zeros(size, dtype=torch.bool).index_fill(0, index, True),
+        )
+
+    def groups(self, column: str | None) -> tuple[list[int], list[str]]:
+        """The group index of each target row and the groups' names; without a column every row is its own group.
+
+        Raises:
+            ValueError: if the target rows have no such column.
+        """
+        if column is None:
+            return list(range(len(self.target_coordinates))), [str(number) for number in self.target_numbers]
+        if column not in self.target_columns:
+            known = ", ".join(self.target_columns) or "none"
+            raise ValueError(f"`target_group_column={column!r}` is not a column of the target set. Columns: {known}.")
+        values = [str(value) for value in self.target_columns[column]]
+        names = sorted(set(values))
+        return [names.index(value) for value in values], names

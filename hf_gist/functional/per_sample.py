@@ -1,0 +1,88 @@
+"""Per-sample gradients of linear maps, from one forward and one backward of the whole batch.
+
+For a linear map `y = a Wᵀ + b` with input `a` `[B, T, i]` and output gradient `d` `[B, T, o]`, the gradient of sample
+`b` with respect to `W` is `d_bᵀ a_b` `[o, i]`. The two autograd Functions here put themselves between a module and the
+rest of the graph, hand `(a, d)` to a sink in the backward pass, and leave the parameters without a gradient.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+Sink = Callable[[Tensor, Tensor], None]
+"""Receives `(a, d)`: the input and the output gradient of one tracked map, both `[B, T, ...]` or `[B, ...]`."""
+
+
+class TrackedLinear(torch.autograd.Function):
+    """The output of a linear module, with a backward that reports `(a, d)` instead of summing a weight gradient.
+
+    The module has already computed `y`; it is passed in detached and returned as it is, so nothing is computed twice.
+    `weight` and `bias` are inputs only so that the graph stays connected when `a` itself needs no gradient.
+    """
+
+    @staticmethod
+    def forward(ctx, a: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, sink: Sink) -> Tensor:
+        ctx.save_for_backward(a, weight)
+        ctx.sink = sink
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, d: Tensor):
+        a, weight = ctx.saved_tensors
+        ctx.sink(a, d)
+        grad_a = None
+        if ctx.needs_input_grad[0]:
+            grad_a = (d @ weight.to(d.dtype)).to(a.dtype)
+        return grad_a, None, None, None, None
+
+
+class TrackedScale(torch.autograd.Function):
+    """The output of a module that multiplies elementwise by a trainable vector, such as DoRA's magnitude.
+
+    With `z = ∂y/∂m` `[B, T, o]`, the gradient of sample `b` with respect to the vector `m` `[o]` is `Σ_t d_b z_b`. The
+    sink receives `(z, d)`. The gradient with respect to everything else flows through `y` unchanged.
+    """
+
+    @staticmethod
+    def forward(ctx, y: Tensor, z: Tensor, sink: Sink) -> Tensor:
+        ctx.save_for_backward(z)
+        ctx.sink = sink
+        return y.view_as(y)
+
+    @staticmethod
+    def backward(ctx, d: Tensor):
+        (z,) = ctx.saved_tensors
+        ctx.sink(z, d)
+        return d, None, None
+
+
+def as_batch_of_sequences(x: Tensor) -> Tensor:
+    """`[B, ..., n]` as `[B, T, n]`; a `[B, n]` input (a pooled classification head) has `T = 1`."""
+    return x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def weight_gradients(a: Tensor, d: Tensor) -> Tensor:
+    """Per-sample gradients of a linear weight.
+
+    Args:
+        a (`Tensor`): inputs `[B, T, i]` or `[B, i]`.
+        d (`Tensor`): output gradients `[B, T, o]` or `[B, o]`.
+
+    Returns:
+        `Tensor`: `[B, o, i]` in the dtype of `d`.
+    """
+    a, d = as_batch_of_sequences(a), as_batch_of_sequences(d)
+    return torch.bmm(d.transpose(1, 2), a.to(d.dtype))
+
+
+def bias_gradients(d: Tensor) -> Tensor:
+    """Per-sample gradients of a bias: `Σ_t d` `[B, o]`."""
+    return as_batch_of_sequences(d).sum(1)
+
+
+def scale_gradients(z: Tensor, d: Tensor) -> Tensor:
+    """Per-sample gradients of an elementwise scale: `Σ_t d z` `[B, o]`."""
+    z, d = as_batch_of_sequences(z), as_batch_of_sequences(d)
+    return (z.to(d.dtype) * d).sum(1)

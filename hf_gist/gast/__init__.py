@@ -1,0 +1,1 @@
+"""GAST: per layer, the samples of a batch that may update it."""

@@ -1,0 +1,123 @@
+"""What GAST cannot work with, refused by name before the run starts."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from accelerate.utils import DistributedType
+from torch import nn
+from transformers import TrainingArguments
+
+from hf_gist.gradients.models import unwrapped
+
+
+UNSUPPORTED_DISTRIBUTION = {
+    DistributedType.DEEPSPEED: "DeepSpeed, which collects gradients in its own hooks; use DDP or FSDP2",
+    DistributedType.MEGATRON_LM: "Megatron-LM; use DDP or FSDP2",
+    DistributedType.XLA: "XLA, which would recompile for every mask; use another backend",
+}
+
+
+def _argument_problems(args: TrainingArguments) -> list[str]:
+    problems = []
+    if args.per_device_train_batch_size < 2:
+        problems.append(
+            "a batch of one sample leaves nothing to choose from; set `per_device_train_batch_size` to 2 or more"
+        )
+    if args.n_gpu > 1:
+        problems.append("`nn.DataParallel` splits the batch behind the Trainer's back; start with `accelerate launch`")
+    if args.torch_compile:
+        problems.append("`torch_compile=True` traces around the hooks; turn it off")
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+        problems.append(
+            "packed or padding-free rows hold several samples; set `packing=False` and `padding_free=False`"
+        )
+    return problems
+
+
+def _distribution_problems(accelerator: Any) -> list[str]:
+    problems = []
+    kind = accelerator.distributed_type
+    if kind in UNSUPPORTED_DISTRIBUTION:
+        problems.append(UNSUPPORTED_DISTRIBUTION[kind])
+    if kind == DistributedType.FSDP and not accelerator.is_fsdp2:
+        problems.append("FSDP version 1 flattens the parameters; set `fsdp_config={'version': 2}`")
+    parallelism = getattr(accelerator, "parallelism_config", None)
+    for name, size in (("tensor", "tp_size"), ("context", "cp_size"), ("sequence", "sp_size")):
+        if parallelism is not None and (getattr(parallelism, size, 1) or 1) > 1:
+            problems.append(f"{name} parallelism splits samples over processes; set `{size}=1`")
+    return problems
+
+
+def _model_problems(model: nn.Module) -> list[str]:
+    problems = []
+    config = getattr(unwrapped(model), "config", None)
+    for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
+        if getattr(config, name, 0):
+            problems.append(f"`{name}` skips whole layers at random; set it to 0 in the model's config")
+    if config is not None and getattr(config.get_text_config(), "output_router_logits", False):
+        problems.append(
+            "the router loss mixes the samples of a batch; set `output_router_logits=False` in the model's config, and "
+            "with TRL `router_aux_loss_coef=0` in `SFTConfig`, which turns it on by itself"
+        )
+    for module in model.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            function = getattr(module, "_gradient_checkpointing_func", None)
+            if getattr(function, "keywords", {}).get("use_reentrant"):
+                problems.append(_REENTRANT)
+                break
+    return problems
+
+
+_REENTRANT = (
+    "reentrant activation checkpointing runs a backward of its own inside each block; set "
+    "`gradient_checkpointing_kwargs={'use_reentrant': False}`"
+)
+
+
+def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module) -> None:
+    """Refuse what cannot work.
+
+    Args:
+        args (`TrainingArguments`): of the trainer.
+        accelerator (`Accelerator`): of the trainer.
+        model (`nn.Module`): without the wrappers of a trainer.
+
+    Raises:
+        ValueError: naming every problem and what to change.
+    """
+    problems = [*_argument_problems(args), *_distribution_problems(accelerator), *_model_problems(model)]
+    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+        problems.append(_REENTRANT)
+    if problems:
+        raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
+
+
+KNOWN_LOSSES = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.trainer.sft_trainer")
+
+
+def check_loss_owner(trainer: type) -> None:
+    """Refuse a trainer class whose own `compute_loss` says nothing about the weights of the samples.
+
+    Raises:
+        ValueError: saying what to override.
+    """
+    owner = next(cls for cls in trainer.__mro__ if "compute_loss" in vars(cls))
+    if owner.__module__ not in KNOWN_LOSSES:
+        raise ValueError(
+            f"{owner.__name__} overrides `compute_loss`, so it is not known how much each sample weighs in the loss. "
+            "Override `sample_weights(inputs)` as well, to return the weight `[B]` of each sample's own mean loss "
+            "(proportional to its labelled tokens for a token mean, 1 for a mean over samples)."
+        )
+
+
+def check_unmasked(accelerator: Any, unmasked: Sequence[str], support: str) -> None:
+    """Refuse what FSDP2 does not allow: a support pass that leaves no gradient in parameters without a hook.
+
+    Raises:
+        ValueError: naming the parameters and what to change.
+    """
+    if unmasked and support == "dataset" and accelerator.distributed_type == DistributedType.FSDP:
+        raise ValueError(
+            f"Under FSDP2 the support pass would add to the gradients of {', '.join(unmasked[:5])}, which are outside "
+            "the blocks. Set `outside_blocks='masked'` or `support='momentum'`, or freeze them."
+        )

@@ -1,0 +1,166 @@
+"""The gate: masks of one group of matrices, computed inside the backward pass, just when the group's part is complete.
+
+The trainable matrices of a group (a transformer block, say) enter the graph through one identity autograd Function.
+Autograd calls its backward once, after everything that uses any of its outputs has been differentiated. By then every
+matrix of the group has left its per-sample gradients with the gate, which draws the mask, returns the masked sums as the
+gradients of the real parameters, and forgets the rest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from hf_gist.functional import masking
+from hf_gist.functional.sample_gradients import SampleGradient, sample_gradient
+
+
+def check_rows(module: str, rows: int, batch_size: int) -> None:
+    """Refuse a module that does not see the batch sample by sample.
+
+    Raises:
+        ValueError: naming it, with what to change.
+    """
+    if rows != batch_size:
+        raise ValueError(
+            f"{module} sees {rows} rows for a batch of {batch_size} samples (packed rows, flattened tokens or experts), "
+            "so it cannot be masked by sample. Turn packing off, or leave the module out of the adapter's "
+            "`target_modules`."
+        )
+
+
+@dataclass
+class BatchMasks:
+    """What the gates of one batch need, and where they leave what they did.
+
+    Args:
+        loss_weights (`Tensor`): `[B]`, proportional to the weight of each sample's own mean loss in the loss that is
+            backpropagated; zero for a sample without a loss.
+        noise (`Tensor`): `[L, B]` from [`hf_gist.functional.masking.gumbel_noise`].
+        support (`dict[str, Tensor]`, *optional*): parameter name to support gradient; without it every alignment is
+            zero and `stochastic` draws uniformly.
+        keep (`int`): `K`.
+        mode (`str`): see [`hf_gist.functional.masking.draw`].
+        temperature (`float`): see [`hf_gist.functional.masking.draw`].
+        rescale (`bool`): see [`hf_gist.functional.masking.sample_scales`].
+    """
+
+    loss_weights: Tensor
+    noise: Tensor
+    support: dict[str, Tensor] | None
+    keep: int
+    mode: str
+    temperature: float
+    rescale: bool
+    masks: dict[int, Tensor] = field(default_factory=dict)
+    alignments: dict[int, Tensor] = field(default_factory=dict)
+    cosines: dict[int, Tensor] = field(default_factory=dict)
+    log_p: dict[int, Tensor] = field(default_factory=dict)
+    reported: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.valid = self.loss_weights > 0
+        self.inverse_weights = torch.where(self.valid, 1 / self.loss_weights.clamp(min=1e-30), 0.0)
+
+    @property
+    def batch_size(self) -> int:
+        """`B`."""
+        return len(self.loss_weights)
+
+    def align(self, gradients: dict[str, SampleGradient]) -> tuple[Tensor, Tensor]:
+        """Alignment `<g_i, s>` of each sample's own mean loss, up to a common factor, and its cosine; both `[B]`.
+
+        A sample's gradient in the batch loss is its own gradient times its loss weight, which is divided out.
+        """
+        dots = torch.zeros(self.batch_size, device=self.loss_weights.device)
+        if self.support is None:
+            return dots, dots
+        squares, support_square = torch.zeros_like(dots), torch.zeros_like(dots[0])
+        for name, gradient in gradients.items():
+            support = self.support[name]
+            dots += gradient.dot(support)
+            squares += gradient.squares()
+            support_square += support.float().square().sum()
+        cosines = dots / (squares * support_square).sqrt().clamp(min=torch.finfo(dots.dtype).tiny)
+        return dots * self.inverse_weights, cosines
+
+    def draw(self, group: int, gradients: dict[str, SampleGradient]) -> Tensor:
+        """Draw the mask of a group, note it, and return the factor of each sample's gradient `[B]`."""
+        alignments, cosines = self.align(gradients)
+        kept = masking.draw(
+            alignments, self.noise[group], self.valid, keep=self.keep, mode=self.mode, temperature=self.temperature
+        )
+        self.masks[group], self.alignments[group], self.cosines[group] = kept, alignments, cosines
+        self.log_p[group] = masking.sampling_logits(alignments, self.valid, self.mode, self.temperature)
+        return masking.sample_scales(kept, self.valid, self.rescale)
+
+
+class Gate:
+    """Collects the per-sample gradients of one group in one backward pass and turns them into masked gradients.
+
+    Args:
+        name (`str`): name of the group for messages.
+        index (`int`): position of the group among the `L` groups.
+        batch (`BatchMasks`): what the gates of this batch share.
+        parameters (`Sequence[str]`): parameter names, in the order in which they pass the gate.
+        dtypes (`Sequence[torch.dtype]`): their dtypes.
+    """
+
+    def __init__(
+        self, name: str, index: int, batch: BatchMasks, parameters: Sequence[str], dtypes: Sequence[torch.dtype]
+    ) -> None:
+        self.name, self.index, self.batch = name, index, batch
+        self.parameters, self.dtypes = parameters, dtypes
+        self.collected: dict[str, SampleGradient] = {}
+
+    def receive(self, module: str, kind: str, parameters: dict[str, str], a: Tensor, d: Tensor) -> None:
+        """Take the `(a, d)` of one tracked module.
+
+        Raises:
+            ValueError: if the batch's samples cannot be told apart in this module.
+        """
+        check_rows(module, len(d), self.batch.batch_size)
+        for attribute, name in parameters.items():
+            if name in self.collected:
+                raise ValueError(
+                    f"{module} is used more than once in a forward pass, so it cannot be masked by sample. Leave it "
+                    "out of the adapter's `target_modules`."
+                )
+            self.collected[name] = sample_gradient(kind, attribute, a, d)
+
+    def gradients(self) -> list[Tensor | None]:
+        """The masked gradient of each parameter, in order; `None` for one that nothing was reported for.
+
+        Raises:
+            ValueError: if another gate of the same group already did this for this batch.
+        """
+        if self.index in self.batch.masks:
+            raise ValueError(
+                f"{self.name} was differentiated twice in one training step: the loss calls the model more than once. "
+                "Compute it from a single forward pass."
+            )
+        collected, self.collected = self.collected, {}
+        if not collected:
+            return [None] * len(self.parameters)
+        scales = self.batch.draw(self.index, collected)
+        self.batch.reported.update(collected)
+        return [
+            collected[name].weighted_sum(scales).to(dtype) if name in collected else None
+            for name, dtype in zip(self.parameters, self.dtypes, strict=True)
+        ]
+
+
+class PassGate(torch.autograd.Function):
+    """Parameters, unchanged; their gradient is what the gate returns, whatever arrives from behind."""
+
+    @staticmethod
+    def forward(ctx, gate: Gate, *parameters: Tensor) -> tuple[Tensor, ...]:
+        # What arrives is always nothing: the tracked modules report to the gate instead.
+        ctx.set_materialize_grads(False)
+        ctx.gate = gate
+        return tuple(parameter.view_as(parameter) for parameter in parameters)
+
+    @staticmethod
+    def backward(ctx, *_: Tensor | None):
+        return None, *ctx.gate.gradients()

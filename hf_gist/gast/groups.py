@@ -1,0 +1,114 @@
+"""The groups of adapter matrices that share a mask."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hf_gist.gradients.lora import OUTSIDE_BLOCKS, TrackedModule, block_of, find_tracked
+
+
+OUTSIDE_NAME = "outside blocks"
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Matrices that share a mask.
+
+    Args:
+        name (`str`): for messages and reports.
+        index (`int`): position among the groups.
+        owner (`nn.Module`): the module whose forward call encloses those of all its matrices.
+        tracked (`tuple[TrackedModule, ...]`): the modules that own the matrices.
+    """
+
+    name: str
+    index: int
+    owner: nn.Module
+    tracked: tuple[TrackedModule, ...]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Full name to parameter, as the modules hold them right now."""
+        return {
+            name: getattr(tracked.module, attribute)
+            for tracked in self.tracked
+            for attribute, name in tracked.parameters.items()
+        }
+
+
+@contextmanager
+def _frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    try:
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def _outside_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and block_of(model, name.rpartition(".")[0]) == OUTSIDE_BLOCKS
+    }
+
+
+def _adapted_module(name: str) -> str:
+    """`...q_proj` for `...q_proj.lora_A.default`; a module that is trained itself is its own group."""
+    return name.partition(".lora_")[0]
+
+
+def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[list[Group], list[str]]:
+    """The groups of matrices to mask, by the structure of the model.
+
+    Args:
+        model (`nn.Module`): a peft model, without the wrappers of a trainer.
+        group_by (`str`): `"block"` or `"module"`.
+        outside_blocks (`str`): `"masked"` or `"unmasked"`.
+
+    Returns:
+        `tuple[list[Group], list[str]]`: the groups in the order of the model, and the names of the trainable
+        parameters that stay unmasked.
+
+    Raises:
+        ValueError: see [`hf_gist.gradients.lora.find_tracked`].
+    """
+    unmasked = _outside_parameters(model) if outside_blocks == "unmasked" else {}
+    with _frozen(list(unmasked.values())):
+        tracked_modules = find_tracked(model)
+    members: dict[str, list[TrackedModule]] = {}
+    for tracked in tracked_modules:
+        if tracked.block == OUTSIDE_BLOCKS:
+            name = OUTSIDE_NAME
+        else:
+            name = tracked.block if group_by == "block" else _adapted_module(tracked.name)
+        members.setdefault(name, []).append(tracked)
+    groups = []
+    for index, (name, tracked) in enumerate(members.items()):
+        # Only the whole model encloses a head and an embedding, and peft does not `__call__` the model it wraps.
+        owner = model if name == OUTSIDE_NAME else model.get_submodule(name)
+        groups.append(Group(name, index, owner, tuple(tracked)))
+    return groups, list(unmasked)
+
+
+def summarise_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
+    """The start-up message in one line: how much is masked together, and what is not masked at all."""
+    names = [group.name for group in groups]
+    span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
+    line = f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups: {span}"
+    return f"{line}; trained on the whole batch: {', '.join(unmasked)}." if unmasked else f"{line}."
+
+
+def describe_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
+    """The start-up message: every group with its matrices, one line each."""
+    lines = [f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups:"]
+    for group in groups:
+        prefix = f"{group.name}."
+        shapes = (f"{name.removeprefix(prefix)} {list(p.shape)}" for name, p in group.parameters().items())
+        lines.append(f"  {group.name}: {', '.join(shapes)}")
+    if unmasked:
+        lines.append(f"  trained on the whole batch: {', '.join(unmasked)}")
+    return "\n".join(lines)

@@ -1,0 +1,72 @@
+"""How much each sample's own mean loss weighs in the loss that a Trainer backpropagates.
+
+With `l_t` the loss of a token and `n_b` the labelled tokens of sample `b`, its own loss is `ℓ_b = Σ_t l_t / n_b`, and
+a Trainer's loss is `L = Σ_b w_b ℓ_b`, so the gradient that reaches a matrix for sample `b` is `w_b g_b`:
+
+| loss | `w_b` | up to a factor that all samples share |
+| --- | --- | --- |
+| token sum over `num_items_in_batch` `N`, over `W` processes | `n_b W / N` | `n_b` |
+| token mean of the batch, over `A` accumulation steps | `n_b / (A Σ_b n_b)` | `n_b` |
+| either of them with label smoothing (`l_t` is then the smoothed loss) | the same | `n_b` |
+| sequence classification, smoothed or not, any problem type | `1 / (A B)` | 1 |
+| `compute_loss_func` | found out on the first batches, see [`LossFunctionProbe`] | `n_b` or 1 |
+
+(`A` is 1 for the models that take any keyword but ignore `num_items_in_batch`, such as T5's: the Trainer then believes
+that the model has divided already.) Only the proportions matter: alignments are standardised over the batch before anything is drawn, so a factor that all
+samples share, the scale of a gradient scaler included, drops out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_gist.data.batches import check_batch
+from hf_gist.data.rows import IGNORE_INDEX
+from hf_gist.gradients.losses import loss_kind
+
+
+def label_counts(inputs: dict[str, Any], kind: str) -> Tensor:
+    """Labelled tokens `n_b` `[B]` of each sample, as the loss counts them; 1 for classification.
+
+    Args:
+        inputs (`dict`): a collated batch.
+        kind (`str`): from [`hf_gist.gradients.losses.loss_kind`].
+    """
+    labels = inputs["labels"]
+    if kind == "classification":
+        return torch.ones(len(labels), device=labels.device)
+    if "shift_labels" in inputs:
+        labels = inputs["shift_labels"]
+    elif kind == "causal":
+        labels = labels[:, 1:]
+    return (labels != IGNORE_INDEX).sum(1).float()
+
+
+def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
+    """What the report groups samples by: labels other than -100 of each sample `[B]`, or 1 for a model without labels.
+
+    Args:
+        inputs (`dict`): a collated batch.
+        weights (`Tensor`): `[B]`, of the same batch.
+    """
+    labels = inputs.get("labels")
+    if not isinstance(labels, Tensor):
+        return torch.ones_like(weights)
+    return (labels != IGNORE_INDEX).view(len(labels), -1).sum(1).float()
+
+
+def loss_weights(inputs: dict[str, Any], model: nn.Module, weighting: str) -> Tensor:
+    """`w_b` `[B]` up to a common factor; zero for a sample without a label.
+
+    Args:
+        inputs (`dict`): a collated batch.
+        model (`nn.Module`): the model, without wrappers.
+        weighting (`str`): `"tokens"` (`w_b = n_b`) or `"samples"` (`w_b = 1`).
+
+    Raises:
+        ValueError: if the rows of the batch are not samples.
+    """
+    check_batch(inputs, len(inputs["labels"]) if isinstance(inputs.get("labels"), Tensor) else 0, "training set")
+    counts = label_counts(inputs, loss_kind(model))
+    return counts if weighting == "tokens" else (counts > 0).float()

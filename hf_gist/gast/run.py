@@ -1,0 +1,219 @@
+"""The state of one GAST training run: groups, counters, the support gradient in use, and what happened so far."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_gist.config.gast import GASTConfig
+from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.mask_statistics import MaskStatistics
+from hf_gist.functional.masking import gumbel_noise, kept_count
+from hf_gist.gast.gate import BatchMasks
+from hf_gist.gast.groups import find_groups
+from hf_gist.gast.state import load_state, save_state
+from hf_gist.gast.support import load_support, save_support, warn_if_zero
+from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
+
+
+CHECK_EFFECT_AFTER = 10
+"""Masked batches after which a run that has dropped nothing warns."""
+
+SCALER_PATIENCE = 100
+"""Steps that a gradient scaler may skip before an optimizer without a state counts as one without a first moment."""
+
+
+class GASTRun:
+    """What one call of `train` needs to remember.
+
+    Args:
+        model (`nn.Module`): the model in training, without wrappers.
+        config (`GASTConfig`): the configuration.
+        rank (`int`): index of the process.
+        device (`torch.device`): device of the batches.
+        sources (`list[str]`, *optional*): names of the sources, if the batches carry them.
+        batch_size (`int`): per-device batch size that the trainer runs with; another one is another run.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: GASTConfig,
+        rank: int,
+        device: torch.device,
+        sources: list[str] | None,
+        batch_size: int,
+    ) -> None:
+        self.config, self.rank, self.device, self.sources = config, rank, device, sources
+        self.groups, self.unmasked = find_groups(model, config.group_by, config.outside_blocks)
+        self.names = {name for group in self.groups for name in group.parameters()}
+        self.batch_size = batch_size
+        self.batches = 0
+        self.supports = 0
+        self.support: dict[str, Tensor] | None = None
+        self.support_step: int | None = None
+        self.first_step: int | None = None
+        self.reported: set[str] = set()
+        self.dropped = torch.zeros((), dtype=torch.long, device=device)
+        self.statistics = MaskStatistics()
+        self.last: BatchMasks | None = None
+        columns = sources if sources is not None else length_columns()
+        self.table = SelectionTable.empty([g.name for g in self.groups], columns, device)
+
+    def needs_support(self, step: int) -> bool:
+        """Whether a support gradient is due in optimizer step `step`; once a step, however many batches it has."""
+        if self.config.mode not in ("stochastic", "topk") or self.support_step == step:
+            return False
+        if self.support is None or self.support_step is None or self.config.support == "momentum":
+            return True
+        return (step - self.config.start_step) % self.config.support_every == 0
+
+    def has_stepped(self, step: int, scaled: bool, emptied: bool) -> bool:
+        """Whether the optimizer must have taken a step since masking began, or since its state was emptied.
+
+        Args:
+            step (`int`): the current optimizer step.
+            scaled (`bool`): whether a gradient scaler may have skipped steps.
+            emptied (`bool`): whether it has no state: GIST gives it a fresh one with `after_selection="restart"`.
+        """
+        if self.first_step is None or (emptied and self.support is not None):
+            self.first_step = step
+        return step > self.first_step + (SCALER_PATIENCE if scaled else 0)
+
+    def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
+        """Use a support gradient from now on; `None` leaves the draw uniform for now."""
+        self.support, self.support_step = support, step
+        self.supports += 1
+        if self.supports == 1 and support is not None:
+            warn_if_zero(support)
+
+    def open(self, loss_weights: Tensor) -> BatchMasks:
+        """The masks-to-be of the next batch, from the loss weights of its samples `[B]`."""
+        size = len(loss_weights)
+        noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
+        return BatchMasks(
+            loss_weights=loss_weights.to(self.device),
+            noise=noise.to(self.device, non_blocking=True),
+            support=self.support,
+            keep=kept_count(self.config.keep, size),
+            mode=self.config.mode,
+            temperature=self.config.temperature,
+            rescale=self.config.rescale,
+        )
+
+    def close(self, batch: BatchMasks, sources: Tensor | None, label_tokens: Tensor, step: int) -> None:
+        """Take note of a batch whose backward is done.
+
+        Args:
+            batch (`BatchMasks`): from [`GASTRun.open`].
+            sources (`Tensor`, *optional*): source of each sample `[B]`.
+            label_tokens (`Tensor`): labelled tokens of each sample `[B]`.
+            step (`int`): the optimizer step.
+
+        Raises:
+            ValueError: if a matrix has never reported a gradient.
+        """
+        self.batches += 1
+        self.reported |= batch.reported
+        missing = sorted(self.names - self.reported)
+        if missing:
+            raise ValueError(
+                f"No gradient was reported for {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, so "
+                "the mask would miss it. Either the loss does not use the module (take it out of the adapter's "
+                "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
+            )
+        order = range(len(self.groups))
+        masks, cosines, log_p = (
+            torch.stack([values[index] for index in order]) for values in (batch.masks, batch.cosines, batch.log_p)
+        )
+        columns = length_column_of(label_tokens) if sources is None else sources
+        self.statistics.add(cosines, masks, log_p, batch.valid)
+        self.table.add(masks, columns.to(self.device), batch.valid, step)
+        self.dropped += batch.valid.sum() * len(masks) - masks.sum()
+        self.last = batch
+        if self.batches == CHECK_EFFECT_AFTER:
+            self.warn_without_effect(f"the first {self.batches} masked batches")
+
+    def warn_without_effect(self, when: str) -> None:
+        """Warn if no sample has been kept from any layer so far."""
+        if not int(self.dropped):
+            if self.batches:
+                cause = f"`keep={self.config.keep!r}` is not smaller than the per-device batch"
+            else:
+                cause = f"`start_step={self.config.start_step}` was never reached"
+            warnings.warn(f"GAST dropped no sample in {when}: {cause}.", NoEffectWarning, stacklevel=3)
+
+    def metrics(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
+        """The statistics since the last call, with `total` adding up over processes.
+
+        `gast_alignment` (mean cosine with the support gradient), `gast_kept_fraction`, `gast_draw_entropy` (1 is
+        uniform) and `gast_layer_agreement` (`K/B` is chance).
+        """
+        if self.statistics.sums is None:
+            return {}
+        means = self.statistics.means(total(self.statistics.sums))
+        self.statistics = MaskStatistics()
+        if self.config.mode == "random":
+            del means["alignment"]
+        return {f"gast_{name}": value for name, value in means.items()}
+
+    def totals(self, total: Callable[[Tensor], Tensor]) -> SelectionTable:
+        """The selection table added up over processes."""
+        return dataclasses.replace(self.table, kept=total(self.table.kept), seen=total(self.table.seen))
+
+    def describe(self, steps: int) -> dict[str, Any]:
+        """What was asked and how much was done in so many optimizer steps, for the report."""
+        return {
+            "config": self.config.to_dict(),
+            "steps": steps,
+            "masked_batches_per_process": self.batches,
+            "supports": self.supports,
+        }
+
+    # ---- Checkpoints ----
+
+    def save(self, folder: str | os.PathLike, total: Callable[[Tensor], Tensor], write: bool) -> None:
+        """Write what a resumed run needs; call on every process, with `write` on the one that owns the disk."""
+        table, dropped = self.totals(total), total(self.dropped)
+        if not write:
+            return
+        state = {
+            "config": self.config.to_dict(),
+            "batches": self.batches,
+            "supports": self.supports,
+            "support_step": self.support_step,
+            "dropped": int(dropped),
+            **table.state(),
+        }
+        save_state(folder, state)
+        if self.support is not None and self.config.support == "dataset":
+            save_support(folder, self.support)
+
+    def load(self, folder: str | os.PathLike) -> dict[str, Any] | None:
+        """Continue from a checkpoint; returns the state found, `None` if the checkpoint was written without GAST.
+
+        Raises:
+            ValueError: if the checkpoint masks other groups.
+        """
+        state = load_state(folder)
+        if state is None:
+            return None
+        if state["groups"] != self.table.groups:
+            raise ValueError(
+                f"The checkpoint {folder} was trained with other groups of matrices. Resume with the same adapter and "
+                "the same `group_by` and `outside_blocks`."
+            )
+        self.batches, self.supports = state["batches"], state["supports"]
+        self.support_step = state["support_step"]
+        if self.config.support == "dataset":
+            self.support = load_support(folder, self.device)
+        # The counts of all processes are in the file; one of them carries them on.
+        if state["columns"] == self.table.columns:
+            self.table.restore(state, counts=self.rank == 0)
+            if self.rank == 0:
+                self.dropped.fill_(state["dropped"])
+        return state

@@ -1,0 +1,28 @@
+"""The source of each training sample, carried by the batch."""
+
+from typing import Any
+
+import torch
+
+
+class SourceCollator:
+    """A data collator that turns a text column into an integer tensor beside what another collator makes.
+
+    Args:
+        collator: the collator of everything else.
+        column (`str`): the text column.
+        names (`list[str]`): the values of the column; the index is what the batch carries.
+        key (`str`): name of the tensor `[B]` in the batch.
+    """
+
+    def __init__(self, collator: Any, column: str, names: list[str], key: str) -> None:
+        self.collator, self.column, self.key = collator, column, key
+        self.index = {name: index for index, name in enumerate(names)}
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        sources = [self.index.get(str(row.get(self.column))) for row in rows]
+        batch = self.collator([{k: v for k, v in row.items() if k != self.column} for row in rows])
+        # GIST scores its targets through the loader's collator; rows of another dataset have no place in the report.
+        if None not in sources:
+            batch[self.key] = torch.tensor(sources)
+        return batch

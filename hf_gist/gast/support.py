@@ -1,0 +1,142 @@
+"""Where the support gradient of GAST comes from: a seeded sequence of support batches, or the optimizer's state."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from hf_gist.data.rows import Collator, fetch_rows
+from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.masking import support_rows
+from hf_gist.gast.groups import Group
+from hf_gist.gradients.modes import checkpointing, scoring_mode
+from hf_gist.utils.disk import write
+
+
+SUPPORT_FILE = "gast_support.safetensors"
+
+FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
+"""Names under which optimizers keep a running mean of the gradient (Adam's and Lion's, SGD's)."""
+
+
+class SupportSet:
+    """The support samples, in an order that depends on nothing but the seed and how many were taken before.
+
+    Args:
+        dataset: tokenised rows with a length.
+        collator (`Collator`): rows to a batch.
+        batch_size (`int`): rows per process in one support batch.
+        seed (`int`): seed of the order.
+
+    Raises:
+        ValueError: if the dataset has no length or no rows.
+    """
+
+    def __init__(self, dataset: Any, collator: Collator, batch_size: int, seed: int) -> None:
+        if not hasattr(dataset, "__len__") or not len(dataset):
+            raise ValueError(
+                "The support set must have a known length and at least one row. Pass a `support_dataset`, or set "
+                "`support='momentum'`."
+            )
+        self.dataset, self.collator, self.batch_size, self.seed = dataset, collator, batch_size, seed
+
+    def batch(self, counter: int, rank: int, world_size: int) -> dict[str, Any]:
+        """The `counter`-th support batch of a process; the processes of one `counter` share out consecutive rows."""
+        start = (counter * world_size + rank) * self.batch_size
+        rows = support_rows(self.seed, len(self.dataset), start, self.batch_size)
+        return self.collator(fetch_rows(self.dataset, rows))
+
+
+@contextmanager
+def support_mode(model: nn.Module, untracked: Sequence[nn.Parameter]) -> Iterator[None]:
+    """No dropout, every random state untouched, checkpointing still on, and gradients of other parameters dropped.
+
+    Args:
+        model (`nn.Module`): the model, with its wrappers.
+        untracked (`Sequence[nn.Parameter]`): trainable parameters that no hook takes the gradient of.
+    """
+    gradients = [parameter.grad for parameter in untracked]
+    with scoring_mode(model), checkpointing(model):
+        for parameter in untracked:
+            parameter.grad = None
+        try:
+            yield
+        finally:
+            for parameter, gradient in zip(untracked, gradients, strict=True):
+                parameter.grad = gradient
+
+
+def average_over_ranks(gradients: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """The gradients averaged over all processes, in one communication.
+
+    Args:
+        gradients (`dict[str, Tensor]`): the same names and shapes on every process.
+        reduce (`Callable`): the mean of a tensor over processes.
+    """
+    names = sorted(gradients)
+    flat = reduce(torch.cat([gradients[name].flatten().float() for name in names]))
+    parts = flat.split([gradients[name].numel() for name in names])
+    return {
+        name: part.view(gradients[name].shape).to(gradients[name].dtype)
+        for name, part in zip(names, parts, strict=True)
+    }
+
+
+def first_moments(
+    optimizer: torch.optim.Optimizer, groups: Sequence[Group], stepped: bool
+) -> dict[str, Tensor] | None:
+    """The optimizer's first moment of every masked matrix; `None` before its first step.
+
+    Args:
+        optimizer (`torch.optim.Optimizer`): of the trainer.
+        groups (`Sequence[Group]`): from [`hf_gist.gast.groups.find_groups`].
+        stepped (`bool`): whether the optimizer must have taken a step by now.
+
+    Raises:
+        ValueError: if the optimizer keeps no first moment in full precision.
+    """
+    moments = {}
+    for name, parameter in (item for group in groups for item in group.parameters().items()):
+        state = optimizer.state.get(parameter) or {}
+        if not state and not stepped:
+            return None
+        moment = next((state[key] for key in FIRST_MOMENTS if isinstance(state.get(key), Tensor)), None)
+        if moment is None or not moment.is_floating_point() or moment.shape != parameter.shape:
+            inner = getattr(optimizer, "optimizer", optimizer)
+            raise ValueError(
+                f"`support='momentum'` needs an optimizer that keeps the first moment of the gradient, and "
+                f"{type(inner).__name__} keeps none of {name}. Use AdamW or SGD with momentum, or set "
+                "`support='dataset'`."
+            )
+        # A sharded moment is put together: every process draws from the alignments with the whole of it.
+        moments[name] = moment.full_tensor() if hasattr(moment, "full_tensor") else moment
+    return moments
+
+
+def warn_if_zero(support: dict[str, Tensor]) -> None:
+    """Warn about a support gradient that says nothing, so that the draw is uniform."""
+    if not any(bool(gradient.any()) for gradient in support.values()):
+        warnings.warn(
+            "GAST: the support gradient is zero, so the samples are drawn uniformly. Check that the rows of the "
+            "support set have labelled tokens (labels other than -100) after truncation.",
+            NoEffectWarning,
+            stacklevel=2,
+        )
+
+
+def save_support(folder: str | os.PathLike, support: dict[str, Tensor]) -> None:
+    """Write the support gradient that is in use into a checkpoint folder."""
+    tensors = {name: value.contiguous().cpu() for name, value in support.items()}
+    write(Path(folder) / SUPPORT_FILE, lambda path: save_file(tensors, path))
+
+
+def load_support(folder: str | os.PathLike, device: torch.device) -> dict[str, Tensor] | None:
+    """Read it back; `None` if the checkpoint has none."""
+    path = Path(folder) / SUPPORT_FILE
+    return load_file(path, device=str(device)) if path.is_file() else None

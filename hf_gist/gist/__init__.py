@@ -1,0 +1,1 @@
+"""GIST: measure a pool against a target set, then choose."""

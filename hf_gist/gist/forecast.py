@@ -1,0 +1,171 @@
+"""What a selection will need in memory and time, said before it is done."""
+
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+from accelerate import PartialState
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.accounting import Sizes, expected_seconds
+from hf_gist.costs.flops import ModelWork
+from hf_gist.costs.ledger import in_units
+from hf_gist.costs.stopwatch import SCORING, TARGETS, Stopwatch
+from hf_gist.data.rows import row_lengths
+from hf_gist.gist.scorers.sketched import SketchedVectors
+from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gradients.models import model_device, unwrapped
+from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.vectors import GradientVectors
+
+
+SHARE_TO_USE = 0.9
+"""Of the free memory: allocators and other programs need some."""
+
+FP32 = 4
+
+SUGGESTED_SKETCH = 8192
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """A forecast in bytes, and a decision.
+
+    Args:
+        values (`int`): values of a row's gradient, `D`, after a sketch.
+        targets (`int`): target rows, the largest rank of the basis.
+        basis (`int`): the basis, `D` by the number of targets; as much again passes while it is made.
+        coordinates (`int`): coordinates, norms and counts of all candidates, in host memory.
+        activations (`int`): of one scoring batch, roughly.
+        device_free (`int`): free memory of the model's device.
+        host_free (`int`): free memory of the host, for this process.
+        placement (`str`): `"device"`, or `"host"` from where the basis is copied one matrix at a time.
+    """
+
+    values: int
+    targets: int
+    basis: int
+    coordinates: int
+    activations: int
+    device_free: int
+    host_free: int
+    placement: str
+
+    def describe(self) -> str:
+        """One line for the user."""
+        return (
+            f"memory: basis {in_units(self.basis)} ({self.values / 1e6:.1f} M values x {self.targets}) on the "
+            f"{self.placement}, coordinates {in_units(self.coordinates)}, activations of a batch about "
+            f"{in_units(self.activations)}; free: device {in_units(self.device_free)}, host {in_units(self.host_free)}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        return asdict(self)
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Free bytes of the device, and of the host for one of its processes."""
+    host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host), host
+
+
+def activation_bytes(model: nn.Module, tokens: int) -> int:
+    """Roughly what a forward pass keeps for the backward pass of a batch."""
+    config = unwrapped(model).config
+    hidden = getattr(config, "hidden_size", 0)
+    inner = getattr(config, "intermediate_size", None) or 4 * hidden
+    layers = getattr(config, "num_hidden_layers", 0)
+    size = next(model.parameters()).element_size()
+    return tokens * (layers * (12 * hidden + 4 * inner) * size + 3 * getattr(config, "vocab_size", 0) * FP32)
+
+
+def plan_memory(
+    vectors: GradientVectors | SketchedVectors, targets: int, rows: int, tokens_per_batch: int
+) -> MemoryPlan:
+    """Decide where the basis goes.
+
+    Args:
+        vectors (`GradientVectors`): what stands for a row.
+        targets (`int`): target rows.
+        rows (`int`): candidates.
+        tokens_per_batch (`int`): padded tokens of a scoring batch.
+
+    Raises:
+        ValueError: if neither device nor host has room, naming the way out.
+    """
+    device = model_device(vectors.model)
+    device_free, host_free = free_memory(device)
+    values = sum(vectors.sizes.values())
+    # the targets' gradients turn into the basis parameter by parameter, so both are there only for one of them
+    basis = FP32 * targets * (values + max(vectors.sizes.values()))
+    coordinates = rows * (FP32 * targets + 3 * FP32 + 8)
+    activations = activation_bytes(vectors.model, tokens_per_batch)
+    room = {"device": SHARE_TO_USE * device_free - activations, "host": SHARE_TO_USE * host_free - coordinates}
+    if device.type == "cpu":
+        # one memory for everything
+        room = {"device": room["host"] - activations}
+    placement = next((place for place, size in room.items() if basis <= size), None)
+    if placement is None:
+        raise ValueError(
+            f"The basis of {targets} targets takes {in_units(basis)}, and there are {in_units(device_free)} free on the "
+            f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact), `score_layers`, or use fewer targets."
+        )
+    return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
+
+
+def duration(seconds: float) -> str:
+    """Seconds for a person."""
+    if seconds < 120:
+        return f"{seconds:,.0f} s"
+    minutes = seconds / 60
+    return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
+
+
+def _say(run: Pass, text: str) -> None:
+    if run.progress and PartialState().is_main_process:
+        # stdout belongs to results
+        tqdm.write(text, file=sys.stderr)
+
+
+def forecast_memory(run: Pass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
+    """The memory that scoring will need, said on the main process; `None` for scorers without a large basis.
+
+    Raises:
+        ValueError: if there is no room for the basis.
+    """
+    if config.strategy in UNSCORED or config.scorer != "gist":
+        return None
+    plan = plan_memory(stages_of(run.model, config, ())[0].candidates, targets, rows, run.tokens_per_batch)
+    _say(run, plan.describe())
+    return plan
+
+
+def forecast_scoring(
+    run: Pass, targets: Any, pool: Any, label_tokens: Tensor, config: GISTConfig, watch: Stopwatch
+) -> None:
+    """The time that scoring will take, from what the targets took; noted in `watch` and said on the main process.
+
+    Args:
+        run (`Pass`): how rows are gone over.
+        targets: tokenised target rows, done.
+        pool: tokenised candidates, to be done.
+        label_tokens (`Tensor`): labelled tokens of the usable targets `[M]`.
+        config (`GISTConfig`): how they are scored.
+        watch (`Stopwatch`): knows the seconds of the targets.
+    """
+    wanted, lengths = row_lengths(targets), row_lengths(pool)
+    if wanted is None or lengths is None:
+        return
+    labelled = int(label_tokens.sum())
+    # as many of the candidates' tokens carry a label, as far as can be known before they are collated
+    share = labelled / max(1, int(wanted.sum()))
+    done, todo = Sizes(wanted, labelled), Sizes(lengths, int(share * int(lengths.sum())))
+    seconds = expected_seconds(ModelWork.of(run.model), config, done, todo, watch.seconds[TARGETS])
+    watch.forecasts[SCORING] = round(seconds, 1)
+    _say(run, f"scoring {len(lengths):,} rows of {int(lengths.sum()):,} tokens will take about {duration(seconds)}")

@@ -1,0 +1,227 @@
+"""`Selection`: which rows of the pool to train on, and why."""
+
+import dataclasses
+import os
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import torch
+from pyarrow import parquet
+from torch import Tensor
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.ledger import CostLedger
+from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.budget import sampled_from_top
+from hf_gist.functional.choice import ComparisonSpace, order_candidates
+from hf_gist.functional.measurements import Measurements
+from hf_gist.functional.ranking import energy_inside
+from hf_gist.functional.subspace import captured_variance, choose_rank
+from hf_gist.gist.artifacts import (
+    ARTIFACTS,
+    CONFIG,
+    COORDINATES,
+    MANIFEST,
+    SCORES,
+    load_measurements,
+    read_parquet,
+    save_measurements,
+)
+from hf_gist.utils.disk import read, read_json, write, write_json
+
+
+RESELECTABLE = (
+    "budget",
+    "budget_unit",
+    "rank",
+    "explained_variance",
+    "score",
+    "strategy",
+    "sample_from_top",
+    "drop_target_duplicates",
+    "target_group_column",
+)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The outcome of GIST: which rows of the pool to train on, and why.
+
+    Attributes:
+        indices (`list[int]`): selected rows, best first.
+        scores (`Tensor`): `[N]` float32; unscorable rows are `-inf`, never NaN.
+        rank (`int`): rank `k` of the subspace used.
+        explained_variance (`float`): share of the target gradients' squared spectrum inside it.
+        energy (`Tensor`): `[N]` float32, share of each candidate's squared gradient norm inside it.
+        best_group (`Tensor`): `[N]` int64, the target group each candidate matches best.
+        group_names (`list[str]`): names of the target groups.
+        config (`GISTConfig`): what was asked.
+        measurements (`Measurements`): what was measured.
+        manifest (`dict`): versions, fingerprints, counts and seconds of the run that measured it.
+        costs (`CostLedger`, *optional*): what each phase took.
+    """
+
+    indices: list[int]
+    scores: Tensor
+    rank: int
+    explained_variance: float
+    energy: Tensor
+    best_group: Tensor
+    group_names: list[str]
+    config: GISTConfig
+    measurements: Measurements
+    manifest: dict[str, Any] = field(default_factory=dict)
+    costs: CostLedger | None = None
+
+    @property
+    def singular_values(self) -> Tensor:
+        """Singular values of the target gradients `[q]`, descending; empty if nothing was scored."""
+        return self.measurements.singular_values
+
+    @property
+    def method(self) -> str:
+        """Name of what chose the rows."""
+        if self.config.strategy in UNSCORED:
+            return {"random": "random draw", "length_matched_random": "length-matched random draw"}[
+                self.config.strategy
+            ]
+        if self.config.score == "grad_norm":
+            return "gradient norm"
+        return {"gist": "GIST", "rds_plus": "RDS+", "less": "LESS"}[self.config.scorer]
+
+    @classmethod
+    def choose(cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None):
+        """Choose rows from measurements: rank, group directions, scores, strategy, budget (paper Eq. 15-17).
+
+        Raises:
+            ValueError: if the group column is missing or the budget selects nothing.
+        """
+        m, scorable = measurements, measurements.eligible(config.drop_target_duplicates)
+        if config.strategy not in UNSCORED and len(m.singular_values) == 0:
+            raise ValueError(
+                f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
+            )
+        groups, names = m.groups(config.target_group_column)
+        rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
+        coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
+        space = ComparisonSpace.of(m, coordinates, groups, len(names), rank, config)
+        scores, order, best = order_candidates(m, space, scorable, config)
+        if (
+            rank == 1
+            and config.scorer == "gist"
+            and config.score == "subspace_cosine"
+            and config.strategy not in UNSCORED
+        ):
+            warnings.warn(
+                "The subspace has one direction (rank 1), in which every cosine is 1 or -1 and tells no row from another: "
+                "the rows are scored by the plain cosine instead. More varied targets make more directions.",
+                NoEffectWarning,
+                stacklevel=2,
+            )
+        # of all rows with a gradient, also of those that are not to be selected
+        measured = torch.where(m.scorable.unsqueeze(1), m.coordinates[:, :rank], torch.zeros(()))
+        return cls(
+            indices=sampled_from_top(
+                order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
+            ),
+            scores=scores,
+            rank=rank,
+            explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
+            energy=energy_inside(measured, torch.where(m.scorable, m.norms, torch.zeros(()))),
+            best_group=best,
+            group_names=names,
+            config=config,
+            measurements=m,
+            manifest=manifest or {},
+        )
+
+    def reselect(self, **changes: Any) -> "Selection":
+        """Choose again from the same measurements, without rescoring.
+
+        Args:
+            changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
+                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
+
+        Raises:
+            ValueError: for any other field, which would need scoring again.
+        """
+        unknown = sorted(set(changes) - set(RESELECTABLE))
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} cannot be changed without scoring again; reselect() takes {', '.join(RESELECTABLE)}."
+            )
+        if "explained_variance" in changes:
+            changes.setdefault("rank", None)
+        return Selection.choose(self.measurements, dataclasses.replace(self.config, **changes), self.manifest)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write all artifacts into `folder`, which is made if need be. The manifest is written last."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        write(folder / SCORES, self.write_scores)
+        save_measurements(self.measurements, folder)
+        write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
+        if self.costs is not None:
+            self.costs.with_bytes(folder, ARTIFACTS).save(folder)
+        self.write_manifest(folder / MANIFEST)
+
+    def write_manifest(self, path: Path) -> None:
+        """Write the manifest with the counts of the selection as JSON."""
+        write_json(path, {**self.manifest, **self._counts()})
+
+    def write_scores(self, path: str | os.PathLike) -> None:
+        """Write the table of all rows of the pool as Parquet: source, score, energy, position in the selection."""
+        parquet.write_table(pyarrow.table(self._scores_table()), path)
+
+    def _scores_table(self) -> dict[str, list[Any]]:
+        m = self.measurements
+        position = {row: at for at, row in enumerate(self.indices)}
+        rows = range(len(m.norms))
+        columns: dict[str, list[Any]] = {"row": list(rows)}
+        if m.sources is not None:
+            columns["source"] = m.sources
+        columns |= {
+            "best_group": [self.group_names[i] for i in self.best_group.tolist()],
+            "score": self.scores.tolist(),
+            "gradient_norm": m.norms.tolist(),
+            "energy": self.energy.tolist(),
+            "label_tokens": m.label_tokens.tolist(),
+            "selected": [row in position for row in rows],
+            "position": [position.get(row) for row in rows],
+        }
+        return columns
+
+    def _counts(self) -> dict[str, Any]:
+        m = self.measurements
+        return {
+            "candidates": len(m.norms),
+            "candidates_scored": len(m.norms) if m.scored is None else int(m.scored.sum()),
+            "targets": len(m.target_coordinates),
+            "target_groups": len(self.group_names),
+            "selected": len(self.indices),
+            "rank": self.rank,
+            "explained_variance": self.explained_variance,
+            "rows_without_labels": int((m.label_tokens == 0).sum()),
+            "rows_with_non_finite_gradient": m.not_finite,
+        }
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike) -> "Selection":
+        """Read what [`Selection.save`] wrote.
+
+        Raises:
+            ValueError: if a file is missing or cannot be read, by name.
+        """
+        folder = Path(folder)
+        table = read(folder / SCORES, read_parquet)
+        measurements = load_measurements(folder, table.get("source"))
+        config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
+        manifest = read_json(folder / MANIFEST)
+        again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
+        kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
+        if len(table["row"]) != len(measurements.norms) or sorted(again.indices) != kept:
+            raise ValueError(f"{folder / SCORES} does not belong to {folder / COORDINATES}: their selections differ.")
+        return dataclasses.replace(again, costs=CostLedger.load(folder))

@@ -1,0 +1,140 @@
+"""Selecting from a pool that is only ever read once: targets first, then chunk by chunk, keeping the best rows."""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import Any
+
+import torch
+from datasets import Dataset
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.stopwatch import Stopwatch
+from hf_gist.data.leaks import LeakGuard, Leaks, warn
+from hf_gist.data.rows import Collator, keep_columns
+from hf_gist.gist.checks import check_dataset, check_labels, group_columns
+from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gist.scoring import chunk_measurements
+from hf_gist.gist.selection import Selection
+from hf_gist.gist.target_subspace import target_span
+from hf_gist.gradients.models import signature_columns
+from hf_gist.gradients.passes import Pass
+
+
+CHUNK_ROWS = 4096
+
+
+@dataclass(frozen=True)
+class StreamSelection:
+    """The best rows of a stream.
+
+    Args:
+        indices (`list[int]`): their numbers in the stream, best first.
+        scores (`list[float]`): their scores.
+        rows (`list[dict]`): the rows as they came.
+        seen (`int`): rows of the stream.
+        unscorable (`int`): rows without a label or a finite gradient.
+    """
+
+    indices: list[int]
+    scores: list[float]
+    rows: list[dict[str, Any]]
+    seen: int
+    unscorable: int
+
+
+def check_stream_config(config: GISTConfig) -> None:
+    """Refuse what needs the whole pool at once.
+
+    Raises:
+        ValueError: naming the field.
+    """
+    if isinstance(config.budget, float) or config.budget_unit != "rows":
+        raise ValueError(
+            f"`budget={config.budget!r}` {config.budget_unit}: the length of a stream is not known; give a number of rows."
+        )
+    if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.prefilter is not None:
+        raise ValueError(
+            "A stream is seen once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
+        )
+    if config.scorer == "less":
+        raise ValueError("`scorer='less'` scores at several checkpoints, and a stream is seen once.")
+
+
+def chunks_of(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+    """Lists of up to `size` rows."""
+    stream = iter(rows)
+    while chunk := list(islice(stream, size)):
+        yield chunk
+
+
+def select_stream(
+    model: torch.nn.Module,
+    candidates: Iterable[dict[str, Any]],
+    targets: Any,
+    config: GISTConfig,
+    *,
+    data_collator: Collator,
+    tokenize: Callable[[Dataset], Dataset] | None = None,
+    eval_dataset: Any = None,
+    chunk_rows: int = CHUNK_ROWS,
+    progress: bool = True,
+) -> StreamSelection:
+    """Select from a stream in memory that does not grow with it: a chunk and the best rows so far.
+
+    Args:
+        model (`PeftModel`): a model with trainable LoRA layers that has seen its warm-up.
+        candidates: rows, for example a streaming dataset.
+        targets: tokenised target rows.
+        config (`GISTConfig`): `budget` is a number of rows, `strategy` `"max"` or `"mean"`.
+        data_collator (`Callable`): rows to a padded batch.
+        tokenize (`Callable`, *optional*): turns a chunk of raw rows into tokenised ones, row by row.
+        eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
+        chunk_rows (`int`): rows in memory at a time.
+        progress (`bool`): show progress bars.
+
+    Returns:
+        `StreamSelection`: the same rows that [`select`] would have chosen, ties going to the earlier row.
+
+    Raises:
+        ValueError: for settings that need the whole pool, before the stream is read.
+    """
+    check_stream_config(config)
+    check_dataset(targets, "targets")
+    columns, accepted = group_columns(targets, config), signature_columns(model)
+    targets = keep_columns(targets, accepted)
+    check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
+    run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
+    stages = stages_of(model, config, ())
+    span = target_span(run, stages, targets, Stopwatch(), None)
+    guard = LeakGuard(targets, eval_dataset, getattr(data_collator, "tokenizer", None))
+    found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
+    best: list[tuple[float, int, dict[str, Any]]] = []
+    seen = unscorable = 0
+    for rows in chunks_of(candidates, chunk_rows):
+        chunk = Dataset.from_list(rows)
+        inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
+        measured = chunk_measurements(run, stages, inputs, span)
+        if guard.usable:
+            leaks = guard.search(inputs.pool)
+            measured = replace(measured, leaked=leaks.mask(len(rows)))
+            found.extend(leaks, seen)
+        unscorable += len(rows) - int(measured.scorable.sum())
+        scorable = int(measured.eligible(config.drop_target_duplicates).sum())
+        if scorable:
+            chosen = Selection.choose(measured, replace(config, budget=min(config.budget, scorable)))
+            for row in chosen.indices:
+                entry = (float(chosen.scores[row]), -(seen + row), rows[row])
+                (heapq.heappush if len(best) < config.budget else heapq.heappushpop)(best, entry)
+        seen += len(rows)
+    warn(found)
+    best.sort(reverse=True)
+    return StreamSelection(
+        [-number for _, number, _ in best],
+        [score for score, _, _ in best],
+        [row for *_, row in best],
+        seen,
+        unscorable,
+    )

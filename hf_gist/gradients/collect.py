@@ -1,0 +1,92 @@
+"""What passes are made for: vectors of a small dataset, coordinates of a large one, a mean loss."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_gist.data.batches import plan_batches
+from hf_gist.data.rows import Collator, fetch_rows, row_lengths
+from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.models import model_device, to_device
+from hf_gist.gradients.modes import scoring_mode
+from hf_gist.gradients.partial import Shards
+from hf_gist.gradients.passes import Pass, RowFacts
+from hf_gist.gradients.processes import sum_over_ranks
+from hf_gist.gradients.vectors import Gradients, GradientVectors, Vectors
+
+
+def collect_vectors(
+    run: Pass, dataset: Any, what: str, vectors: Vectors | None = None
+) -> tuple[dict[str, Tensor], RowFacts]:
+    """The vectors of a small dataset, whole; by default its per-sample gradients.
+
+    Returns:
+        `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the facts of the rows.
+    """
+    vectors, device = vectors or GradientVectors(run.model), run.basis_device or model_device(run.model)
+    gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
+
+    def new_sink(indices: list[int]) -> Gradients:
+        rows = torch.tensor(indices, device=device)
+        return lambda name, values: gradients[name].index_copy_(0, rows, values.to(device))
+
+    facts = run.run(dataset, what, vectors, new_sink)
+    for values in gradients.values():
+        sum_over_ranks(values)
+    return gradients, facts
+
+
+def collect_coordinates(
+    run: Pass,
+    dataset: Any,
+    basis: dict[str, Tensor],
+    what: str,
+    vectors: Vectors | None = None,
+    shards: Shards | None = None,
+) -> RowFacts:
+    """Coordinates of every row's vector in a basis; no gradient outlives its module's backward.
+
+    Args:
+        run (`Pass`): how to go over the rows.
+        dataset: tokenised rows.
+        basis (`dict[str, Tensor]`): part (parameter name) to its slice of the basis `[q, n]`.
+        what (`str`): name for messages and the progress bar.
+        vectors (`Vectors`, *optional*): what stands for a row; by default its gradient.
+        shards (`Shards`, *optional*): see [`Pass.run`].
+    """
+    rank = len(next(iter(basis.values())))
+    facts = RowFacts.empty(len(dataset), rank)
+
+    def new_sink(indices: list[int]) -> Gradients:
+        total = torch.zeros(len(indices), rank, dtype=torch.float64, device=model_device(run.model))
+        remaining = set(basis)
+
+        def sink(name: str, values: Tensor) -> None:
+            total.add_(values @ basis[name].to(values.device, non_blocking=True).T)
+            remaining.discard(name)
+            if not remaining:
+                facts.coordinates[indices] = total.float().cpu()
+
+        return sink
+
+    return run.run(dataset, what, vectors or GradientVectors(run.model), new_sink, facts, shards)
+
+
+def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
+    """Mean over the rows of each row's own mean token loss, in eval mode: long answers count no more than short ones.
+
+    Rows without a labelled token have no loss and do not count.
+
+    Raises:
+        ValueError: if no row has one.
+    """
+    total, counted, device = 0.0, 0, model_device(model)
+    with scoring_mode(model), torch.no_grad():
+        for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
+            losses, counts = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))
+            total += losses.sum().item()
+            counted += int((counts > 0).sum())
+    if not counted:
+        raise ValueError(f"None of the {len(rows)} rows has a labelled token, so there is no loss to measure.")
+    return total / counted

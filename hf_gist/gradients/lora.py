@@ -1,0 +1,166 @@
+"""What peft put into a model: which trainable parameters exist, which module owns each, and which block it is in."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lora.dora import DoraLinearLayer
+from peft.tuners.lora.layer import ParamWrapper
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
+
+
+OUTSIDE_BLOCKS = ""
+"""Block key of trainable modules that are not inside a repeated block, such as a classification head."""
+
+
+@dataclass(frozen=True, eq=False)
+class TrackedModule:
+    """A module whose parameters' per-sample gradients can be taken by hooks.
+
+    Args:
+        name (`str`): full name of the module.
+        module (`nn.Module`): the module.
+        kind (`str`): `"linear"` or `"scale"` (a DoRA magnitude).
+        block (`str`): name of the repeated block it is in, or `OUTSIDE_BLOCKS`.
+        parameters (`dict[str, str]`): attribute of the module (`weight`, `bias`) to full parameter name.
+        layer (`nn.Module`, *optional*): of an `A` matrix, the LoRA layer that does nothing with its input but to cast
+            it for this matrix.
+    """
+
+    name: str
+    module: nn.Module
+    kind: str
+    block: str
+    parameters: dict[str, str]
+    layer: nn.Module | None = None
+
+    def numel(self) -> int:
+        """Number of trainable values."""
+        return sum(getattr(self.module, attribute).numel() for attribute in self.parameters)
+
+
+def block_of(model: nn.Module, name: str) -> str:
+    """The repeated block a module is in: its name up to the index in the outermost `nn.ModuleList`."""
+    parts, parent = name.split("."), model
+    for depth, part in enumerate(parts):
+        if isinstance(parent, nn.ModuleList):
+            return ".".join(parts[: depth + 1])
+        parent = getattr(parent, part)
+    return OUTSIDE_BLOCKS
+
+
+def _kind_of(module: nn.Module, owner: nn.Module | None = None) -> str | None:
+    if isinstance(owner, ParamWrapper):
+        # it multiplies the weights of its linears without calling them, so that no hook sees it
+        return None
+    if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        return "linear"
+    # subclasses are embeddings and convolutions, which scale something else
+    if type(module) is DoraLinearLayer:
+        return "scale"
+    return None
+
+
+def _layer_of(model: nn.Module, name: str) -> nn.Module | None:
+    """The LoRA layer that the `A` or `B` matrix of a name belongs to."""
+    owner, found, _ = re.sub(r"\.lora_[AB]\.", "\n", name).rpartition("\n")
+    return model.get_submodule(owner) if found else None
+
+
+def _casting_layer(model: nn.Module, name: str) -> nn.Module | None:
+    """See `TrackedModule.layer`: not for variants such as DoRA, nor if several adapters read the input."""
+    adapter = name.rpartition(".")[2]
+    layer = _layer_of(model, name) if ".lora_A." in name else None
+    if not isinstance(layer, LoraLayer) or layer.active_adapters != [adapter] or adapter in layer.lora_variant:
+        return None
+    return layer
+
+
+def _inactive_adapters(model: nn.Module) -> Iterator[str]:
+    """Names of the modules and parameters of adapters that are loaded but not active."""
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer):
+            for layer_name in module.adapter_layer_names:
+                for adapter in getattr(module, layer_name, {}):
+                    if adapter not in module.active_adapters:
+                        yield f"{name}.{layer_name}.{adapter}"
+
+
+def _check_active(model: nn.Module) -> None:
+    """Refuse adapters that the forward pass leaves out, so that no gradient would reach them.
+
+    Raises:
+        ValueError: with what to call.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and (module.merged or module.disable_adapters):
+            state, way = "disabled on", "enable_adapter_layers"
+            if module.merged:
+                state, way = "merged into", "unmerge_adapter"
+            raise ValueError(f"The adapter is {state} {name}, so it has no gradient; call `model.{way}()` first.")
+
+
+def _prefixes(name: str) -> Iterator[str]:
+    parts = name.split(".")
+    return (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def find_tracked(model: nn.Module) -> list[TrackedModule]:
+    """Every trainable parameter of the active adapter, by the module that owns it.
+
+    Args:
+        model (`nn.Module`): a peft model with LoRA layers.
+
+    Returns:
+        `list[TrackedModule]`: in the order of the model.
+
+    Raises:
+        ValueError: if nothing is trainable, if no LoRA layer is, if the adapter is merged or disabled, or if a
+            trainable parameter belongs to a module whose per-sample gradients are not supported; each such is named.
+    """
+    _check_active(model)
+    inactive = set(_inactive_adapters(model))
+    owners: dict[str, dict[str, str]] = {}
+    refused = []
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad or inactive.intersection(_prefixes(name)):
+            continue
+        owner, _, attribute = name.rpartition(".")
+        module = model.get_submodule(owner)
+        kind = _kind_of(module, _layer_of(model, owner))
+        if kind is None:
+            refused.append(f"{name} (in {type(module).__name__})")
+        else:
+            owners.setdefault(owner, {})[attribute] = name
+    if not any(".lora_" in name for name in (*owners, *refused)):
+        raise ValueError(
+            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
+            "load the adapter with `is_trainable=True`."
+        )
+    if refused:
+        raise ValueError(
+            "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
+            f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
+            f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
+            "the adapter's `target_modules` and `modules_to_save`."
+        )
+    return [
+        TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes, _casting_layer(model, name))
+        for name, attributes in owners.items()
+        for module in [model.get_submodule(name)]
+    ]
+
+
+def in_last_blocks(tracked: list[TrackedModule], blocks: int) -> list[TrackedModule]:
+    """Those of the last `blocks` adapted blocks, in the order of the model, and those outside of blocks.
+
+    Raises:
+        ValueError: if there are fewer blocks.
+    """
+    names = list(dict.fromkeys(module.block for module in tracked if module.block != OUTSIDE_BLOCKS))
+    if blocks > len(names):
+        raise ValueError(f"`score_layers={blocks}`: the adapter is on {len(names)} blocks only; lower it.")
+    kept = {*names[-blocks:], OUTSIDE_BLOCKS}
+    return [module for module in tracked if module.block in kept]

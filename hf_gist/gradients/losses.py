@@ -1,0 +1,130 @@
+"""Each sample's own loss in a padded batch, with logits at labelled positions only."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hf_gist.data.rows import IGNORE_INDEX
+from hf_gist.functional.token_losses import classification_losses, mean_token_losses
+from hf_gist.gradients.models import is_sharded, unwrapped
+
+
+def loss_kind(model: nn.Module) -> str:
+    """`"causal"`, `"seq2seq"` or `"classification"`.
+
+    Raises:
+        ValueError: for a model whose loss is none of these.
+    """
+    base = unwrapped(model)
+    kind = getattr(base, "loss_type", None)
+    if kind == "ForSequenceClassification":
+        return "classification"
+    if kind not in (None, "ForCausalLM", "ForConditionalGeneration") or not hasattr(base, "get_output_embeddings"):
+        raise ValueError(
+            f"{type(base).__name__} trains with the loss {kind!r}; per-sample losses are supported for causal and "
+            "sequence-to-sequence language models and for sequence classification."
+        )
+    return "seq2seq" if base.config.is_encoder_decoder else "causal"
+
+
+def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    """Labelled tokens of each row of a batch `[B]`, as the loss counts them; the model is not run."""
+    kind, labels = loss_kind(model), batch["labels"]
+    if kind == "classification":
+        return torch.ones(len(labels), dtype=torch.long)
+    return ((labels[:, 1:] if kind == "causal" else labels) != IGNORE_INDEX).sum(1)
+
+
+def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """Position ids that do not depend on the batch a left-padded row is in.
+
+    Raises:
+        ValueError: for left padding where the model numbers positions by itself.
+    """
+    mask = inputs.get("attention_mask")
+    if mask is None or mask.dim() != 2 or "position_ids" in inputs or bool(mask[:, 0].all()):
+        return inputs
+    # encoders with learned positions keep a buffer of them, and number from there
+    if any(name.endswith("position_ids") for name, _ in base.named_buffers()):
+        raise ValueError(
+            f"{type(base).__name__} gives a left-padded row other positions in every batch; set "
+            "`tokenizer.padding_side = 'right'`."
+        )
+    if "position_ids" not in inspect.signature(base.forward).parameters:
+        return inputs
+    return {**inputs, "position_ids": (mask.long().cumsum(1) - 1).clamp(min=0)}
+
+
+def _accepted(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+    """The inputs that the model's forward names; a trainer's collator may carry more for its own use."""
+    named = inspect.signature(base.forward).parameters
+    return {name: value for name, value in inputs.items() if name in named}
+
+
+@contextmanager
+def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
+    """Let the output head see only the labelled positions: `[B, T, d]` becomes `[1, n, d]`."""
+    if head is None:
+        yield
+        return
+    handle = head.register_forward_pre_hook(
+        lambda _, args: (args[0][labelled].unsqueeze(0), *args[1:]) if args[0].shape[:2] == labelled.shape else None
+    )
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _is_trained(head: nn.Module | None) -> bool:
+    """Whether the output head has per-sample gradients of its own, which need its whole input `[B, T, d]`."""
+    return head is not None and any(parameter.requires_grad for parameter in head.parameters())
+
+
+def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
+    """`[n, V]`, whether the model computed only the labelled positions or all of them."""
+    if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
+        # a view; the gradient of an index would be a copy into zeros
+        return logits.squeeze(0)
+    return logits[labelled]
+
+
+def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Each sample's own mean token loss, with logits computed at labelled positions only.
+
+    Args:
+        model (`nn.Module`): a peft or transformers model.
+        batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification).
+
+    Returns:
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
+    """
+    base, kind = unwrapped(model), loss_kind(model)
+    # a sharded model is put together by the hooks of its outermost module
+    caller = model if is_sharded(model) else base
+    inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
+    labels = batch["labels"]
+    if kind != "seq2seq":
+        inputs = _with_positions(base, inputs)
+    if kind == "classification":
+        losses = classification_losses(caller(**inputs).logits, labels, base.config.problem_type)
+        return losses, torch.ones_like(losses, dtype=torch.long)
+    if kind == "causal":
+        # position t predicts token t + 1
+        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    elif "decoder_input_ids" not in inputs:
+        if labels.shape[1] > 1 and bool(((labels[:, 0] == IGNORE_INDEX) & (labels[:, -1] != IGNORE_INDEX)).any()):
+            raise ValueError(
+                "The labels of a sequence-to-sequence model are padded on the left; pad them on the right."
+            )
+        inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=labels)
+    labelled = labels != IGNORE_INDEX
+    head = base.get_output_embeddings()
+    with _head_at(None if _is_trained(head) else head, labelled):
+        logits = caller(**inputs, use_cache=False).logits
+    sample = labelled.nonzero()[:, 0]
+    return mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))

@@ -1,0 +1,100 @@
+"""What is asked of a model as a whole: its parts, its device, the values of its adapter."""
+
+import hashlib
+import inspect
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from hf_gist.data.provenance import public_name
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The transformers model inside a peft model, with the LoRA layers in place; other models are returned as is.
+
+    Calling it directly leaves out wrappers that a trainer put around the outer model, such as autocast.
+    """
+    return model.get_base_model() if isinstance(model, PeftModel) else model
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether the parameters are spread over processes (FSDP2), so that every pass is a joint one."""
+    return any(isinstance(parameter, DTensor) for parameter in model.parameters())
+
+
+def whole(parameter: Tensor) -> Tensor:
+    """The values of a parameter, gathered from all processes if it is sharded; all of them must ask."""
+    values = parameter.detach()
+    return values.full_tensor() if isinstance(values, DTensor) else values
+
+
+@torch.no_grad()
+def assign(parameter: nn.Parameter, values: Tensor) -> None:
+    """Set a parameter, or this process's shard of it, to whole values."""
+    values = values.to(parameter.device)
+    if isinstance(parameter, DTensor):
+        values = distribute_tensor(values, parameter.device_mesh, parameter.placements)
+    parameter.copy_(values)
+
+
+def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The trainable parameters by name; what `after_selection="restart"` resets."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def model_identity(model: nn.Module) -> dict[str, str | None]:
+    """Where the base model came from, for a manifest: its id (of a folder the name only), revision and class."""
+    base = unwrapped(model)
+    config = getattr(base, "config", None)
+    return {
+        "name_or_path": public_name(getattr(config, "_name_or_path", None)),
+        "revision": getattr(config, "_commit_hash", None),
+        "class": type(base).__name__,
+    }
+
+
+def weights_digest(model: nn.Module, trainable: bool) -> str:
+    """Digest of the adapter (every trainable value), or of the base model (a sample of every other tensor)."""
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad != trainable:
+            continue
+        values = whole(parameter).flatten()
+        if not trainable:
+            values = values[:: max(1, values.numel() // 64)]
+        digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
+        digest.update(values.float().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch as a plain dict with its tensors on `device`."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
+    """Refuse to call fp32 what is not.
+
+    Raises:
+        ValueError: for `scoring_dtype="float32"` on weights of another floating dtype.
+    """
+    dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    if scoring_dtype == "float32" and dtypes != {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
+        raise ValueError(
+            f"`scoring_dtype='float32'`, but the model's weights are {names}. Load it with `dtype=torch.float32`, or set "
+            "`scoring_dtype='auto'`."
+        )
+
+
+def model_device(model: nn.Module) -> torch.device:
+    """The device of the model's first parameter."""
+    return next(model.parameters()).device
+
+
+def signature_columns(model: nn.Module) -> list[str]:
+    """The columns that `Trainer` would hand to the collator: the arguments of the model's forward and the labels."""
+    return [*inspect.signature(unwrapped(model).forward).parameters, "label", "label_ids", "labels"]

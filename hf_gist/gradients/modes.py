@@ -1,0 +1,75 @@
+"""Modes of a model outside of training: eval mode with gradients, checkpointing inside it, the compute dtype."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+
+@contextmanager
+def scoring_mode(model: nn.Module) -> Iterator[None]:
+    """Eval mode with gradients; training flags and every random state are as before on exit, also after an error."""
+    flags = {module: module.training for module in model.modules()}
+    python_state, numpy_state = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(), torch.enable_grad():
+            model.eval()
+            yield
+    finally:
+        for module, training in flags.items():
+            module.training = training
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+
+
+def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model that has activation checkpointing on; in eval mode it rests."""
+    return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+
+
+def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
+    """The checkpointing function of a block, with the block in eval mode inside, also when it is computed again."""
+
+    def run(forward: Callable, *args: Any, **kwargs: Any) -> Any:
+        def calm(*inner: Any, **named: Any) -> Any:
+            block.training = False
+            try:
+                return forward(*inner, **named)
+            finally:
+                block.training = True
+
+        return checkpoint(calm, *args, **kwargs)
+
+    return run
+
+
+@contextmanager
+def checkpointing(model: nn.Module) -> Iterator[None]:
+    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on.
+
+    A block's own flag decides about its checkpointing, from outside; inside, some blocks drop out by the same flag, so
+    there it is off. Their children stay in eval mode throughout.
+    """
+    blocks = [(block, getattr(block, "_gradient_checkpointing_func", None)) for block in checkpointed_blocks(model)]
+    try:
+        for block, function in blocks:
+            block.training = True
+            if function is not None:
+                block._gradient_checkpointing_func = _without_dropout(block, function)
+        yield
+    finally:
+        for block, function in blocks:
+            block.training = False
+            if function is not None:
+                block._gradient_checkpointing_func = function
+
+
+def compute_dtype_context(scoring_dtype: str, device: torch.device):
+    """Autocast for `"bfloat16"`, explicitly none for `"float32"`, the surrounding state for `"auto"`."""
+    if scoring_dtype == "auto":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=scoring_dtype == "bfloat16")

@@ -1,0 +1,165 @@
+"""Scoring that can be killed: finished batches are kept on disk, and a new run goes on behind them."""
+
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from hf_gist.utils.disk import read_json, write, write_json
+
+
+PARTIAL, KEY = "partial", "key.json"
+SECONDS_BETWEEN_SAVES = 60.0
+
+
+@dataclass
+class Shards:
+    """The finished batches of one pass over a dataset.
+
+    Every process writes files of its own; they are read by all, so another number of processes can go on.
+
+    Args:
+        folder (`Path`): on a disk that all processes see.
+        name (`str`): of the pass.
+        every (`int`, *optional*): batches between two saves; by default about a minute.
+    """
+
+    folder: Path
+    name: str
+    every: int | None = None
+    done: set[int] = field(default_factory=set)
+    _waiting: list[tuple[int, Sequence[int]]] = field(default_factory=list)
+    _last: float = field(default_factory=time.monotonic)
+
+    def restore(self, facts: dict[str, Tensor]) -> None:
+        """Fill in what earlier runs finished, on the main process, and tell all processes which batches that is.
+
+        Args:
+            facts (`dict[str, Tensor]`): tensors of `N` rows each, filled in place; the sum over the processes is right.
+        """
+        state, found = PartialState(), [sorted(self.done)]
+        if state.is_main_process:
+            for path in sorted(self.folder.glob(f"{self.name}-*.safetensors")):
+                self._restore_one(path, facts)
+            found = [sorted(self.done)]
+        broadcast_object_list(found)
+        self.done = set(found[0])
+
+    def _restore_one(self, path: Path, facts: dict[str, Tensor]) -> None:
+        try:
+            tensors = load_file(path)
+            batches = set(tensors.pop("batches").tolist())
+            rows = tensors.pop("rows")
+            for name, values in facts.items():
+                if len(tensors[name]) != len(rows) or tensors[name].shape[1:] != values.shape[1:]:
+                    raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}")
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            warnings.warn(f"{path} cannot be read ({error}); its rows are scored again.", stacklevel=2)
+            return
+        if batches <= self.done:
+            return
+        for name, values in facts.items():
+            values[rows] = tensors[name]
+        self.done |= batches
+
+    def add(self, batch: int, rows: Sequence[int], facts: dict[str, Tensor]) -> None:
+        """Note a finished batch, and save when it is time."""
+        self._waiting.append((batch, rows))
+        due = time.monotonic() - self._last >= SECONDS_BETWEEN_SAVES
+        if due if self.every is None else len(self._waiting) >= self.every:
+            self.save(facts)
+
+    def save(self, facts: dict[str, Tensor]) -> None:
+        """Write what has finished since the last save, as a file that is there whole or not at all."""
+        if not self._waiting:
+            return
+        rows = torch.tensor([row for _, own in self._waiting for row in own])
+        tensors = {name: values[rows].contiguous() for name, values in facts.items()}
+        tensors |= {"rows": rows, "batches": torch.tensor([batch for batch, _ in self._waiting])}
+        path = self.folder / f"{self.name}-{uuid.uuid4().hex}.safetensors"
+        write(path, lambda name: save_file(tensors, name))
+        self._waiting, self._last = [], time.monotonic()
+
+
+@dataclass(frozen=True)
+class PartialScores:
+    """A folder of unfinished scoring.
+
+    Args:
+        folder (`Path`): where.
+        every (`int`, *optional*): see [`Shards`].
+        start_over (`bool`): what belongs to another scoring is deleted with a warning instead of refused; for a training,
+            whose warm-up is done by then.
+    """
+
+    folder: Path
+    every: int | None = None
+    start_over: bool = False
+
+    def open(self, key: dict[str, Any]) -> None:
+        """Make the folder, or see that what is in it belongs to the same scoring.
+
+        Args:
+            key (`dict`): all that the scores depend on.
+
+        Raises:
+            ValueError: naming what is different.
+        """
+        state, path = PartialState(), self.folder / KEY
+        if path.exists():
+            try:
+                refuse_other_settings(read_json(path), key, self.folder)
+            except ValueError as error:
+                if not self.start_over:
+                    raise
+                warnings.warn(f"Unfinished scores are not used: {error}", stacklevel=2)
+                state.wait_for_everyone()
+                self.remove()
+        state.wait_for_everyone()
+        if state.is_main_process and not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, key)
+        state.wait_for_everyone()
+
+    def shards(self, name: str) -> Shards:
+        """The finished batches of a pass."""
+        return Shards(self.folder, name, self.every)
+
+    def kept(self, name: str) -> dict[str, Tensor] | None:
+        """Tensors that were kept under a name."""
+        path = self.folder / f"{name}.safetensors"
+        return load_file(path) if path.exists() else None
+
+    def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
+        """Keep tensors under a name; the main process writes."""
+        if PartialState().is_main_process:
+            write(self.folder / f"{name}.safetensors", lambda path: save_file(tensors, path))
+
+    def remove(self) -> None:
+        """Delete everything, once the scores are saved where they belong."""
+        if PartialState().is_main_process and self.folder.exists():
+            for path in self.folder.iterdir():
+                path.unlink()
+            self.folder.rmdir()
+
+
+def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
+    """Raise if what is in a folder was made with other settings.
+
+    Raises:
+        ValueError: naming the differences.
+    """
+    names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
+    if names:
+        changes = "; ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
+        raise ValueError(f"{where} was made with other settings: {changes}. Use another folder, or delete that one.")

@@ -1,0 +1,124 @@
+"""One forward and one backward that give every sample's own gradient, and what represents a row."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from hf_gist.functional.per_sample import bias_gradients, scale_gradients, weight_gradients
+from hf_gist.gradients.hooks import reporting
+from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
+from hf_gist.gradients.losses import sample_losses
+
+
+Gradients = Callable[[str, Tensor], None]
+"""Receives a parameter name and its per-sample gradients `[B, numel]`."""
+
+
+class _Reporter:
+    """Turns the `(a, d)` reports of one backward into per-parameter gradients, and checks that each came once."""
+
+    def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients) -> None:
+        self.tracked, self.gradients = tracked, gradients
+        self.seen: set[TrackedModule] = set()
+        self.batch_size = 0
+
+    def start(self, batch_size: int) -> None:
+        self.seen.clear()
+        self.batch_size = batch_size
+
+    def __call__(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
+        if len(d) != self.batch_size or tracked in self.seen:
+            why = (
+                "is used more than once in a forward pass"
+                if tracked in self.seen
+                else (f"sees {len(d)} rows for a batch of {self.batch_size} samples (flattened tokens or experts)")
+            )
+            raise ValueError(f"{tracked.name} {why}, so its per-sample gradients cannot be taken; remove its adapter.")
+        self.seen.add(tracked)
+        for attribute, name in tracked.parameters.items():
+            if tracked.kind == "scale":
+                gradient = scale_gradients(a, d)
+            elif attribute == "bias":
+                gradient = bias_gradients(d)
+            else:
+                gradient = weight_gradients(a, d)
+            self.gradients(name, gradient.flatten(1).float())
+
+    def finish(self) -> None:
+        missing = [tracked.name for tracked in self.tracked if tracked not in self.seen]
+        if missing:
+            raise ValueError(
+                f"No gradient reached {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}: the module is "
+                "not used by the loss, or its output is detached. Remove its adapter or freeze it."
+            )
+
+
+def per_sample_backward(
+    model: nn.Module, batch: dict[str, Any], tracked: Sequence[TrackedModule], gradients: Gradients
+) -> tuple[Tensor, Tensor]:
+    """One forward and one backward that hand every sample's own gradient of each tracked parameter to `gradients`.
+
+    Args:
+        model (`nn.Module`): in eval mode; `p.grad` is left alone.
+        batch (`dict`): a collated batch of `B` samples on the model's device.
+        tracked (`Sequence[TrackedModule]`): see [`hf_gist.gradients.lora.find_tracked`].
+        gradients (`Gradients`): called with a parameter name and `[B, numel]` fp32, once per parameter.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
+
+    Raises:
+        ValueError: if a tracked module did not report exactly once.
+    """
+    reporter = _Reporter(tracked, gradients)
+    reporter.start(len(batch["labels"]))
+    with reporting(tracked, reporter):
+        losses, counts = sample_losses(model, batch)
+        # The sum over samples keeps every sample's gradient its own: no division by the batch's tokens.
+        losses.sum().backward()
+    reporter.finish()
+    return losses.detach(), counts
+
+
+class Vectors(Protocol):
+    """Turns a batch into one vector per sample, in named parts: a gradient has a part for every parameter."""
+
+    sizes: dict[str, int]
+    """Part to its number of values."""
+
+    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """Hand every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+
+
+class GradientVectors:
+    """Each sample's gradient of its own mean token loss, for all tracked parameters (paper GIST).
+
+    Args:
+        model (`nn.Module`): a peft model.
+        last_blocks (`int`, *optional*): leave out the adapters of all but the last blocks; the backward ends there.
+    """
+
+    def __init__(self, model: nn.Module, last_blocks: int | None = None) -> None:
+        self.model, self.tracked = model, find_tracked(model)
+        self._left_out: list[nn.Parameter] = []
+        if last_blocks is not None:
+            kept = in_last_blocks(self.tracked, last_blocks)
+            names = {name for tracked in kept for name in tracked.parameters.values()}
+            self._left_out = [p for name, p in model.named_parameters() if p.requires_grad and name not in names]
+            self.tracked = kept
+        self.sizes = {
+            name: getattr(tracked.module, attribute).numel()
+            for tracked in self.tracked
+            for attribute, name in tracked.parameters.items()
+        }
+
+    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+        """See [`Vectors`]."""
+        for parameter in self._left_out:
+            parameter.requires_grad_(False)
+        try:
+            return per_sample_backward(self.model, batch, self.tracked, gradients)
+        finally:
+            for parameter in self._left_out:
+                parameter.requires_grad_(True)

@@ -1,0 +1,211 @@
+"""What a card says of a selection, as plain values for the templates."""
+
+import dataclasses
+import shlex
+from collections import Counter
+from typing import Any
+
+import torch
+
+from hf_gist.config.gist import UNSCORED
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.gist.selection import Selection
+from hf_gist.hub.markdown import Verbatim, code, one_line
+
+
+MOST_SOURCES = 50
+"""Rows of the table of sources; the artifacts have the rest."""
+
+ROLES = {"train_dataset": "pool", "target_dataset": "targets", "support_dataset": "support"}
+"""Data sets in a manifest, and what they are to a run."""
+
+SCORES = {
+    "subspace_cosine": "cosine with the target directions inside their subspace",
+    "cosine": "plain cosine of the whole gradients with the target directions",
+    "grad_norm": "norm of the gradient, a baseline that knows no target",
+}
+SCORERS = {
+    "rds_plus": "cosine of the mean last hidden states with those of the targets, a baseline",
+    "less": "cosine of projected Adam-preconditioned gradients with those of the targets, a baseline",
+}
+STRATEGIES = {
+    "max": "the best match over the target groups counts",
+    "mean": "the mean over the target groups counts",
+    "round_robin": "each target group picks its best row in turn",
+}
+
+Facts = list[tuple[str, Verbatim]]
+
+
+def is_gist(selection: Selection) -> bool:
+    """Whether the paper's method chose the rows, and not one of the baselines."""
+    return selection.method == "GIST"
+
+
+def looks_at_targets(selection: Selection) -> bool:
+    """Whether the rule compares rows with the target set; some baselines do not."""
+    return selection.config.strategy not in UNSCORED and selection.config.score != "grad_norm"
+
+
+def share(part: float, whole: float) -> str:
+    """A percentage."""
+    return f"{part / whole:.2%}" if whole else "0 %"
+
+
+def selection_facts(selection: Selection) -> Facts:
+    """What was kept, how, and what was left out."""
+    m, kept, config = selection.measurements, torch.tensor(selection.indices), selection.config
+    tokens, all_tokens = int(m.label_tokens[kept].sum()), int(m.label_tokens.sum())
+    facts = [
+        ("Rows kept", f"{len(kept):,} of {len(m.norms):,} ({share(len(kept), len(m.norms))})"),
+        ("Labelled tokens kept", f"{tokens:,} of {all_tokens:,} ({share(tokens, all_tokens)})"),
+        ("Rule", _rule(selection)),
+    ]
+    if config.sample_from_top > 1:
+        facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
+    if config.strategy not in UNSCORED:
+        groups = "each row its own group"
+        if config.target_group_column is not None:
+            groups = f"{len(selection.group_names):,} groups by {code(config.target_group_column)}"
+        facts.append(("Target set", f"{len(m.target_coordinates):,} rows, {groups}"))
+        facts += _subspace(selection)
+    facts += _left_out(selection)
+    facts.append(("Seed", str(config.seed)))
+    return [(label, Verbatim(value)) for label, value in facts]
+
+
+def _rule(selection: Selection) -> str:
+    config = selection.config
+    if config.strategy in UNSCORED:
+        return f"{selection.method}, a baseline that looks at no score"
+    if config.score == "grad_norm":
+        return SCORES["grad_norm"]
+    scored_by = SCORES[config.score] if config.scorer == "gist" else SCORERS[config.scorer]
+    return f"{scored_by}; {STRATEGIES[config.strategy]}"
+
+
+def _subspace(selection: Selection) -> list[tuple[str, str]]:
+    config, energy = selection.config, selection.energy
+    facts = [
+        (
+            "Subspace",
+            f"rank {selection.rank} of {len(selection.singular_values)}, with {selection.explained_variance:.1%} of the "
+            "variance of the target gradients",
+        )
+    ]
+    if config.scorer == "gist":
+        inside = float(energy[torch.tensor(selection.indices)].median())
+        everywhere = float(energy[selection.measurements.scorable].median())
+        facts.append(
+            ("Gradient energy in it", f"median {inside:.1%} of the kept rows, {everywhere:.1%} of all scored rows")
+        )
+    shortcuts = ("score_layers", "sketch_dim", "prefilter")
+    used = [f"{code(name)} = {getattr(config, name)}" for name in shortcuts if getattr(config, name) is not None]
+    return facts + ([("Approximations", ", ".join(used))] if used else [])
+
+
+def _left_out(selection: Selection) -> list[tuple[str, str]]:
+    m, leaks = selection.measurements, selection.manifest.get("leaks")
+    unlabelled = int((m.label_tokens == 0).sum())
+    facts = []
+    if unlabelled or m.not_finite:
+        facts.append(
+            (
+                "Rows that cannot be scored",
+                f"{unlabelled:,} without a labelled token, {len(m.not_finite):,} with a gradient that is not finite",
+            )
+        )
+    if not isinstance(leaks, dict):
+        return [*facts, ("Leak guard", "not run on these rows")]
+    fate = "kept out" if selection.config.drop_target_duplicates else "not kept out"
+    found = []
+    for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation")):
+        leak = leaks.get(key) or {}
+        rows, exact = leak.get("rows", []), leak.get("exact", 0)
+        if rows:
+            found.append(
+                f"{len(rows):,} rows of the pool are in the {name} set too ({exact:,} token for token), {fate}"
+            )
+        elif key in leaks:
+            found.append(f"no row of the pool is in the {name} set")
+    if "eval_dataset" not in leaks:
+        found.append("no evaluation set was given to look in")
+    if leaks.get("targets_in_evaluation"):
+        found.append(f"{leaks['targets_in_evaluation']:,} target rows are evaluation rows")
+    return [*facts, ("Leak guard", "; ".join(found))]
+
+
+def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, str]], int]:
+    """Rows of the table of sources, the most kept first, and how many sources there is no room for."""
+    sources = selection.measurements.sources
+    if sources is None:
+        return [], 0
+    pool, kept = Counter(sources), Counter(sources[i] for i in selection.indices)
+    names = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))
+    rows = [
+        (name, kept[name], share(kept[name], len(selection.indices)), pool[name], share(pool[name], len(sources)))
+        for name in names[:MOST_SOURCES]
+    ]
+    return rows, len(names) - len(rows)
+
+
+def dataset_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the table of data sets: role, name, revision (or digest of the file), configuration and split, and rows."""
+    rows = []
+    for key, role in ROLES.items():
+        if (facts := manifest.get(key)) is None:
+            continue
+        part = " / ".join(facts[name] for name in ("config_name", "split") if facts.get(name))
+        common = {"role": role, "split": part, "rows": facts.get("rows")}
+        for origin in facts.get("hub", []):
+            rows.append(common | {"name": origin["id"], "revision": origin["revision"]})
+        if not facts.get("hub"):
+            digest = facts.get("sha256")
+            mark = f"sha256 {digest[:16]}" if digest else None
+            mark = mark or (f"fingerprint {facts['fingerprint']}" if facts.get("fingerprint") else None)
+            rows.append(common | {"name": facts.get("file"), "revision": mark})
+    return rows
+
+
+def hub_ids(manifest: dict[str, Any], key: str = "train_dataset") -> list[str]:
+    """Hub ids of the pool, for a card's metadata."""
+    return [origin["id"] for origin in (manifest.get(key) or {}).get("hub", [])]
+
+
+def select_command(selection: Selection, address: str) -> str:
+    """The command line that makes the selection again.
+
+    Args:
+        selection (`Selection`): with its manifest.
+        address (`str`): of the configuration, `hf://user/model`.
+    """
+    manifest = selection.manifest
+    model = manifest.get("model") or {}
+    flags: list[tuple[str, Any]] = [("config", address), ("model_name_or_path", model.get("name_or_path") or "MODEL")]
+    flags.append(("model_revision", model.get("revision")))
+    flags += _source_flags(manifest.get("train_dataset") or {}, "train_file", "dataset", "POOL.jsonl")
+    flags += _source_flags(manifest.get("target_dataset") or {}, "target_file", "target_dataset", "TARGETS.jsonl")
+    flags.append(("adapter_name_or_path", manifest.get("adapter")))
+    warmup = manifest.get("warmup") or {}
+    names = [field.name for field in dataclasses.fields(WarmupSettings)]
+    if selection.config.scorer != "less":
+        names.remove("less_checkpoints")
+    flags += [(name, warmup.get(name)) for name in names]
+    flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]
+    flags.append(("output_dir", "selection"))
+    given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
+    return "hf-gist select " + " \\\n    ".join(given)
+
+
+def _quoted(value: Any) -> str:
+    values = value if isinstance(value, list) else [value]
+    return " ".join(shlex.quote(one_line(item, 500)) for item in values)
+
+
+def _source_flags(facts: dict[str, Any], file: str, dataset: str, unknown: str) -> list[tuple[str, Any]]:
+    origins = facts.get("hub", [])
+    if len(origins) != 1:
+        return [(file, facts.get("file") or unknown)]
+    named = [(f"{dataset}_name", origins[0]["id"]), (f"{dataset}_revision", origins[0]["revision"])]
+    parts = [(f"{dataset}_{name}", facts.get(name)) for name in ("config_name", "split")]
+    return [*named, *parts]

@@ -1,0 +1,79 @@
+"""The templates of the cards: every value that they print is escaped, unless it is Markdown made here."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from hf_gist.hub.markdown import Verbatim, code, fenced, text
+
+
+TEMPLATES = Path(__file__).parent / "templates"
+IMAGE = re.compile(r"[\w-]+\.png")
+
+
+def _count(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else "not recorded"
+
+
+def _keep(value: int | float) -> str:
+    return f"{value:.0%}" if isinstance(value, float) else str(value)
+
+
+def _environment() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        undefined=jinja2.StrictUndefined,
+        finalize=text,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "code": code,
+        "fenced": fenced,
+        "count": _count,
+        "keep": _keep,
+        "number": lambda value: f"{value:.6g}",
+    }
+    return environment
+
+
+def render(template: str, **values: Any) -> str:
+    """A template with its values, without runs of empty lines.
+
+    Raises:
+        jinja2.UndefinedError: if the template asks for a value that is not given.
+    """
+    return squeezed(_environment().get_template(template).render(**values))
+
+
+def squeezed(markdown: str) -> str:
+    """At most one empty line in a row, except inside code blocks, and one newline at the end."""
+    lines, fence = [], None
+    for line in markdown.strip().splitlines():
+        run = re.match(r"`{3,}", line)
+        if run and (fence is None or line.strip() == fence):
+            fence = run.group() if fence is None else None
+        if fence is None and not line.strip() and lines and not lines[-1].strip():
+            continue
+        lines.append(line if fence else line.rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def citations() -> str:
+    """BibTeX of both papers."""
+    return (TEMPLATES / "citations.bib").read_text(encoding="utf-8")
+
+
+def pictures(paths: list[Path], folder: Path) -> list[dict[str, Verbatim]]:
+    """Images of a card, by paths relative to it; only files with plain names."""
+    return [
+        {
+            "title": Verbatim(path.stem.replace("_", " ").capitalize()),
+            "path": Verbatim(path.relative_to(folder).as_posix()),
+        }
+        for path in paths
+        if IMAGE.fullmatch(path.name)
+    ]

@@ -1,0 +1,74 @@
+"""`select()`: GIST without a Trainer."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from torch import nn
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.data.leaks import find_leaks
+from hf_gist.data.rows import Collator
+from hf_gist.gist.inputs import prepare
+from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gist.scoring import measure_and_choose
+from hf_gist.gist.selection import Selection
+from hf_gist.gradients.partial import PARTIAL, PartialScores
+from hf_gist.gradients.passes import Pass
+from hf_gist.report import keep_examples
+
+
+def select(
+    model: nn.Module,
+    candidates: Any,
+    targets: Any,
+    config: GISTConfig | None = None,
+    *,
+    data_collator: Collator,
+    output_dir: str | Path | None = None,
+    progress: bool = True,
+    eval_dataset: Any = None,
+    checkpoints: Sequence[AdamCheckpoint] = (),
+) -> Selection:
+    """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
+
+    The adapter should have seen a short warm-up first: with LoRA's `B` at zero only half of its gradients say anything.
+
+    Args:
+        model (`PeftModel`): a model with trainable LoRA layers; it is left as it was.
+        candidates: the pool, `N` tokenised rows (a `datasets.Dataset` or any sized dataset of dicts).
+        targets: `M` tokenised rows that stand for what the model should become good at.
+        config (`GISTConfig`, *optional*): what to select and how.
+        data_collator (`Callable`): rows to a padded batch with `labels`, the one used for training.
+        output_dir (`str` or `Path`, *optional*): where to write the artifacts. Scoring that was interrupted goes on
+            behind what it had finished there.
+        progress (`bool`, defaults to `True`): show progress bars.
+        eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
+        checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
+            [`hf_gist.gist.scorers.less.adam_checkpoint`].
+
+    Returns:
+        `Selection`: the selected rows, scores and measurements.
+
+    Raises:
+        ValueError: for inputs that cannot be selected from, before any gradient is taken.
+    """
+    config = config or GISTConfig()
+    inputs = prepare(model, candidates, targets, config, data_collator)
+    tokenizer = getattr(data_collator, "tokenizer", None)
+    leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)
+    inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
+    if config.strategy not in UNSCORED:
+        stages_of(model, config, checkpoints)  # what is missing should show before the work starts
+    run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
+    partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
+    selection = measure_and_choose(run, inputs, config, partial)
+    if output_dir is not None:
+        if PartialState().is_main_process:
+            selection.save(output_dir)
+            keep_examples(output_dir, selection, inputs.pool, inputs.targets, tokenizer=tokenizer)
+        partial.remove()
+    return selection

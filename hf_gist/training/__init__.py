@@ -1,0 +1,1 @@
+"""Inside a running Trainer: order of the rows, schedule, checks, logs, cards."""

@@ -1,0 +1,65 @@
+"""Models, tokenizers and adapters of the commands."""
+
+import sys
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from hf_gist.config.warmup import WarmupSettings
+
+
+def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
+    """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token.
+
+    Returns:
+        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and the longest row it says the model takes.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.padding_side = "right"
+    limit = tokenizer.model_max_length
+    # Rows are cut after tokenising; until then a long one is no reason for a warning.
+    tokenizer.model_max_length = VERY_LARGE_INTEGER
+    return tokenizer, limit
+
+
+def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
+    """Pads `input_ids` and `labels`; what the warm-up trains with and what scoring uses."""
+    return DataCollatorForSeq2Seq(tokenizer, padding=True)
+
+
+def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bool) -> torch.nn.Module:
+    """The base model, on an accelerator where there is one."""
+    model = AutoModelForCausalLM.from_pretrained(
+        name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
+    )
+    return model.to("cuda") if torch.cuda.is_available() else model
+
+
+def positions(model: torch.nn.Module) -> int:
+    """The longest row that the model has positions for."""
+    config = model.config
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
+
+
+def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:
+    """A trained LoRA adapter on the base model, ready for gradients."""
+    return PeftModel.from_pretrained(base, adapter, is_trainable=True)
+
+
+def fresh_lora(base: torch.nn.Module, settings: WarmupSettings, seed: int) -> PeftModel:
+    """A new LoRA on the base model; `B` is zero until the warm-up."""
+    torch.manual_seed(seed)
+    modules: Any = settings.lora_target_modules
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.lora_r,
+        lora_alpha=settings.lora_alpha,
+        lora_dropout=settings.lora_dropout,
+        target_modules=modules if modules == "all-linear" else [name.strip() for name in modules.split(",")],
+    )
+    return get_peft_model(base, config)

@@ -1,0 +1,85 @@
+"""The order of the train dataloader: the warm-up, then passes over the selection."""
+
+import warnings
+from collections.abc import Iterator
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from hf_gist.errors import ResumedStepWarning
+from hf_gist.training.schedule import Plan
+
+
+class GISTSampler(Sampler[int]):
+    """Yields the rows of one epoch at a time: the warm-up sample, then passes over the selection.
+
+    Args:
+        plan (`Plan`): the layout of the run.
+        seed (`int`): seed of the warm-up sample and of the order of each pass.
+        barred (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
+
+    Raises:
+        ValueError: if all rows are barred.
+    """
+
+    def __init__(self, plan: Plan, seed: int, barred: Tensor | None = None) -> None:
+        self.plan, self.seed, self.barred = plan, seed, barred
+        if barred is not None and bool(barred.all()):
+            raise ValueError(
+                "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
+            )
+        self.selection: list[int] | None = None
+        self._first_step, self._skipped, self.epoch_end = 0, 0, plan.epoch_end(0)
+        self._drawn: tuple[tuple[int, int], list[int]] = ((0, -1), [])
+
+    def _permutation(self, size: int, offset: int) -> list[int]:
+        if self._drawn[0] != (size, offset):
+            generator = torch.Generator().manual_seed(self.seed + offset)
+            self._drawn = (size, offset), torch.randperm(size, generator=generator).tolist()
+        return self._drawn[1]
+
+    @cached_property
+    def _warmup_order(self) -> list[int]:
+        order = self._permutation(self.plan.pool_size, 0)
+        return order if self.barred is None else [row for row in order if not self.barred[row]]
+
+    def rows_of_step(self, step: int) -> list[int]:
+        """The rows of one optimizer step, over all processes; a pass is filled up from its own start."""
+        size = self.plan.samples_per_step
+        if step < self.plan.warmup_steps:
+            order = self._warmup_order
+            return [order[at % len(order)] for at in range(step * size, (step + 1) * size)]
+        number, within = divmod(step - self.plan.warmup_steps, self.plan.steps_per_pass)
+        order = self._permutation(len(self.selection), 1 + number)
+        return [self.selection[order[at % len(order)]] for at in range(within * size, (within + 1) * size)]
+
+    def start_epoch(self, step: int, skipped_steps: int = 0) -> None:
+        """Say where the next epoch starts.
+
+        Args:
+            step (`int`): optimizer steps done.
+            skipped_steps (`int`): steps that a resuming `Trainer` will skip at the head of this epoch; they are
+                filled with a row that is never read.
+        """
+        self._first_step, self._skipped = step, skipped_steps
+        left = self.plan.epoch_limit - skipped_steps
+        if left < 1:
+            warnings.warn(
+                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` cuts the last "
+                "step of a pass over the whole pool short, and takes this one for it.",
+                ResumedStepWarning,
+                stacklevel=2,
+            )
+        self.epoch_end = min(self.plan.epoch_end(step), step + max(1, left))
+
+    def __iter__(self) -> Iterator[int]:
+        for _ in range(self._skipped * self.plan.samples_per_step):
+            yield 0
+        for step in range(self._first_step, self.epoch_end):
+            yield from self.rows_of_step(step)
+
+    def __len__(self) -> int:
+        # Trainer and accelerate size progress bars and shards by the pool; epochs end by themselves before that.
+        return self.plan.pool_size

@@ -1,0 +1,79 @@
+"""What a selection tells the trackers: numbers through Trainer's log, and figures in TensorBoard."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from transformers import TrainerState, TrainingArguments
+
+from hf_gist.costs.stopwatch import SCORING
+from hf_gist.gist.selection import Selection
+from hf_gist.report import not_fatal, save_selection_figures
+from hf_gist.training.caller import calling_trainer
+
+
+def selection_metrics(selection: Selection) -> dict[str, float]:
+    """The numbers of a selection, under the names that trackers show.
+
+    Returns:
+        `dict[str, float]`: `gist_rows`, `gist_share` of the pool, `gist_label_tokens`, `gist_score_cut` (the lowest
+        selected score), and where gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
+        of the selected rows) and `gist_scoring_seconds`.
+    """
+    m, kept = selection.measurements, torch.tensor(selection.indices)
+    metrics = {
+        "gist_rows": len(kept),
+        "gist_share": len(kept) / len(selection.scores),
+        "gist_label_tokens": int(m.label_tokens[kept].sum()),
+        "gist_score_cut": float(selection.scores[kept].min()),
+    }
+    if selection.rank:
+        metrics |= {
+            "gist_rank": selection.rank,
+            "gist_explained_variance": selection.explained_variance,
+            "gist_energy": float(selection.energy[kept].median()),
+        }
+    phases = {p.phase: p.seconds for p in selection.costs.phases} if selection.costs else {}
+    return metrics | ({"gist_scoring_seconds": phases[SCORING]} if SCORING in phases else {})
+
+
+def track_selection(args: TrainingArguments, state: TrainerState, selection: Selection) -> None:
+    """Log the numbers through the Trainer, to all of its trackers, and the figures to TensorBoard if it is one of them.
+
+    To be called on every process, from an event of a callback.
+    """
+    metrics, trainer = selection_metrics(selection), calling_trainer()
+    if trainer is None:
+        state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
+    else:
+        # `log` takes the step for logged, and its loss would be left out
+        due = trainer.control.should_log
+        trainer.log(dict(metrics))
+        trainer.control.should_log = due
+    if state.is_world_process_zero and "tensorboard" in args.report_to:
+        with not_fatal("The figures for TensorBoard were", "Its numbers are there."):
+            _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
+
+
+def _tensorboard_folder(args: TrainingArguments) -> Path:
+    """Where Trainer's own callback writes: the folder asked for, or the newest of its default place."""
+    asked = os.environ.get("TENSORBOARD_LOGGING_DIR")
+    if asked:
+        return Path(asked).expanduser()
+    folder = Path(args.output_dir) / "runs"
+    events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
+    return events[-1].parent if events else folder
+
+
+def _figures_to_tensorboard(folder: Path, step: int, selection: Selection) -> None:
+    from torch.utils.tensorboard import SummaryWriter
+
+    with tempfile.TemporaryDirectory() as scratch:
+        # before matplotlib is imported: without it this says how to install it
+        files = save_selection_figures(selection, scratch)
+        from matplotlib.image import imread
+
+        with SummaryWriter(str(folder), filename_suffix=".gist") as writer:
+            for path in files:
+                writer.add_image(f"gist/{path.stem}", imread(path)[..., :3], step, dataformats="HWC")

@@ -1,0 +1,136 @@
+"""The model of `hf-gist select`: a trained adapter, or a fresh LoRA that takes its own warm-up first."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.rows import keep_columns
+from hf_gist.gist.scorers.less import AdamCheckpoint, adam_checkpoint
+from hf_gist.gradients.models import signature_columns
+from hf_gist.training.loading import padding_collator
+from hf_gist.utils.disk import naming
+
+
+class CheckpointRecorder(TrainerCallback):
+    """Keeps what LESS needs from a warm-up: a few moments of it, weighted by the mean learning rate up to each.
+
+    Args:
+        model (`PeftModel`): the model in training.
+        count (`int`): evenly spaced moments, the last one at the end.
+    """
+
+    def __init__(self, model: PeftModel, count: int) -> None:
+        self.model, self.count = model, count
+        self.checkpoints: list[AdamCheckpoint] = []
+        self._rates: list[float] = []
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Note the learning rate."""
+        self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Keep a moment when one is due."""
+        due = [math.ceil(state.max_steps * (i + 1) / self.count) for i in range(self.count)]
+        if state.global_step in due:
+            rate = sum(self._rates) / len(self._rates)
+            self.checkpoints.append(adam_checkpoint(self.model, kwargs["optimizer"], rate, copy_weights=True))
+            self._rates.clear()
+
+
+def warmup_rows(
+    config: GISTConfig, settings: WarmupSettings, size: int, barred: torch.Tensor | None = None
+) -> list[int]:
+    """The random rows of a pool that the warm-up trains on.
+
+    Args:
+        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
+        settings (`WarmupSettings`): batch size.
+        size (`int`): rows of the pool.
+        barred (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
+
+    Raises:
+        ValueError: if there are not enough rows for `warmup_steps`, or none.
+    """
+    batch = settings.per_device_train_batch_size
+    rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
+    generator = torch.Generator().manual_seed(config.seed)
+    order = torch.randperm(size, generator=generator)
+    if barred is not None:
+        order = order[~barred[order]]
+    if not len(order):
+        raise ValueError("Every row of the pool is a target or evaluation row too; nothing is left to train on.")
+    # the last batch may be a smaller one
+    if rows >= len(order) + batch:
+        raise ValueError(
+            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, and the pool has {len(order)} "
+            "to train on; lower it."
+        )
+    return order[:rows].tolist()
+
+
+def warm_up(
+    model: PeftModel,
+    pool: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    config: GISTConfig,
+    settings: WarmupSettings,
+    folder: Path,
+    sample: list[int],
+) -> list[AdamCheckpoint]:
+    """Train one epoch on a random share of the pool (paper GIST: 5 %), and save the adapter into `folder`.
+
+    Args:
+        model (`PeftModel`): a fresh LoRA; it is trained in place.
+        pool (`Dataset`): tokenised candidates.
+        tokenizer (`PreTrainedTokenizerBase`): for padding.
+        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, the seed, and whether `scorer="less"` needs checkpoints.
+        settings (`WarmupSettings`): learning rate and batch size.
+        folder (`Path`): where the adapter is written.
+        sample (`list[int]`): the rows of the pool that it trains on, see [`warmup_rows`].
+
+    Returns:
+        `list[AdamCheckpoint]`: for `scorer="less"`, its checkpoints.
+    """
+    batch = settings.per_device_train_batch_size
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        num_train_epochs=1,
+        logging_steps=max(1, len(sample) // batch // 5),
+        save_strategy="no",
+        report_to=[],
+        seed=config.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    recorder = CheckpointRecorder(model, settings.less_checkpoints)
+    Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=keep_columns(pool, signature_columns(model)).select(sample),
+        data_collator=padding_collator(tokenizer),
+        callbacks=[recorder] if config.scorer == "less" else [],
+    ).train()
+    with naming(folder):
+        model.save_pretrained(folder)
+    return recorder.checkpoints

@@ -1,0 +1,1 @@
+"""Files and terminal output; nothing here knows about models or data."""
