@@ -21,7 +21,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.costs.clock import RunClock
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TRAINING, WARMUP
-from hf_gist.data.leaks import barred_rows, find_leaks
+from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import fetch_rows, row_lengths
 from hf_gist.errors import NoEffectWarning, SelectionNotVerifiedWarning
 from hf_gist.functional.budget import rows_in_budget
@@ -33,10 +33,10 @@ from hf_gist.gist.scoring import measure_and_choose
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.models import adapter_parameters, assign, whole
 from hf_gist.gradients.partial import PARTIAL, PartialScores
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
 from hf_gist.training.cards import attach_to_caller
-from hf_gist.training.row_check import StepWitness, is_one_of, rows_as_collated
+from hf_gist.training.row_check import RowCheck, is_one_of, rows_as_collated
 from hf_gist.training.sampler import GISTSampler
 from hf_gist.training.schedule import is_trainers_own, plan_run, retime, warmup_steps_of
 from hf_gist.training.targets import prepare_evaluation, prepare_targets, read_sources
@@ -98,7 +98,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self.config = config or GISTConfig()
         self.target_dataset, self.train_dataset, self.eval_dataset = target_dataset, train_dataset, eval_dataset
         self.selection: Selection | None = None
-        self._witness: StepWitness | None = None
+        self._row_check: RowCheck | None = None
         self._verified = False
 
     # ---- Before the first step ----
@@ -109,7 +109,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         """Check everything, lay out the run and take over the order of the train dataloader."""
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         attach_to_caller(args.output_dir)
-        self._close_witness()
+        self._close_row_check()
         self.selection, self._verified = None, False
         self._check_trainer(args, loader)
         check_distribution(AcceleratorState().distributed_type, self.config)
@@ -130,8 +130,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         evaluation = prepare_evaluation(self.eval_dataset, args, kwargs.get("processing_class"))
         self._leaks = find_leaks(pool, self._targets, evaluation, self._tokenizer)
         self._lay_out(args, loader, self._expected_rows())
-        barred = barred_rows(self._leaks, len(pool), self.config)
-        self._sampler = GISTSampler(self._plan, self.config.seed, barred)
+        excluded = excluded_rows(self._leaks, len(pool), self.config)
+        self._sampler = GISTSampler(self._plan, self.config.seed, excluded)
         loader.set_sampler(self._sampler)
         self._scheduler = self._own_scheduler(args, state, kwargs["lr_scheduler"])
         self._apply_plan(args, state)
@@ -232,15 +232,15 @@ class GISTDataSelectorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Watch the rows of the first step after the swap."""
-        if self.selection is not None and not self._verified and self._witness is None:
-            self._witness = StepWitness(kwargs["model"], args.gradient_accumulation_steps)
+        if self.selection is not None and not self._verified and self._row_check is None:
+            self._row_check = RowCheck(kwargs["model"], args.gradient_accumulation_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         """Select at the end of the warm-up, end the epoch at the end of each pass, and check what was trained on."""
         step = state.global_step
-        if self._witness is not None:
+        if self._row_check is not None:
             self._verify(step)
         state.epoch = self._plan.epoch(step)
         if step == self._plan.warmup_steps:
@@ -251,19 +251,19 @@ class GISTDataSelectorCallback(TrainerCallback):
             control.should_training_stop = True
         return control
 
-    def _pass(self, args: TrainingArguments, model: torch.nn.Module) -> Pass:
+    def _pass(self, args: TrainingArguments, model: torch.nn.Module) -> DatasetPass:
         dtype = "bfloat16" if self.config.scoring_dtype == "auto" and args.bf16 else self.config.scoring_dtype
-        return Pass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
+        return DatasetPass(model, self._collator, self.config.scoring_tokens_per_batch, dtype, not args.disable_tqdm)
 
     def _select_and_swap(self, args, state: TrainerState, model, optimizer, loader) -> None:
         checkpoints = [adam_checkpoint(model, optimizer, 1.0)] if self.config.scorer == "less" else []
         inputs = Inputs(self._pool, self._targets, self._target_columns, self._sources, self._leaks, checkpoints)
         folder = Path(args.output_dir) / FOLDER
         partial = PartialScores(folder / PARTIAL, self.config.save_every, start_over=True)
-        self._clock.lap(WARMUP)
+        self._clock.record(WARMUP)
         warmup = self._cost(WARMUP, model, range(self._plan.warmup_steps))
         selection = measure_and_choose(self._pass(args, model), inputs, self.config, partial)
-        self._clock.lap(None)
+        self._clock.record(None)
         self.selection = dataclasses.replace(selection, costs=selection.costs.with_phase(warmup, first=True))
         kept = len(self.selection.indices)
         if kept == len(self._pool):
@@ -291,8 +291,8 @@ class GISTDataSelectorCallback(TrainerCallback):
         return self._clock.cost(phase, model, row_lengths(self._pool), rows)
 
     def _verify(self, step: int) -> None:
-        seen = self._witness.rows
-        self._close_witness()
+        seen = self._row_check.rows
+        self._close_row_check()
         expected = self._sampler.rows_of_step(step - 1)
         allowed = rows_as_collated(fetch_rows(self._pool, expected), self._collator) if seen else None
         if allowed is None:
@@ -309,10 +309,10 @@ class GISTDataSelectorCallback(TrainerCallback):
             )
         self._verified = True
 
-    def _close_witness(self) -> None:
-        if self._witness is not None:
-            self._witness.close()
-            self._witness = None
+    def _close_row_check(self) -> None:
+        if self._row_check is not None:
+            self._row_check.close()
+            self._row_check = None
 
     # ---- Checkpoints ----
 
@@ -322,7 +322,7 @@ class GISTDataSelectorCallback(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}" / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
-        self._clock.lap(WARMUP if self.selection is None else TRAINING)
+        self._clock.record(WARMUP if self.selection is None else TRAINING)
         self._clock.save(folder)
         if self.selection is not None:
             write_json(folder / SELECTED, {"indices": self.selection.indices})
@@ -359,7 +359,7 @@ class GISTDataSelectorCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the ledger, and say so if training ended before anything was trained on the selection."""
-        self._close_witness()
+        self._close_row_check()
         if self.selection is not None:
             self._close_ledger(args, state, kwargs["model"])
         if self.selection is None or (not self._verified and self._first_step < state.global_step):
@@ -371,7 +371,7 @@ class GISTDataSelectorCallback(TrainerCallback):
             )
 
     def _close_ledger(self, args: TrainingArguments, state: TrainerState, model: torch.nn.Module) -> None:
-        self._clock.lap(TRAINING)
+        self._clock.record(TRAINING)
         if self.selection.costs is None:
             return
         training = self._cost(TRAINING, model, range(self._plan.warmup_steps, state.global_step))

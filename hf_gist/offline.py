@@ -13,11 +13,11 @@ from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.less import AdamCheckpoint
-from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gist.scorers.table import vectors_per_checkpoint
 from hf_gist.gist.scoring import measure_and_choose
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import PARTIAL, PartialScores
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.report import keep_examples
 
 
@@ -62,10 +62,10 @@ def select(
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
     if config.strategy not in UNSCORED:
-        stages_of(model, config, checkpoints)  # what is missing should show before the work starts
-    run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
+        vectors_per_checkpoint(model, config, checkpoints)  # what is missing should show before the work starts
+    dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
-    selection = measure_and_choose(run, inputs, config, partial)
+    selection = measure_and_choose(dataset_pass, inputs, config, partial)
     if output_dir is not None:
         if PartialState().is_main_process:
             selection.save(output_dir)

@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from tests.hub.fixtures import hub  # noqa: F401  (a fixture)
+from tests.helpers.hub_fixtures import hub  # noqa: F401  (a fixture)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -12,7 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, Tr
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.errors import NoEffectWarning, ResumedStepWarning, SelectionNotVerifiedWarning
 from hf_gist.gist.scorers.less import adam_checkpoint
-from tests.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
+from tests.helpers.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
 def numbered_rows(size):

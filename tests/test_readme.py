@@ -6,7 +6,6 @@ import re
 import stat
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,12 +14,13 @@ import trl
 from datasets import Dataset
 
 from hf_gist import GISTConfig, Selection
-from tests.hub import runs
-from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
-from tests.words import chats, save_model, tokenizer
+from tests import ROOT
+from tests.helpers import hub_runs as runs
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.helpers.words import chats, save_model, tokenizer
 
 
-README = Path(__file__).parent.parent / "README.md"
+README = ROOT / "README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
 
 

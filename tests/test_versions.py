@@ -1,14 +1,14 @@
 """The oldest releases that `setup.cfg` declares are the ones that the second job of `.ci/run` installs."""
 
 import configparser
-from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent
+
 OLDEST = ROOT / ".ci" / "oldest.txt"
 
 

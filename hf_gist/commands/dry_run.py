@@ -17,15 +17,15 @@ from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import PREFILTER, SCORING, TARGETS, WARMUP
 from hf_gist.data.batches import plan_batches
-from hf_gist.data.leaks import barred_rows, find_leaks
+from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import row_lengths, rows_of
 from hf_gist.functional.budget import rows_in_budget
 from hf_gist.gist.forecast import duration, plan_memory
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
-from hf_gist.gist.scorers.table import stages_of
-from hf_gist.gradients.passes import Pass
+from hf_gist.gist.scorers.table import vectors_per_checkpoint
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.warmup import warmup_rows
 
 
@@ -73,11 +73,11 @@ class SelectionPlan:
         return "\n".join(["Nothing is written in a dry run.", *(f"{name:<28}{text}" for name, text in lines)])
 
 
-def _timed(run: Pass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tuple[Sizes, float]:
+def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tuple[Sizes, float]:
     """Seconds of a few batches from all over the pool, without the first one, which pays for starting up."""
-    batches = plan_batches(lengths, len(lengths), run.tokens_per_batch)
+    batches = plan_batches(lengths, len(lengths), dataset_pass.tokens_per_batch)
     chosen = sorted({round(at * (len(batches) - 1) / TIMED_BATCHES) for at in range(TIMED_BATCHES + 1)})
-    vectors = stages_of(run.model, config, ())[0].candidates
+    vectors = vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates
 
     def nothing(indices: list[int]) -> Any:
         return lambda name, values: None
@@ -85,7 +85,7 @@ def _timed(run: Pass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tup
     rows, labelled, seconds = [], 0, 0.0
     for number in chosen:
         start = time.perf_counter()
-        facts = run.run(rows_of(pool, batches[number]), "timing", vectors, nothing)
+        facts = dataset_pass.scan(rows_of(pool, batches[number]), "timing", vectors, nothing)
         if number != chosen[0] or len(chosen) == 1:
             seconds += time.perf_counter() - start
             rows += batches[number]
@@ -93,21 +93,23 @@ def _timed(run: Pass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tup
     return Sizes(lengths[rows], labelled), seconds
 
 
-def _labelled_share(run: Pass, dataset: Any, lengths: np.ndarray) -> float:
+def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray) -> float:
     """Share of the tokens that carry a label, from some rows."""
     rows = list(range(0, len(lengths), math.ceil(len(lengths) / LABELS_LOOKED_AT)))
-    facts = run.run(rows_of(dataset, rows), "counting labels", LabelCounts(run.model), lambda _: None)
+    facts = dataset_pass.scan(
+        rows_of(dataset, rows), "counting labels", LabelCounts(dataset_pass.model), lambda _: None
+    )
     return int(facts.label_tokens.sum()) / max(1, int(lengths[rows].sum()))
 
 
 def _seconds(
-    run: Pass, pool: Any, targets: Any, config: GISTConfig, warm: list[int], passes: int
+    dataset_pass: DatasetPass, pool: Any, targets: Any, config: GISTConfig, warm: list[int], passes: int
 ) -> tuple[dict[str, float], int]:
     lengths, wanted = row_lengths(pool), row_lengths(targets)
     if config.strategy in UNSCORED:
         return {}, 0
-    timed, took = _timed(run, pool, lengths, config)
-    work, share = ModelWork.of(run.model), _labelled_share(run, pool, lengths)
+    timed, took = _timed(dataset_pass, pool, lengths, config)
+    work, share = ModelWork.of(dataset_pass.model), _labelled_share(dataset_pass, pool, lengths)
 
     def expected(rows: np.ndarray) -> float:
         return expected_seconds(work, config, timed, Sizes(rows, int(share * int(rows.sum()))), took)
@@ -151,17 +153,19 @@ def plan_selection(
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, workspace.tokenizer)
     lengths, size, targets = row_lengths(inputs.pool), len(inputs.pool), len(inputs.targets)
-    run = Pass(model, workspace.collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress=False)
+    dataset_pass = DatasetPass(
+        model, workspace.collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress=False
+    )
     warm = (
         []
         if warmup is None or config.strategy in UNSCORED
-        else warmup_rows(config, warmup, size, barred_rows(leaks, size, config))
+        else warmup_rows(config, warmup, size, excluded_rows(leaks, size, config))
     )
-    seconds, timed_rows = _seconds(run, inputs.pool, inputs.targets, config, warm, passes)
+    seconds, timed_rows = _seconds(dataset_pass, inputs.pool, inputs.targets, config, warm, passes)
     needed = {"artifacts": 0}
     if config.strategy not in UNSCORED:
-        vectors = stages_of(model, config, ())[0].candidates
-        memory = plan_memory(vectors, targets, size, run.tokens_per_batch)
+        vectors = vectors_per_checkpoint(model, config, ())[0].candidates
+        memory = plan_memory(vectors, targets, size, dataset_pass.tokens_per_batch)
         shown = ("basis", "coordinates", "activations", "device_free", "host_free")
         needed = {name: getattr(memory, name) for name in shown} | {"artifacts": memory.coordinates}
     columns = inputs.target_columns

@@ -17,14 +17,14 @@ from hf_gist.costs.clock import RunClock
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.data.formats import check_one_of, load_rows, tokenize
-from hf_gist.data.leaks import barred_rows, find_leaks
+from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.provenance import RowSource, describe_source
 from hf_gist.data.rows import Collator, content_digest, row_lengths
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gradients.models import weights_digest
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import fresh_lora, load_adapter, load_base, load_tokenizer, padding_collator, positions
 from hf_gist.training.warmup import warm_up, warmup_rows
 from hf_gist.utils.disk import as_json, read_json, write_json
@@ -204,13 +204,13 @@ def warmed_model(
     # what is wrong should show before the warm-up
     inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     size, tokens = len(workspace.pool), config.scoring_tokens_per_batch
-    run = Pass(model, workspace.collator, tokens, config.scoring_dtype, progress=False)
-    forecast_memory(run, size, len(workspace.targets), config)
+    dataset_pass = DatasetPass(model, workspace.collator, tokens, config.scoring_dtype, progress=False)
+    forecast_memory(dataset_pass, size, len(workspace.targets), config)
     leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
-    barred = barred_rows(leaks, size, config)
+    excluded = excluded_rows(leaks, size, config)
     folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
-    made_with = _warmup_key(workspace, base, settings, config, barred)
-    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, size, barred)
+    made_with = _warmup_key(workspace, base, settings, config, excluded)
+    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, size, excluded)
     lengths = row_lengths(workspace.pool)
     # LESS needs the optimizer of the warm-up too, which is not kept
     if config.scorer != "less" and path.exists() and read_json(path) == made_with:
@@ -220,7 +220,7 @@ def warmed_model(
         return Warmed(load_adapter(model.unload(), str(folder)), [], cost)
     path.unlink(missing_ok=True)
     checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder, rows)
-    clock.lap(WARMUP)
+    clock.record(WARMUP)
     clock.save(folder)
     write_json(path, made_with)
     return Warmed(model, checkpoints, clock.cost(WARMUP, model, lengths, rows))
@@ -231,11 +231,11 @@ def _warmup_key(
     base: torch.nn.Module,
     settings: WarmupSettings,
     config: GISTConfig,
-    barred: torch.Tensor | None,
+    excluded: torch.Tensor | None,
 ) -> dict[str, Any]:
     """All that a warm-up depends on."""
     steps = {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
-    steps["barred"] = [] if barred is None else barred.nonzero().flatten().tolist()
+    steps["barred"] = [] if excluded is None else excluded.nonzero().flatten().tolist()
     data = workspace.pool.select_columns(["input_ids", "labels"])
     # of the weights around the fresh adapter, whose names carry peft's prefixes
     return as_json(asdict(settings) | steps | {"pool": content_digest(data), "base": weights_digest(base, False)})

@@ -19,13 +19,13 @@ CLOCK = "seconds.json"
 
 
 class RunClock:
-    """Runs from its making on; every [`RunClock.lap`] gives the time since the one before to a phase."""
+    """Runs from its making on; every [`RunClock.record`] gives the time since the one before to a phase."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
-    def lap(self, phase: str | None) -> None:
+    def record(self, phase: str | None) -> None:
         """Add the time since the last lap to a phase; `None` drops it."""
         now = time.perf_counter()
         if phase is not None:

@@ -42,7 +42,7 @@ class Stopwatch:
         self.device = device or torch.device("cpu")
         self._last = time.perf_counter()
 
-    def lap(self, phase: str) -> None:
+    def record(self, phase: str) -> None:
         """End the phase that is running."""
         now = time.perf_counter()
         self.seconds[phase] = round(now - self._last, 3)

@@ -168,7 +168,7 @@ def find_leaks(
     return found[0]
 
 
-def barred_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
+def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
     """`[N]` bool, the rows of a pool that nothing is to be trained on; `None` if there are none."""
     if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
         return None

@@ -106,7 +106,7 @@ class Measurements:
             target_rows=[self.target_numbers[i] for i in rows],
         )
 
-    def spread(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
+    def expand_to_pool(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
         """The measurements of some rows as those of the whole pool, in which the others were not scored.
 
         Args:

@@ -41,7 +41,7 @@ class SupportSet:
     def __init__(self, dataset: Any, collator: Collator, batch_size: int, seed: int) -> None:
         if not hasattr(dataset, "__len__") or not len(dataset):
             raise ValueError(
-                "The support set must have a known length and at least one row. Pass a `support_dataset`, or set "
+                "The support set must have a known length and at least one row. DatasetPass a `support_dataset`, or set "
                 "`support='momentum'`."
             )
         self.dataset, self.collator, self.batch_size, self.seed = dataset, collator, batch_size, seed

@@ -62,22 +62,26 @@ def save_measurements(m: Measurements, folder: Path) -> None:
     write(folder / SUBSPACE, lambda path: save_file(_contiguous(spectrum), path))
 
 
-def load_measurements(folder: Path, sources: list[str] | None) -> Measurements:
-    """Read what [`save_measurements`] wrote.
+def load_measurements(folder: Path) -> tuple[Measurements, dict[str, list[Any]]]:
+    """Read what [`save_measurements`] wrote, and the table of scores, which has the sources.
 
     Args:
         folder (`Path`): of the artifacts.
-        sources (`list[str]`, *optional*): the source of each candidate, which the table of scores has.
+
+    Returns:
+        `tuple[Measurements, dict]`: the measurements, and the columns of the table of scores.
 
     Raises:
         ValueError: if a file is missing or damaged, by name.
     """
     tensors = read(folder / COORDINATES, load_file)
     spectrum = read(folder / SUBSPACE, load_file)
+    table = read(folder / SCORES, read_parquet)
+    sources = table.get("source")
     numbers, targets = read(folder / TARGETS, _read_targets)
     measurements = read(
         folder / COORDINATES,
         lambda _: Measurements(**tensors, **spectrum, target_columns=targets, target_rows=numbers, sources=sources),
     )
     read(folder / COORDINATES, lambda _: measurements.check_shapes())
-    return measurements
+    return measurements, table

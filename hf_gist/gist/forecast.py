@@ -18,9 +18,9 @@ from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import SCORING, TARGETS, Stopwatch
 from hf_gist.data.rows import row_lengths
 from hf_gist.gist.scorers.sketched import SketchedVectors
-from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gist.scorers.table import vectors_per_checkpoint
 from hf_gist.gradients.models import model_device, unwrapped
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import GradientVectors
 
 
@@ -127,13 +127,13 @@ def duration(seconds: float) -> str:
     return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
-def _say(run: Pass, text: str) -> None:
-    if run.progress and PartialState().is_main_process:
+def _say(dataset_pass: DatasetPass, text: str) -> None:
+    if dataset_pass.progress and PartialState().is_main_process:
         # stdout belongs to results
         tqdm.write(text, file=sys.stderr)
 
 
-def forecast_memory(run: Pass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
+def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
     """The memory that scoring will need, said on the main process; `None` for scorers without a large basis.
 
     Raises:
@@ -141,18 +141,23 @@ def forecast_memory(run: Pass, rows: int, targets: int, config: GISTConfig) -> M
     """
     if config.strategy in UNSCORED or config.scorer != "gist":
         return None
-    plan = plan_memory(stages_of(run.model, config, ())[0].candidates, targets, rows, run.tokens_per_batch)
-    _say(run, plan.describe())
+    plan = plan_memory(
+        vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates,
+        targets,
+        rows,
+        dataset_pass.tokens_per_batch,
+    )
+    _say(dataset_pass, plan.describe())
     return plan
 
 
 def forecast_scoring(
-    run: Pass, targets: Any, pool: Any, label_tokens: Tensor, config: GISTConfig, watch: Stopwatch
+    dataset_pass: DatasetPass, targets: Any, pool: Any, label_tokens: Tensor, config: GISTConfig, watch: Stopwatch
 ) -> None:
     """The time that scoring will take, from what the targets took; noted in `watch` and said on the main process.
 
     Args:
-        run (`Pass`): how rows are gone over.
+        dataset_pass (`DatasetPass`): how rows are gone over.
         targets: tokenised target rows, done.
         pool: tokenised candidates, to be done.
         label_tokens (`Tensor`): labelled tokens of the usable targets `[M]`.
@@ -166,6 +171,9 @@ def forecast_scoring(
     # as many of the candidates' tokens carry a label, as far as can be known before they are collated
     share = labelled / max(1, int(wanted.sum()))
     done, todo = Sizes(wanted, labelled), Sizes(lengths, int(share * int(lengths.sum())))
-    seconds = expected_seconds(ModelWork.of(run.model), config, done, todo, watch.seconds[TARGETS])
+    seconds = expected_seconds(ModelWork.of(dataset_pass.model), config, done, todo, watch.seconds[TARGETS])
     watch.forecasts[SCORING] = round(seconds, 1)
-    _say(run, f"scoring {len(lengths):,} rows of {int(lengths.sum()):,} tokens will take about {duration(seconds)}")
+    _say(
+        dataset_pass,
+        f"scoring {len(lengths):,} rows of {int(lengths.sum()):,} tokens will take about {duration(seconds)}",
+    )

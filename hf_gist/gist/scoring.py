@@ -18,13 +18,13 @@ from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.label_counts import LabelCounts
-from hf_gist.gist.scorers.table import Stage, stages_of
+from hf_gist.gist.scorers.table import CheckpointVectors, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.target_subspace import Span, target_span
+from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
 from hf_gist.gradients.partial import PartialScores
-from hf_gist.gradients.passes import Pass, RowFacts
+from hf_gist.gradients.passes import DatasetPass, RowFacts
 from hf_gist.utils.disk import as_json
 from hf_gist.version import __version__
 
@@ -32,7 +32,7 @@ from hf_gist.version import __version__
 SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
 
 
-def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
+def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """All that scores depend on, to tell whether unfinished ones may be used."""
     names = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
     shortlist: dict[str, Any] = {}
@@ -47,11 +47,11 @@ def scoring_key(run: Pass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]
         | shortlist
         | {
             "hf_gist": __version__,
-            "model": model_identity(run.model),
-            "base weights": weights_digest(run.model, trainable=False),
-            "adapter": weights_digest(run.model, trainable=True),
-            "tokenizer": getattr(getattr(run.collator, "tokenizer", None), "name_or_path", None),
-            "compute dtype": run.scoring_dtype,
+            "model": model_identity(dataset_pass.model),
+            "base weights": weights_digest(dataset_pass.model, trainable=False),
+            "adapter": weights_digest(dataset_pass.model, trainable=True),
+            "tokenizer": getattr(getattr(dataset_pass.collator, "tokenizer", None), "name_or_path", None),
+            "compute dtype": dataset_pass.scoring_dtype,
             "checkpoints": [(c.steps, c.learning_rate) for c in inputs.checkpoints],
             "train_dataset": content_digest(inputs.pool),
             "target_dataset": content_digest(inputs.targets),
@@ -72,14 +72,20 @@ def _warn_unscorable(measurements: Measurements) -> None:
 
 
 def _candidate_facts(
-    run: Pass, stages: Sequence[Stage], pool: Any, span: Span, partial: PartialScores | None
+    dataset_pass: DatasetPass,
+    per_checkpoint: Sequence[CheckpointVectors],
+    pool: Any,
+    subspace: TargetSubspace,
+    partial: PartialScores | None,
 ) -> RowFacts:
     """Coordinates and facts of every candidate, with the norm of its whole vector."""
     facts = None
-    for number, (stage, slices) in enumerate(zip(stages, span.basis, strict=True)):
+    for number, (at_checkpoint, slices) in enumerate(zip(per_checkpoint, subspace.basis, strict=True)):
         shards = partial.shards(f"stage{number}") if partial is not None else None
-        with stage.installed():
-            now = collect_coordinates(run, pool, slices, "scoring candidates", stage.candidates, shards)
+        with at_checkpoint.installed():
+            now = collect_coordinates(
+                dataset_pass, pool, slices, "scoring candidates", at_checkpoint.candidates, shards
+            )
         if facts is not None:
             now.coordinates += facts.coordinates
             now.norms = torch.hypot(facts.norms, now.norms)
@@ -88,29 +94,33 @@ def _candidate_facts(
 
 
 def chunk_measurements(
-    run: Pass, stages: Sequence[Stage], inputs: Inputs, span: Span, partial: PartialScores | None = None
+    dataset_pass: DatasetPass,
+    per_checkpoint: Sequence[CheckpointVectors],
+    inputs: Inputs,
+    subspace: TargetSubspace,
+    partial: PartialScores | None = None,
 ) -> Measurements:
     """Measurements of the rows in `inputs.pool` against targets whose subspace is known."""
-    facts = _candidate_facts(run, stages, inputs.pool, span, partial)
+    facts = _candidate_facts(dataset_pass, per_checkpoint, inputs.pool, subspace, partial)
     columns = inputs.target_columns
     return Measurements(
         coordinates=facts.coordinates,
         norms=facts.norms,
         label_tokens=facts.label_tokens,
-        singular_values=span.singular,
-        target_coordinates=target_coordinates(span.singular, span.u),
-        target_label_tokens=span.label_tokens,
-        target_columns={name: [values[i] for i in span.usable.tolist()] for name, values in columns.items()},
-        target_rows=span.usable.tolist(),
+        singular_values=subspace.singular,
+        target_coordinates=target_coordinates(subspace.singular, subspace.u),
+        target_label_tokens=subspace.label_tokens,
+        target_columns={name: [values[i] for i in subspace.usable.tolist()] for name, values in columns.items()},
+        target_rows=subspace.usable.tolist(),
         sources=inputs.sources,
     )
 
 
-def _measure_nothing(run: Pass, inputs: Inputs) -> Measurements:
+def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
     """For the strategies that look at no score: only the labels are counted."""
-    counts = LabelCounts(run.model)
-    facts = run.run(inputs.pool, "counting labels", counts, lambda _: None)
-    wanted = run.run(inputs.targets, "counting labels", counts, lambda _: None).label_tokens
+    counts = LabelCounts(dataset_pass.model)
+    facts = dataset_pass.scan(inputs.pool, "counting labels", counts, lambda _: None)
+    wanted = dataset_pass.scan(inputs.targets, "counting labels", counts, lambda _: None).label_tokens
     empty = torch.zeros(0, dtype=torch.float64)
     return Measurements(
         coordinates=torch.zeros(len(facts.norms), 0),
@@ -131,24 +141,28 @@ def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
     return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
 
 
-def _shortlist(run: Pass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
+def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
     cheap = dataclasses.replace(
         config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None, sketch_dim=None
     )
     best = {"strategy": "max", "sample_from_top": 1.0, "budget": config.prefilter, "budget_unit": "rows"}
     cheap = dataclasses.replace(cheap, **best)
-    measured = _without_leaks(measure(run, inputs, cheap, Stopwatch()), inputs)
+    measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
 
 
 def measure(
-    run: Pass, inputs: Inputs, config: GISTConfig, watch: Stopwatch, partial: PartialScores | None = None
+    dataset_pass: DatasetPass,
+    inputs: Inputs,
+    config: GISTConfig,
+    watch: Stopwatch,
+    partial: PartialScores | None = None,
 ) -> Measurements:
     """The targets' vectors, their spectrum, and every candidate's coordinates.
 
     Args:
-        run (`Pass`): model, collator and batching.
+        dataset_pass (`DatasetPass`): model, collator and batching.
         inputs (`Inputs`): pool, targets and what goes with them.
         config (`GISTConfig`): what stands for a row, and which rows are looked at.
         watch (`Stopwatch`): gets the seconds of each phase.
@@ -158,40 +172,42 @@ def measure(
         ValueError: if no target has a usable gradient.
     """
     if config.strategy in UNSCORED:
-        measured = _measure_nothing(run, inputs)
-        watch.lap(COUNTING)
+        measured = _measure_nothing(dataset_pass, inputs)
+        watch.record(COUNTING)
         return measured
     pool, rows = inputs.pool, None
     if config.prefilter is not None:
-        rows, label_tokens = _shortlist(run, inputs, config)
+        rows, label_tokens = _shortlist(dataset_pass, inputs, config)
         pool = rows_of(pool, rows)
-        watch.lap(PREFILTER)
-    stages = stages_of(run.model, config, inputs.checkpoints)
-    span = target_span(run, stages, inputs.targets, watch, partial)
-    forecast_scoring(run, inputs.targets, pool, span.label_tokens, config, watch)
-    measurements = chunk_measurements(run, stages, dataclasses.replace(inputs, pool=pool), span, partial)
-    watch.lap(SCORING)
-    return measurements if rows is None else measurements.spread(rows, label_tokens)
+        watch.record(PREFILTER)
+    per_checkpoint = vectors_per_checkpoint(dataset_pass.model, config, inputs.checkpoints)
+    subspace = find_target_subspace(dataset_pass, per_checkpoint, inputs.targets, watch, partial)
+    forecast_scoring(dataset_pass, inputs.targets, pool, subspace.label_tokens, config, watch)
+    measurements = chunk_measurements(
+        dataset_pass, per_checkpoint, dataclasses.replace(inputs, pool=pool), subspace, partial
+    )
+    watch.record(SCORING)
+    return measurements if rows is None else measurements.expand_to_pool(rows, label_tokens)
 
 
 def measure_and_choose(
-    run: Pass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
+    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
 ) -> Selection:
     """[`measure`], then [`Selection.choose`], with a manifest. The inputs are taken as checked."""
-    watch = Stopwatch(model_device(run.model))
+    watch = Stopwatch(model_device(dataset_pass.model))
     if partial is not None and config.strategy not in UNSCORED:
-        partial.open(scoring_key(run, inputs, config))
-    plan = forecast_memory(run, len(inputs.pool), len(inputs.targets), config)
+        partial.open(scoring_key(dataset_pass, inputs, config))
+    plan = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config)
     if plan is not None and plan.placement == "host":
-        run = dataclasses.replace(run, basis_device=torch.device("cpu"))
-    measurements = _without_leaks(measure(run, inputs, config, watch, partial), inputs)
+        dataset_pass = dataclasses.replace(dataset_pass, basis_device=torch.device("cpu"))
+    measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial), inputs)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
-    watch.lap(CHOOSING)
-    manifest = run_manifest(run.model, inputs.pool, inputs.targets, config)
+    watch.record(CHOOSING)
+    manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     ledger = selection_ledger(
-        run.model,
+        dataset_pass.model,
         config,
         row_lengths(inputs.pool),
         row_lengths(inputs.targets),

@@ -27,7 +27,6 @@ from hf_gist.gist.artifacts import (
     MANIFEST,
     SCORES,
     load_measurements,
-    read_parquet,
     save_measurements,
 )
 from hf_gist.utils.disk import read, read_json, write, write_json
@@ -216,8 +215,7 @@ class Selection:
             ValueError: if a file is missing or cannot be read, by name.
         """
         folder = Path(folder)
-        table = read(folder / SCORES, read_parquet)
-        measurements = load_measurements(folder, table.get("source"))
+        measurements, table = load_measurements(folder)
         config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
         manifest = read_json(folder / MANIFEST)
         again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))

@@ -15,12 +15,12 @@ from hf_gist.data.leaks import LeakGuard, Leaks, warn
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.scorers.table import stages_of
+from hf_gist.gist.scorers.table import vectors_per_checkpoint
 from hf_gist.gist.scoring import chunk_measurements
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.target_subspace import target_span
+from hf_gist.gist.target_subspace import find_target_subspace
 from hf_gist.gradients.models import signature_columns
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 
 
 CHUNK_ROWS = 4096
@@ -106,9 +106,9 @@ def select_stream(
     columns, accepted = group_columns(targets, config), signature_columns(model)
     targets = keep_columns(targets, accepted)
     check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
-    run = Pass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
-    stages = stages_of(model, config, ())
-    span = target_span(run, stages, targets, Stopwatch(), None)
+    dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
+    per_checkpoint = vectors_per_checkpoint(model, config, ())
+    subspace = find_target_subspace(dataset_pass, per_checkpoint, targets, Stopwatch(), None)
     guard = LeakGuard(targets, eval_dataset, getattr(data_collator, "tokenizer", None))
     found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
     best: list[tuple[float, int, dict[str, Any]]] = []
@@ -116,7 +116,7 @@ def select_stream(
     for rows in chunks_of(candidates, chunk_rows):
         chunk = Dataset.from_list(rows)
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
-        measured = chunk_measurements(run, stages, inputs, span)
+        measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace)
         if guard.usable:
             leaks = guard.search(inputs.pool)
             measured = replace(measured, leaked=leaks.mask(len(rows)))

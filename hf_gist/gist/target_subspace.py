@@ -8,11 +8,11 @@ import torch
 
 from hf_gist.costs.stopwatch import SUBSPACE, TARGETS, Stopwatch
 from hf_gist.functional.subspace import basis_slice, spectrum
-from hf_gist.gist.scorers.table import Stage
+from hf_gist.gist.scorers.table import CheckpointVectors
 from hf_gist.gradients.collect import collect_vectors
 from hf_gist.gradients.models import model_device
 from hf_gist.gradients.partial import PartialScores
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 
 
 SPAN = "targets"
@@ -20,7 +20,7 @@ SPAN = "targets"
 
 
 @dataclass(frozen=True)
-class Span:
+class TargetSubspace:
     """The subspace of the targets.
 
     Args:
@@ -38,25 +38,29 @@ class Span:
     basis: list[dict[str, torch.Tensor]]
 
 
-def _place(slice_: torch.Tensor, run: Pass) -> torch.Tensor:
+def _place(slice_: torch.Tensor, dataset_pass: DatasetPass) -> torch.Tensor:
     """A slice of the basis where it is kept: pinned on the host, if it is copied to a GPU again and again."""
-    on_host = model_device(run.model).type == "cuda" and slice_.device.type == "cpu"
+    on_host = model_device(dataset_pass.model).type == "cuda" and slice_.device.type == "cpu"
     return slice_.pin_memory() if on_host else slice_
 
 
-def target_span(
-    run: Pass, stages: Sequence[Stage], targets: Any, watch: Stopwatch, partial: PartialScores | None
-) -> Span:
+def find_target_subspace(
+    dataset_pass: DatasetPass,
+    per_checkpoint: Sequence[CheckpointVectors],
+    targets: Any,
+    watch: Stopwatch,
+    partial: PartialScores | None,
+) -> TargetSubspace:
     """Spectrum of the targets' vectors and each stage's slices of the basis."""
     parts: list[dict[str, torch.Tensor]] = []
-    for stage in stages:
-        with stage.installed():
-            vectors, facts = collect_vectors(run, targets, "target gradients", stage.targets)
+    for at_checkpoint in per_checkpoint:
+        with at_checkpoint.installed():
+            vectors, facts = collect_vectors(dataset_pass, targets, "target gradients", at_checkpoint.targets)
         parts.append(vectors)
     usable = (facts.label_tokens > 0) & torch.isfinite(facts.norms)
     if not usable.any():
         raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
-    watch.lap(TARGETS)
+    watch.record(TARGETS)
     rows = usable.nonzero().flatten()
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for vectors in parts:
@@ -73,7 +77,8 @@ def target_span(
     # A last digit of difference can turn the eigenvectors: scores of before belong to the eigenvectors of before.
     singular, u = kept["singular"], kept["u"]
     basis = [
-        {name: _place(basis_slice(vectors.pop(name), singular, u), run) for name in list(vectors)} for vectors in parts
+        {name: _place(basis_slice(vectors.pop(name), singular, u), dataset_pass) for name in list(vectors)}
+        for vectors in parts
     ]
-    watch.lap(SUBSPACE)
-    return Span(singular, u, rows, facts.label_tokens[rows], basis)
+    watch.record(SUBSPACE)
+    return TargetSubspace(singular, u, rows, facts.label_tokens[rows], basis)

@@ -11,34 +11,37 @@ from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import model_device, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
-from hf_gist.gradients.passes import Pass, RowFacts
+from hf_gist.gradients.passes import DatasetPass, RowFacts
 from hf_gist.gradients.processes import sum_over_ranks
 from hf_gist.gradients.vectors import Gradients, GradientVectors, Vectors
 
 
 def collect_vectors(
-    run: Pass, dataset: Any, what: str, vectors: Vectors | None = None
+    dataset_pass: DatasetPass, dataset: Any, what: str, vectors: Vectors | None = None
 ) -> tuple[dict[str, Tensor], RowFacts]:
     """The vectors of a small dataset, whole; by default its per-sample gradients.
 
     Returns:
         `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the facts of the rows.
     """
-    vectors, device = vectors or GradientVectors(run.model), run.basis_device or model_device(run.model)
+    vectors, device = (
+        vectors or GradientVectors(dataset_pass.model),
+        dataset_pass.basis_device or model_device(dataset_pass.model),
+    )
     gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
 
     def new_sink(indices: list[int]) -> Gradients:
         rows = torch.tensor(indices, device=device)
         return lambda name, values: gradients[name].index_copy_(0, rows, values.to(device))
 
-    facts = run.run(dataset, what, vectors, new_sink)
+    facts = dataset_pass.scan(dataset, what, vectors, new_sink)
     for values in gradients.values():
         sum_over_ranks(values)
     return gradients, facts
 
 
 def collect_coordinates(
-    run: Pass,
+    dataset_pass: DatasetPass,
     dataset: Any,
     basis: dict[str, Tensor],
     what: str,
@@ -48,18 +51,18 @@ def collect_coordinates(
     """Coordinates of every row's vector in a basis; no gradient outlives its module's backward.
 
     Args:
-        run (`Pass`): how to go over the rows.
+        dataset_pass (`DatasetPass`): how to go over the rows.
         dataset: tokenised rows.
         basis (`dict[str, Tensor]`): part (parameter name) to its slice of the basis `[q, n]`.
         what (`str`): name for messages and the progress bar.
         vectors (`Vectors`, *optional*): what stands for a row; by default its gradient.
-        shards (`Shards`, *optional*): see [`Pass.run`].
+        shards (`Shards`, *optional*): see [`DatasetPass.scan`].
     """
     rank = len(next(iter(basis.values())))
     facts = RowFacts.empty(len(dataset), rank)
 
     def new_sink(indices: list[int]) -> Gradients:
-        total = torch.zeros(len(indices), rank, dtype=torch.float64, device=model_device(run.model))
+        total = torch.zeros(len(indices), rank, dtype=torch.float64, device=model_device(dataset_pass.model))
         remaining = set(basis)
 
         def sink(name: str, values: Tensor) -> None:
@@ -70,7 +73,7 @@ def collect_coordinates(
 
         return sink
 
-    return run.run(dataset, what, vectors or GradientVectors(run.model), new_sink, facts, shards)
+    return dataset_pass.scan(dataset, what, vectors or GradientVectors(dataset_pass.model), new_sink, facts, shards)
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:

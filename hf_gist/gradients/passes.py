@@ -49,7 +49,7 @@ class RowFacts:
 
 
 @dataclass(frozen=True)
-class Pass:
+class DatasetPass:
     """Everything a pass over a dataset needs; the same for targets and candidates.
 
     Args:
@@ -68,7 +68,7 @@ class Pass:
     progress: bool = True
     basis_device: torch.device | None = None
 
-    def run(
+    def scan(
         self,
         dataset: Any,
         what: str,
@@ -122,11 +122,13 @@ class Pass:
                     shards.add(number, indices, vars(facts))
                 bar.update(min(len(indices) * state.num_processes, size - bar.n))
             if is_sharded(self.model):
-                self._keep_company(dataset, what, vectors, math.ceil(len(todo) / state.num_processes) - len(mine))
+                self._run_padding_passes(
+                    dataset, what, vectors, math.ceil(len(todo) / state.num_processes) - len(mine)
+                )
         if shards is not None:
             shards.save(vars(facts))
 
-    def _keep_company(self, dataset, what, vectors: Vectors, passes: int) -> None:
+    def _run_padding_passes(self, dataset, what, vectors: Vectors, passes: int) -> None:
         """Passes whose outcome is dropped: those of a sharded model are joint, and others may have a batch more."""
         for _ in range(passes):
             batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))

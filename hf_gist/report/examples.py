@@ -12,7 +12,7 @@ from hf_gist.config.gist import UNSCORED
 from hf_gist.data.rows import IGNORE_INDEX, fetch_rows
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.selection import Selection
-from hf_gist.report.parts import Piece
+from hf_gist.report.parts import TextSpan
 from hf_gist.utils.disk import read_json, write_json
 
 
@@ -79,7 +79,7 @@ def example_groups(selection: Selection) -> list[ExampleGroup]:
 # ---- Text of a row ----
 
 
-def pieces_of(row: Any, tokenizer: Any = None) -> list[Piece]:
+def pieces_of(row: Any, tokenizer: Any = None) -> list[TextSpan]:
     """The text of a row, in pieces with and without a loss; empty if there is none.
 
     Args:
@@ -97,16 +97,16 @@ def pieces_of(row: Any, tokenizer: Any = None) -> list[Piece]:
     return [_piece("text", row["text"])] if isinstance(row.get("text"), str) else []
 
 
-def _piece(kind: str, text: str, more: bool = False) -> Piece:
+def _piece(kind: str, text: str, more: bool = False) -> TextSpan:
     text = text.strip()
-    return Piece(kind, text[:CHARACTERS], more or len(text) > CHARACTERS)
+    return TextSpan(kind, text[:CHARACTERS], more or len(text) > CHARACTERS)
 
 
-def _any(value: Any, kind: str) -> list[Piece]:
+def _any(value: Any, kind: str) -> list[TextSpan]:
     return _turns(value) if isinstance(value, list) else [_piece(kind, str(value))]
 
 
-def _turns(messages: Sequence[Any]) -> list[Piece]:
+def _turns(messages: Sequence[Any]) -> list[TextSpan]:
     turns = [message for message in messages if isinstance(message, dict)][:PIECES]
     return [
         _piece("answer" if turn.get("role") == "assistant" else "prompt", str(turn.get("content") or ""))
@@ -114,7 +114,7 @@ def _turns(messages: Sequence[Any]) -> list[Piece]:
     ]
 
 
-def _decoded(row: dict[str, Any], tokenizer: Any) -> list[Piece]:
+def _decoded(row: dict[str, Any], tokenizer: Any) -> list[TextSpan]:
     ids, labels = _plain(row["input_ids"]), _plain(row.get("labels"))
     learned = _learned(row, ids, labels)
     if learned is None:
@@ -130,7 +130,7 @@ def _decoded(row: dict[str, Any], tokenizer: Any) -> list[Piece]:
     return pieces
 
 
-def _own_labels(labels: Any, tokenizer: Any) -> Piece:
+def _own_labels(labels: Any, tokenizer: Any) -> TextSpan:
     """Labels that are no part of the input: a sequence of their own, a class, or numbers."""
     if isinstance(labels, list) and all(isinstance(label, int) for label in labels):
         return _tokens("answer", [label for label in labels if label != IGNORE_INDEX], tokenizer)
@@ -153,7 +153,7 @@ def _plain(values: Any) -> Any:
     return list(values) if isinstance(values, tuple) else values
 
 
-def _tokens(kind: str, ids: list[int], tokenizer: Any) -> Piece:
+def _tokens(kind: str, ids: list[int], tokenizer: Any) -> TextSpan:
     return _piece(kind, str(tokenizer.decode(ids[:TOKENS], skip_special_tokens=True)), len(ids) > TOKENS)
 
 
@@ -173,13 +173,13 @@ class Examples:
     """Texts of some rows.
 
     Args:
-        rows (`dict[int, list[Piece]]`): number of a pool row to its text.
-        targets (`dict[int, list[Piece]]`): number of a target row to its text.
+        rows (`dict[int, list[TextSpan]]`): number of a pool row to its text.
+        targets (`dict[int, list[TextSpan]]`): number of a target row to its text.
         missing (`str`): why texts are missing.
     """
 
-    rows: dict[int, list[Piece]]
-    targets: dict[int, list[Piece]]
+    rows: dict[int, list[TextSpan]]
+    targets: dict[int, list[TextSpan]]
     missing: str = ""
 
 
@@ -197,7 +197,7 @@ def read_examples(folder: Path, selection: Selection) -> Examples:
         if values["scores"] != _digest(selection.measurements):
             return Examples({}, {}, f"{EXAMPLES} belongs to other scores than the selection in this folder.")
         rows, targets = (
-            {int(number): [Piece(**piece) for piece in pieces] for number, pieces in values[name].items()}
+            {int(number): [TextSpan(**piece) for piece in pieces] for number, pieces in values[name].items()}
             for name in ("rows", "targets")
         )
         return Examples(rows, targets, str(values["missing"]))

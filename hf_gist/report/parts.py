@@ -48,7 +48,7 @@ class Plot:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextSpan:
     """A stretch of a row's text.
 
     Args:
@@ -67,7 +67,7 @@ class Reading:
     """One row to read: what is known of it in one line, and its text if there is one."""
 
     label: str
-    pieces: Sequence[Piece] = ()
+    pieces: Sequence[TextSpan] = ()
     missing: str = ""
 
 

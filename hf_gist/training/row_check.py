@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 
-class StepWitness:
+class RowCheck:
     """Watches the token rows that reach the model during one optimizer step.
 
     Args:

@@ -18,15 +18,15 @@ class GISTSampler(Sampler[int]):
     Args:
         plan (`Plan`): the layout of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
-        barred (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
+        excluded (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
 
     Raises:
-        ValueError: if all rows are barred.
+        ValueError: if all rows are excluded.
     """
 
-    def __init__(self, plan: Plan, seed: int, barred: Tensor | None = None) -> None:
-        self.plan, self.seed, self.barred = plan, seed, barred
-        if barred is not None and bool(barred.all()):
+    def __init__(self, plan: Plan, seed: int, excluded: Tensor | None = None) -> None:
+        self.plan, self.seed, self.excluded = plan, seed, excluded
+        if excluded is not None and bool(excluded.all()):
             raise ValueError(
                 "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
             )
@@ -43,7 +43,7 @@ class GISTSampler(Sampler[int]):
     @cached_property
     def _warmup_order(self) -> list[int]:
         order = self._permutation(self.plan.pool_size, 0)
-        return order if self.barred is None else [row for row in order if not self.barred[row]]
+        return order if self.excluded is None else [row for row in order if not self.excluded[row]]
 
     def rows_of_step(self, step: int) -> list[int]:
         """The rows of one optimizer step, over all processes; a pass is filled up from its own start."""

@@ -56,7 +56,7 @@ class CheckpointRecorder(TrainerCallback):
 
 
 def warmup_rows(
-    config: GISTConfig, settings: WarmupSettings, size: int, barred: torch.Tensor | None = None
+    config: GISTConfig, settings: WarmupSettings, size: int, excluded: torch.Tensor | None = None
 ) -> list[int]:
     """The random rows of a pool that the warm-up trains on.
 
@@ -64,7 +64,7 @@ def warmup_rows(
         config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
         settings (`WarmupSettings`): batch size.
         size (`int`): rows of the pool.
-        barred (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
+        excluded (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
 
     Raises:
         ValueError: if there are not enough rows for `warmup_steps`, or none.
@@ -73,8 +73,8 @@ def warmup_rows(
     rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
     generator = torch.Generator().manual_seed(config.seed)
     order = torch.randperm(size, generator=generator)
-    if barred is not None:
-        order = order[~barred[order]]
+    if excluded is not None:
+        order = order[~excluded[order]]
     if not len(order):
         raise ValueError("Every row of the pool is a target or evaluation row too; nothing is left to train on.")
     # the last batch may be a smaller one

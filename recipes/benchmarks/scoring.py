@@ -41,7 +41,7 @@ from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import adapter_parameters, to_device
 from hf_gist.gradients.modes import compute_dtype_context
-from hf_gist.gradients.passes import Pass
+from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import GradientVectors
 
 
@@ -165,9 +165,9 @@ class Bench:
                 parameter.requires_grad_(True)
 
     def library(self, dtype, rows=None, basis=None, vectors=None):
-        run = Pass(self.model, pad, self.options.scoring_tokens_per_batch, dtype, progress=False)
+        dataset_pass = DatasetPass(self.model, pad, self.options.scoring_tokens_per_batch, dtype, progress=False)
         rows = self.rows if rows is None else rows
-        return collect_coordinates(run, rows, basis or self.basis, "rows", vectors)
+        return collect_coordinates(dataset_pass, rows, basis or self.basis, "rows", vectors)
 
     def loop(self):
         """One forward and backward a row, the whole gradient, one projection: every eighth row."""

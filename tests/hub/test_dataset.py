@@ -5,7 +5,7 @@ from datasets import Dataset, load_dataset
 from huggingface_hub import DatasetCard
 
 from hf_gist import GISTConfig, export_dataset
-from tests.hub.runs import pool, selection
+from tests.helpers.hub_runs import pool, selection
 
 
 def test_both_configs_load_from_the_folder(tmp_path):

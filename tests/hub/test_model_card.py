@@ -14,7 +14,7 @@ from hf_gist.hub.card_metrics import evaluation_results
 from hf_gist.hub.model_card import BEGIN, END, write_card
 from hf_gist.hub.run import Run, find_run
 from hf_gist.utils.disk import write_json
-from tests.hub.runs import MANIFEST, select_folder, selection
+from tests.helpers.hub_runs import MANIFEST, select_folder, selection
 from tests.hub.test_markdown import HOSTILE
 
 

@@ -22,7 +22,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.gradients.partial import PartialScores
-from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
 POOL, TARGETS = token_rows(90, seed=1), token_rows(5, seed=2)

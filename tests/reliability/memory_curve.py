@@ -14,7 +14,7 @@ import transformers
 from datasets import Dataset, load_from_disk
 
 from hf_gist import GISTConfig, select
-from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
 def anonymous_bytes() -> int:

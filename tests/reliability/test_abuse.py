@@ -17,9 +17,9 @@ import hf_gist
 from hf_gist import GISTConfig, Selection, select
 from hf_gist.commands.main import main
 from hf_gist.utils.disk import write
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.helpers.words import chats, save_model
 from tests.test_callback import train
-from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
-from tests.words import chats, save_model
 
 
 PACKAGE = Path(hf_gist.__file__).parent

@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 from hf_gist import GISTConfig, Selection, select
 from hf_gist.commands.main import main
 from hf_gist.gradients.partial import PartialScores
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+from tests.helpers.words import chats, save_model
 from tests.reliability.jobs import rows_in_shards
-from tests.tiny import PaddingCollator, as_dataset, lora_model, token_rows
-from tests.words import chats, save_model
 
 
 PAGE, SIZE = 4096, 512 * 1024

@@ -4,12 +4,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
+
 KILLS = [8, pytest.param(40, marks=pytest.mark.slow)]
 
 

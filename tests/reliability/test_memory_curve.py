@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests import ROOT
 
-ROOT = Path(__file__).parent.parent.parent
+
 BYTES_A_ROW = 200
 """For norms, counts, losses, lengths, order, scores and groups, and copies of them while a choice is made."""
 

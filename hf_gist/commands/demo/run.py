@@ -20,7 +20,7 @@ from hf_gist.commands.demo.training import Bench, quiet_and_small
 from hf_gist.config.files import FOLDER
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
-from hf_gist.costs import clock as manifest
+from hf_gist.costs import stopwatch
 from hf_gist.data.formats import tokenize
 from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.gist.selection import Selection
@@ -159,8 +159,8 @@ def train_with_gist(
     with result.phase("training with GIST, selection included"):
         loss, steps = bench.finetune(pool, "with GIST", [callback], num_train_epochs=1 + settings.passes)
     seconds = {phase.phase: phase.seconds for phase in callback.selection.costs.phases}
-    result.seconds["- of it, target gradients"] = round(seconds[manifest.TARGETS] + seconds[manifest.SUBSPACE], 1)
-    result.seconds["- of it, scoring the pool"] = round(seconds[manifest.SCORING], 1)
+    result.seconds["- of it, target gradients"] = round(seconds[stopwatch.TARGETS] + seconds[stopwatch.SUBSPACE], 1)
+    result.seconds["- of it, scoring the pool"] = round(seconds[stopwatch.SCORING], 1)
     result.losses[GIST], result.steps[GIST], result.rows[GIST] = loss, steps, len(callback.selection.indices)
     return callback.selection
 

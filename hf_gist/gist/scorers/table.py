@@ -17,14 +17,14 @@ from hf_gist.gradients.vectors import GradientVectors, Vectors
 
 
 @dataclass(frozen=True)
-class Stage:
-    """The vectors of one checkpoint; a row's whole vector is the concatenation over the stages.
+class CheckpointVectors:
+    """The vectors of one checkpoint; a row's whole vector is the concatenation over the checkpoints.
 
     Args:
         targets (`Vectors`): what stands for a target row.
         candidates (`Vectors`): what stands for a candidate.
         model (`nn.Module`): whose adapter is exchanged.
-        weights (`dict[str, Tensor]`, *optional*): the adapter of this stage.
+        weights (`dict[str, Tensor]`, *optional*): the adapter of this checkpoint.
     """
 
     targets: Vectors
@@ -46,8 +46,10 @@ class Stage:
                 assign(parameter, before[name])
 
 
-def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[Stage]:
-    """The stages that `config.scorer` measures.
+def vectors_per_checkpoint(
+    model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]
+) -> list[CheckpointVectors]:
+    """The vectors of each checkpoint that `config.scorer` measures.
 
     Args:
         model (`nn.Module`): a peft model.
@@ -59,13 +61,13 @@ def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCh
     """
     if config.scorer == "rds_plus":
         hidden = HiddenStateVectors(model)
-        return [Stage(hidden, hidden, model)]
+        return [CheckpointVectors(hidden, hidden, model)]
     if config.scorer == "gist":
         gradient = GradientVectors(model, config.score_layers)
         if config.sketch_dim is not None:
             sketch = CountSketch(config.sketch_dim, config.seed)
             gradient = SketchedVectors(model, sketch, last_blocks=config.score_layers)
-        return [Stage(gradient, gradient, model)]
+        return [CheckpointVectors(gradient, gradient, model)]
     if not checkpoints:
         raise ValueError(
             "`scorer='less'` needs the optimizer state of the warm-up: use the callback, let `hf-gist select` do the "
@@ -76,12 +78,12 @@ def stages_of(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCh
         raise ValueError(
             "The learning rate was 0 up to every checkpoint of `scorer='less'`: train for more steps first."
         )
-    stages = []
+    per_checkpoint = []
     for number, checkpoint in enumerate(checkpoints):
         sketch = CountSketch(LESS_SIZE, config.seed + number)
         # the root on both sides gives the checkpoint its weight in the inner product
         scale = math.sqrt(checkpoint.learning_rate / total)
         targets = SketchedVectors(model, sketch, scale, last_blocks=config.score_layers)
         candidates = SketchedVectors(model, sketch, scale, checkpoint, config.score_layers)
-        stages.append(Stage(targets, candidates, model, checkpoint.weights))
-    return stages
+        per_checkpoint.append(CheckpointVectors(targets, candidates, model, checkpoint.weights))
+    return per_checkpoint

@@ -1,0 +1,244 @@
+"""`hf-gist compare` as a user runs it, and its arithmetic."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from datasets import Dataset
+from pyarrow import parquet
+
+from hf_gist import Selection
+from hf_gist.commands.compare import arms, run
+from hf_gist.commands.compare.table import against_random, break_even, markdown
+from hf_gist.commands.main import main
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.gradients.collect import mean_loss
+from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
+from tests.helpers.words import save_model, varied
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    save_model(folder / "model")
+    Dataset.from_list(varied(80, 0)).to_json(folder / "pool.jsonl")
+    family = [row for row in varied(40, 1) if row["source"] == "family1"]
+    Dataset.from_list(family[:4]).to_json(folder / "targets.jsonl")
+    Dataset.from_list(family[4:]).to_json(folder / "test.jsonl")
+    return folder
+
+
+def flags(files, output, *more):
+    return [
+        "compare",
+        *("--model_name_or_path", str(files / "model")),
+        *("--train_file", str(files / "pool.jsonl"), "--target_file", str(files / "targets.jsonl")),
+        *("--test_file", f"held={files / 'test.jsonl'}", "--output_dir", str(output)),
+        *("--source_column", "source", "--oracle_source", "family1", "--budget", "0.1"),
+        *("--lora_target_modules", "q_proj, v_proj", "--learning_rate", "1e-2"),
+        *("--per_device_train_batch_size", "4", "--less_checkpoints", "2", "--num_train_epochs", "2"),
+        *("--warmup_ratio", "0.2", "--explained_variance", "0.99"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def compared(files):
+    output = files / "out"
+    assert main(flags(files, output, "--seeds", "0", "1", "--methods", *arms.ARMS)) == 0
+    return output
+
+
+def test_every_method_is_trained_with_the_same_rows_and_steps(compared):
+    runs = parquet.read_table(compared / "compare.parquet").to_pylist()
+    assert {(r["method"], r["seed"]) for r in runs} == set(run.plan(list(arms.ARMS), [0, 1]))
+    assert len(runs) == 2 * len(arms.ARMS) - 1
+    for row in runs:
+        expected = {"untrained": (0, 0), "whole_pool": (80, 20)}.get(row["method"], (8, 4))
+        assert (row["rows"], row["steps"]) == expected
+        assert row["loss_held"] > 0 and (row["train_tokens"] > 0) == (row["method"] != "untrained")
+    losses = {name: [r["loss_held"] for r in runs if r["method"] == name] for name in arms.ARMS}
+    assert max(losses["in_domain_random"]) < losses["untrained"][0]
+    assert len({round(v[0], 6) for v in losses.values()}) >= 8
+    passes = {r["method"]: r["selection_passes"] for r in runs}
+    assert passes["random"] == passes["whole_pool"] == 0
+    assert passes["gist"] == pytest.approx(1.2) and passes["rds_plus"] == pytest.approx(0.7)
+    assert passes["less"] == pytest.approx(2.2)
+
+
+def test_the_table_has_every_method_and_the_break_even(compared):
+    text = (compared / "compare.md").read_text()
+    assert all(arm.title in text for arm in arms.ARMS.values())
+    assert "of 2 seeds" in text and "cheaper than training on the whole pool for 2 epoch(s) or more" in text
+    assert (compared / "compare.png").stat().st_size > 10_000
+
+
+def test_the_arms_choose_what_select_would(files, compared):
+    gist = Selection.load(compared / "scores" / "gist")
+    config = gist.config
+    for name, change in [("gist", {}), ("gist_round_robin", {"strategy": "round_robin"})]:
+        assert arms.rows_of_arm(name, gist.measurements, config, 0, None) == gist.reselect(**change).indices
+    own = arms.rows_of_arm("in_domain_random", gist.measurements, config, 0, ["family1"])
+    assert len(own) == 8 and {gist.measurements.sources[i] for i in own} == {"family1"}
+    draws = [tuple(arms.rows_of_arm("random", gist.measurements, config, seed, None)) for seed in (0, 0, 1)]
+    assert draws[0] == draws[1] != draws[2]
+    mean = arms.rows_of_arm("gist_mean_target", gist.measurements, config, 0, None)
+    directions = gist.measurements.target_coordinates[:, : gist.rank].double().mean(0)
+    scores = torch.nn.functional.cosine_similarity(
+        gist.measurements.coordinates[:, : gist.rank].double(), directions[None]
+    )
+    assert mean == scores.topk(8).indices.tolist()
+    assert {path.name for path in (compared / "scores").iterdir()} == {"gist", "rds_plus", "less", "labels"}
+
+
+def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
+    rows = varied(40, 1)
+    both = [
+        row | {"set": name}
+        for name, family in [("a", "family1"), ("b", "family3")]
+        for row in rows[:24]
+        if row["source"] == family
+    ]
+    Dataset.from_list(both).to_json(tmp_path / "both.jsonl")
+    one = [row for row in both if row["set"] == "b"]
+    Dataset.from_list(one).to_json(tmp_path / "one.jsonl")
+    more = ("--methods", "gist", "rds_plus", "length_matched_random", "--seeds", "0", "--target_file")
+    assert main(flags(files, tmp_path / "alone", *more, str(tmp_path / "one.jsonl"))) == 0
+    shared = (*more, str(tmp_path / "both.jsonl"), "--target_column", "set", "--target_value")
+    scores = ("--scores_dir", str(tmp_path / "scores"))
+    assert main(flags(files, tmp_path / "b", *shared, "b", *scores)) == 0
+    alone = {name: Selection.load(tmp_path / "alone" / "scores" / name) for name in ("gist", "rds_plus")}
+    for name, selection in alone.items():
+        together = Selection.load(tmp_path / "scores" / name).measurements.for_targets("set", "b")
+        rotated = Selection.choose(together, selection.config)
+        assert rotated.rank == selection.rank and rotated.indices == selection.indices
+        torch.testing.assert_close(rotated.scores, selection.scores, rtol=0, atol=1e-5)
+        torch.testing.assert_close(rotated.energy, selection.energy, rtol=0, atol=1e-5)
+    runs = [parquet.read_table(tmp_path / name / "compare.parquet").to_pylist() for name in ("alone", "b")]
+    losses = [{r["method"]: r["loss_held"] for r in part if "random" not in r["method"]} for part in runs]
+    assert losses[0] == losses[1]
+    with pytest.raises(ValueError, match="Values: a, b"):
+        Selection.load(tmp_path / "scores" / "gist").measurements.for_targets("set", "c")
+
+
+def test_an_interrupted_comparison_goes_on_where_it_was(files, compared, monkeypatch, capsys):
+    whole = parquet.read_table(compared / "compare.parquet").to_pylist()
+    for name in ("gist-seed1.json", "random-seed0.json"):
+        (compared / "runs" / name).unlink()
+    monkeypatch.setattr(run, "select", None)  # nothing is measured again
+    assert main(flags(files, compared, "--seeds", "0", "1", "--methods", *arms.ARMS)) == 0
+    again = parquet.read_table(compared / "compare.parquet").to_pylist()
+    assert [(r["method"], r["loss_held"]) for r in again] == [(r["method"], r["loss_held"]) for r in whole]
+    printed = capsys.readouterr().out
+    assert printed.count(", seed ") == 2 and "random, seed 0" in printed and "gist, seed 1" in printed
+
+
+def test_shared_scores_leave_out_the_test_rows_of_every_comparison(files, compared, tmp_path, capsys, monkeypatch):
+    pool = Dataset.from_json(str(files / "pool.jsonl"), cache_dir=str(tmp_path))
+    chosen = Selection.load(compared / "scores" / "gist").indices[0]
+    pool.select([chosen]).to_json(tmp_path / "test.jsonl")
+    scores = ("--scores_dir", str(compared / "scores"), "--seeds", "0", "--methods", "gist")
+    trained, original = [], run.rows_of_arm
+    monkeypatch.setattr(run, "rows_of_arm", lambda *given: trained.append(original(*given)) or trained[-1])
+    with pytest.warns(UserWarning, match="in `eval_dataset` too"):
+        assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 0
+    assert not Selection.load(compared / "scores" / "gist").measurements.leaked[chosen]
+    assert len(trained) == 1 and len(trained[0]) == 8 and chosen not in trained[0]
+    Dataset.from_list(varied(3, 9)).to_json(tmp_path / "test.jsonl")
+    capsys.readouterr()
+    assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 2
+    assert "sha256 of the test files" in capsys.readouterr().err
+
+
+def test_seconds_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
+    model, cost = SimpleNamespace(unload=lambda: None), SimpleNamespace(seconds=1000.0)
+    warmed = SimpleNamespace(model=model, checkpoints=[], cost=cost)
+    monkeypatch.setattr(run, "warmed_model", lambda *_: warmed)
+    monkeypatch.setattr(run, "select", lambda *_, **__: None)
+    space = SimpleNamespace(pool=[], targets=[], collator=None)
+    scores = run.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
+    for scorer in ("gist", "rds_plus"):
+        assert 1000 < scores._measure(scorer, tmp_path) < 1010
+
+
+def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
+    assert main(flags(files, compared, "--learning_rate", "1e-3")) == 2
+    assert "learning_rate was 0.01 and is now 0.001" in capsys.readouterr().err
+    more = ("--scores_dir", str(compared / "scores"), "--warmup_ratio", "0.5", "--methods", "gist")
+    assert main(flags(files, tmp_path, *more)) == 2
+    assert "warmup_ratio was 0.2 and is now 0.5" in capsys.readouterr().err
+    # another budget may use the same scores
+    more = ("--scores_dir", str(compared / "scores"), "--budget", "100", "--budget_unit", "tokens", "--seeds", "0")
+    assert main(flags(files, tmp_path / "tokens", *more, "--methods", "gist", "random")) == 0
+    runs = parquet.read_table(tmp_path / "tokens" / "compare.parquet").to_pylist()
+    assert all(90 <= row["label_tokens"] <= 100 for row in runs)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--methods", "best"), "`--methods best`: no such method"),
+        (("--test_file", "held=nowhere.jsonl"), "no such file"),
+        (("--budget", "0.001"), "selects nothing"),
+    ],
+)
+def test_mistakes_are_named(files, tmp_path, capsys, more, message):
+    assert main(flags(files, tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_oracle_needs_its_source(files, tmp_path, capsys):
+    given = flags(files, tmp_path, "--methods", "in_domain_random")
+    at = given.index("--oracle_source")
+    assert main(given[:at] + given[at + 2 :]) == 2
+    assert "needs `--source_column` and `--oracle_source`" in capsys.readouterr().err
+
+
+def test_mean_loss_is_the_mean_of_the_rows_own_losses():
+    model, rows, collator = lora_model().eval(), token_rows(9), PaddingCollator()
+    with torch.no_grad():
+        losses = [model(**collator([row])).loss.item() for row in rows]
+    unlabelled = {"input_ids": [5, 6, 7], "labels": [-100] * 3}
+    rows.insert(4, unlabelled)
+    with pytest.raises(ValueError, match="None of the 1 rows has a labelled token"):
+        mean_loss(model, [unlabelled], collator)
+    assert mean_loss(model, rows, collator, tokens_per_batch=40) == pytest.approx(sum(losses) / 9, rel=1e-5)
+
+
+def made_runs():
+    rows = []
+    for method, losses, passes in [
+        ("random", (2.0, 2.25), 0.0),
+        ("gist", (1.9, 2.3), 1.05),
+        ("untrained", (4.0,), 0.0),
+    ]:
+        for seed, loss in enumerate(losses):
+            rows.append(
+                {"method": method, "seed": seed, "rows": 5, "label_tokens": 50, "steps": 3, "loss_a": loss}
+                | {"selection_seconds": 10.0, "selection_passes": passes, "train_seconds": 2.0, "train_tokens": 500}
+            )
+    return rows
+
+
+def test_the_table_is_arithmetic_on_the_runs():
+    runs = made_runs()
+    assert against_random(runs, "gist", "loss_a") == "-0.0250 (1 of 2 seeds)"
+    lines = markdown(runs, pool_tokens=1000).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| GIST (paper's rule)",
+        "| random rows",
+        "| untrained model",
+    ]
+    assert "2.1000 ± 0.2828" in lines[2] and "2.1250 ± 0.1768" in lines[3] and lines[2].endswith("| 1.55 |")
+    assert break_even(runs, 1000).count("\n") == 1 and "1.55 passes" in break_even(runs, 1000)
+
+
+def test_the_cost_of_scoring_counts_what_is_run():
+    config, warmup = GISTConfig(warmup_steps=2, prefilter=0.25), WarmupSettings()
+    assert run.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 0.25 + 0.5)
+    assert run.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
+    assert run.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
+    # the arm of LESS knows no prefilter
+    both = GISTConfig(score_layers=1, prefilter=0.25)
+    assert run.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)

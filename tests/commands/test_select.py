@@ -1,0 +1,250 @@
+"""`hf-gist select` as a user runs it."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import yaml
+from datasets import Dataset
+
+from hf_gist import GISTConfig, Selection
+from hf_gist.commands import select as select_command
+from hf_gist.commands import workspace
+from hf_gist.commands.main import main
+from tests.helpers.words import chats, save_model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli")
+    save_model(folder / "model")
+    Dataset.from_list(chats(80)).to_json(folder / "pool.jsonl")
+    Dataset.from_list([row for row in chats(16) if row["source"] == "family1"]).to_json(folder / "targets.jsonl")
+    return folder
+
+
+def flags(files, output, *more):
+    return [
+        "select",
+        *("--model_name_or_path", str(files / "model")),
+        *("--train_file", str(files / "pool.jsonl")),
+        *("--target_file", str(files / "targets.jsonl")),
+        *("--output_dir", str(output), "--source_column", "source", "--lora_target_modules", "q_proj, v_proj"),
+        *("--learning_rate", "1e-2", "--per_device_train_batch_size", "4", "--warmup_ratio", "0.5"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def run(files):
+    output = files / "out"
+    assert main(flags(files, output, "--budget", "0.1")) == 0
+    return output
+
+
+def test_select_writes_artifacts_rows_and_pictures(files, run):
+    selection = Selection.load(run)
+    assert len(selection.indices) == 8 and selection.config == GISTConfig(
+        budget=0.1, source_column="source", warmup_ratio=0.5
+    )
+    rows = [json.loads(line) for line in (run / "selected.jsonl").read_text().splitlines()]
+    pool = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
+    assert rows == [pool[i] for i in selection.indices]
+    assert {"scores.png", "spectrum.png", "warmup_adapter"} <= {path.name for path in run.iterdir()}
+
+
+def test_the_trained_adapter_gives_the_same_selection_again(files, run, capsys):
+    again = files / "again"
+    more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--output_format", "parquet")
+    assert main(flags(files, again, *more)) == 0
+    assert Selection.load(again).indices == Selection.load(run).indices
+    printed = capsys.readouterr().out
+    assert "GIST: kept 8 of 80 rows (10.00%)" in printed and "family1" in printed and "\nwarm-up" not in printed
+    assert "\nscoring" in printed and "Selecting cost" in printed
+    assert Dataset.from_parquet(str(again / "selected.parquet"))["source"]
+
+
+def test_from_scores_chooses_again_without_a_model(files, run, tmp_path):
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--budget", "5"]
+    flags += [
+        "--strategy",
+        "round_robin",
+        "--target_group_column",
+        "source",
+        "--train_file",
+        str(files / "pool.jsonl"),
+    ]
+    assert main(flags) == 0
+    got = Selection.load(tmp_path)
+    expected = Selection.load(run).reselect(budget=5, strategy="round_robin", target_group_column="source")
+    assert got.indices == expected.indices and got.config.strategy == "round_robin"
+    assert len((tmp_path / "selected.jsonl").read_text().splitlines()) == 5
+
+
+def test_yaml_gives_everything_and_flags_override_it(files, run, tmp_path):
+    values = {"from_scores": str(run), "output_dir": str(tmp_path / "a"), "budget": 3, "rank": 2}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    assert main(["select", "--config", str(tmp_path / "run.yaml"), "--rank", "1"]) == 0
+    got = Selection.load(tmp_path / "a")
+    assert len(got.indices) == 3 and got.rank == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "`--output_dir` is missing"),
+        (["--output_dir", "o"], "Give exactly one of `--train_file` and `--dataset_name`"),
+        (["--output_dir", "o", "--train_file", "{pool}"], "`--model_name_or_path` is missing"),
+        (["--output_dir", "o", "--from_scores", "nowhere"], "nowhere/coordinates.safetensors does not exist"),
+        (["--output_dir", "o", "--budget", "0"], "`budget` must be a fraction"),
+        (["--config", "{yaml}"], "unknown key(s): budgets"),
+        (["--config", "missing.yaml"], "`--config missing.yaml` cannot be read"),
+    ],
+)
+def test_mistakes_are_named_without_a_traceback(files, tmp_path, capsys, arguments, message):
+    (tmp_path / "bad.yaml").write_text("budgets: 3\n")
+    known = {"{pool}": str(files / "pool.jsonl"), "{yaml}": str(tmp_path / "bad.yaml")}
+    assert main(["select", *[known.get(a, a) for a in arguments]]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("hf-gist: error: ") and message in error
+
+
+def test_scores_of_another_pool_are_refused_before_rows_are_written(files, run, tmp_path, capsys):
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path / "o"), "--train_file"]
+    for rows in (chats(8), chats(80)[::-1]):
+        Dataset.from_list(rows).to_json(tmp_path / "other.jsonl")
+        assert main([*flags, str(tmp_path / "other.jsonl")]) == 2
+        error = capsys.readouterr().err
+        assert f"The pool given ({len(rows)} rows) is not the one that was scored" in error
+    assert not (tmp_path / "o").exists()
+
+
+def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, capsys):
+    flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--seed", "1", "--lora_r", "4"]
+    assert main(flags) == 2
+    assert "--lora_r, --seed would need scoring again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        (("--target_group_column", "typo"), "`target_group_column='typo'` is not a column"),
+        (("--source_column", "typo"), "`source_column='typo'` is not a column"),
+        (("--budget", "0.001"), "selects nothing"),
+        (("--max_length", "0"), "`--max_length 0` must be at least 1"),
+        (("--eval_file", "nowhere.jsonl"), "`--eval_file nowhere.jsonl`: no such file"),
+        (("--score_layers", "9"), "the adapter is on 2 blocks only"),
+        (("--warmup_steps", "500"), "`warmup_steps=500` takes"),
+        (("--prefilter", "0.2", "--budget", "40"), "passes on 16 of 80 rows"),
+    ],
+)
+def test_mistakes_show_before_the_warm_up(files, tmp_path, capsys, flag, message):
+    assert main(flags(files, tmp_path / "o", *flag)) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "o").exists()
+
+
+def test_a_column_named_label_is_not_taken_for_the_labels(files, tmp_path):
+    rows = [row | {"label": i % 3} for i, row in enumerate(chats(80))]
+    Dataset.from_list(rows).to_json(tmp_path / "pool.jsonl")
+    arguments = flags(files, tmp_path / "o", "--budget", "6")
+    arguments[arguments.index("--train_file") + 1] = str(tmp_path / "pool.jsonl")
+    assert main(arguments) == 0
+    assert len(Selection.load(tmp_path / "o").indices) == 6
+
+
+def test_selected_lines_are_the_very_lines_of_the_pool(files, tmp_path):
+    lines = [
+        json.dumps(row | {"when": "2021-03-04T05:06:07", "x": 0.123456789012345, "word": "é"}, ensure_ascii=i % 2 == 0)
+        for i, row in enumerate(chats(80))
+    ]
+    (tmp_path / "pool.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    arguments = flags(files, tmp_path / "o", "--budget", "6")
+    arguments[arguments.index("--train_file") + 1] = str(tmp_path / "pool.jsonl")
+    assert main(arguments) == 0
+    written = (tmp_path / "o" / "selected.jsonl").read_text(encoding="utf-8").splitlines()
+    assert written == [lines[i] for i in Selection.load(tmp_path / "o").indices]
+
+
+def test_every_config_field_is_a_flag_and_the_command_is_installed():
+    command = shutil.which("hf-gist") or [sys.executable, "-m", "hf_gist"]
+    command = [command] if isinstance(command, str) else command
+    text = subprocess.run([*command, "select", "--help"], capture_output=True, text=True, check=True).stdout
+    assert all(f"--{name}" in text for name in GISTConfig().to_dict())
+
+
+def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypatch):
+    arguments = flags(files, tmp_path, "--budget", "0.1")
+    trained, original = [], workspace.warm_up
+    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+
+    def killed(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(select_command, "select", killed)
+    assert main(arguments) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+    assert main(arguments) == 0 and len(trained) == 1
+    again = tmp_path / "again"
+    assert main(flags(files, again, "--budget", "0.1")) == 0
+    assert Selection.load(again).indices == Selection.load(tmp_path).indices
+    # another learning rate is another warm-up
+    assert main([*arguments, "--learning_rate", "1e-3"]) == 0 and len(trained) == 3
+
+
+def test_evaluation_rows_are_kept_out_and_the_guard_can_be_switched_off(files, run, tmp_path):
+    pool = [json.loads(line) for line in (files / "pool.jsonl").read_text().splitlines()]
+    best = Selection.load(run).indices[0]
+    (tmp_path / "eval.jsonl").write_text(json.dumps(pool[best]) + "\n")
+    adapter = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1")
+    more = (*adapter, "--eval_file", str(tmp_path / "eval.jsonl"))
+    assert main(flags(files, tmp_path / "kept_out", *more)) == 0
+    assert best not in Selection.load(tmp_path / "kept_out").indices
+    assert main(flags(files, tmp_path / "off", *more, "--no-drop_target_duplicates")) == 0
+    off = Selection.load(tmp_path / "off")
+    assert not off.config.drop_target_duplicates and off.measurements.leaked[off.indices].any()
+
+
+def test_a_dry_run_writes_nothing_and_knows_the_counts(files, run, tmp_path, capsys):
+    output = tmp_path / "dry"
+    assert main(flags(files, output, "--budget", "0.1", "--dry_run")) == 0
+    assert not output.exists() and "time, scoring" in capsys.readouterr().out
+    assert main(flags(files, output, "--budget", "0.1", "--dry_run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)
+    done = {phase.phase: phase for phase in Selection.load(run).costs.phases}
+    assert plan["counts"]["candidates"] == done["scoring"].rows and plan["counts"]["selected"] == 8
+    assert plan["counts"]["candidate_tokens"] == done["scoring"].tokens
+    assert plan["counts"]["warmup_steps"] * 4 == done["warm-up"].rows
+    assert list(plan["seconds"]) == ["warm-up", "targets", "scoring"] and min(plan["seconds"].values()) >= 0
+    for more in (["--scorer", "less"], ["--prefilter", "0.5"], ["--scorer", "rds_plus"], ["--strategy", "random"]):
+        assert main(flags(files, output, "--dry_run", *more)) == 0
+    trained = ["--adapter_name_or_path", str(run / "warmup_adapter")]
+    capsys.readouterr()
+    assert main(flags(files, output, "--dry_run", "--json", *trained)) == 0
+    assert "warm-up" not in json.loads(capsys.readouterr().out)["seconds"]
+    assert main(["select", "--from_scores", str(run), "--output_dir", str(output), "--dry_run"]) == 2
+    assert not output.exists()
+
+
+def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):
+    more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--json")
+    assert main(flags(files, tmp_path, *more)) == 0
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert result["gist_rows"] == 8 and result["selected_rows"] == str(tmp_path / "selected.jsonl")
+    assert [phase["phase"] for phase in result["costs"]["phases"]][0] == "targets" and "kept rows" in printed.err
+
+
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt(), 130), (RuntimeError("broken"), 1)])
+def test_exit_codes(files, tmp_path, monkeypatch, capsys, error, code):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("hf_gist.commands.main.run_select", fail)
+    assert main(flags(files, tmp_path)) == code
+    assert "Traceback" not in capsys.readouterr().err
+    if code == 1:
+        with pytest.raises(RuntimeError, match="broken"):
+            main([*flags(files, tmp_path), "--debug"])

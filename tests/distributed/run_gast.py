@@ -1,0 +1,47 @@
+"""What each of two processes runs in `test_gast_distributed.py`: `python -m tests.distributed.run_gast KIND FOLDER`."""
+
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from safetensors.torch import save_file
+
+from hf_gist.config.gast import GASTConfig
+from hf_gist.trainer import GASTTrainer
+from tests.helpers.fsdp import FSDP2, ShardsOnCPU
+from tests.helpers.gast import build_model, rows, train
+
+
+KINDS = {
+    "ddp": {},
+    "fsdp2": FSDP2,
+}
+CONFIG = GASTConfig(keep=2, support_batch_size=2, seed=5)
+
+
+class ShardedGAST(ShardsOnCPU, GASTTrainer):
+    """GAST under FSDP2."""
+
+
+def main(kind: str, folder: str) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    trainer, recorder = train(
+        build_model("llama"), Path(folder) / "run", rows("llama", 48), config=CONFIG, per_device_train_batch_size=4,
+        gradient_accumulation_steps=2, ddp_backend="gloo",
+        trainer_class=ShardedGAST if kind == "fsdp2" else GASTTrainer, **KINDS[kind],
+    )  # fmt: skip
+    tensors = {f"gradient/{name}": value for name, value in recorder.gradients[0].items()}
+    for number, (batch, masks) in enumerate(zip(recorder.batches, recorder.masks, strict=True)):
+        tensors |= {f"batch/{number}/{name}": value for name, value in batch.items()}
+        tensors |= {f"mask/{number}/{group}": value for group, value in masks.items()}
+        tensors |= {f"alignment/{number}/{g}": v for g, v in recorder.alignments[number].items()}
+    save_file(
+        {k: v.contiguous() for k, v in tensors.items()}, Path(folder) / f"rank{trainer.args.process_index}.safetensors"
+    )
+    print("wrapped by", type(trainer.model_wrapped).__mro__[0].__name__)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

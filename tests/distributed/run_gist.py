@@ -1,0 +1,55 @@
+"""Run under `torchrun`: `select()` and a training with the callback; rank 0 writes what came out.
+
+Usage: `run_distributed.py FOLDER`.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+import transformers
+from accelerate import PartialState
+from transformers import Trainer, TrainingArguments
+
+from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    state = PartialState(cpu=True)
+    pool, targets = as_dataset(token_rows(61, seed=1)), as_dataset(token_rows(5, seed=2))
+    config = GISTConfig(budget=8, warmup_steps=2, scoring_tokens_per_batch=64)
+    offline = select(lora_model(), pool, targets, config, data_collator=PaddingCollator(), progress=False)
+
+    callback = GISTDataSelectorCallback(config, targets)
+    arguments = TrainingArguments(
+        str(folder / "training"),
+        per_device_train_batch_size=4 // state.num_processes,
+        num_train_epochs=3,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        lora_model(), arguments, train_dataset=pool, data_collator=PaddingCollator(), callbacks=[callback]
+    )
+    trainer.train()
+    assert trainer.args.world_size == state.num_processes
+    result = {
+        "processes": state.num_processes,
+        "indices": offline.indices,
+        "scores": offline.scores.tolist(),
+        "trained": callback.selection.indices,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+    (folder / f"rank{state.process_index}.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

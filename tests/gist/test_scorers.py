@@ -1,0 +1,318 @@
+"""Baselines against plain computations: RDS+, LESS, random draws, and the cheaper scorings."""
+
+import pytest
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+
+from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
+from hf_gist.functional.ranking import length_matched_order, uniform_order
+from hf_gist.functional.sketch import CountSketch
+from hf_gist.gist.scorers.less import LESS_SIZE, adam_checkpoint, check_optimizer
+from hf_gist.gradients.models import adapter_parameters
+from hf_gist.report import save_selection_figures, summary_line, summary_table
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
+
+
+COLLATOR = PaddingCollator()
+
+
+def selected(config, model=None, pool=None, targets=None, **kwargs):
+    pool = token_rows(24, seed=1) if pool is None else pool
+    targets = token_rows(5, seed=2) if targets is None else targets
+    return select(
+        model or lora_model(),
+        as_dataset(pool),
+        as_dataset(targets),
+        config,
+        data_collator=COLLATOR,
+        progress=False,
+        **kwargs,
+    )
+
+
+def gradients(model, rows, keep=lambda name: True):
+    reference = per_sample_gradients_reference(model, rows, COLLATOR)
+    return [{name: g for name, g in row.items() if keep(name)} for row in reference]
+
+
+def flat(rows):
+    return torch.stack([torch.cat([g.flatten() for g in row.values()]) for row in rows]).double()
+
+
+def best_cosine(candidates, targets):
+    return torch.nn.functional.cosine_similarity(candidates[:, None], targets[None], dim=2).max(1).values
+
+
+# ---- RDS+ ----
+
+
+def weighted_state(model, row):
+    ids = torch.tensor([row["input_ids"]])
+    with torch.no_grad():
+        states = model.get_base_model()(input_ids=ids, output_hidden_states=True).hidden_states[-1][0].double()
+    weights = torch.arange(1, len(states) + 1).double()
+    return (states * (weights / weights.sum())[:, None]).sum(0)
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rds_plus_equals_a_loop_over_rows(side):
+    model, pool, targets = lora_model().eval(), token_rows(24, seed=1), token_rows(5, seed=2)
+    got = select(
+        model,
+        as_dataset(pool),
+        as_dataset(targets),
+        GISTConfig(scorer="rds_plus", budget=4),
+        data_collator=PaddingCollator(side),
+        progress=False,
+    )
+    states = [torch.stack([weighted_state(model, row) for row in rows]) for rows in (pool, targets)]
+    expected = best_cosine(*states)
+    torch.testing.assert_close(got.scores.double(), expected, rtol=0, atol=1e-5)
+    assert got.indices == expected.topk(4).indices.tolist()
+
+
+def test_rds_plus_of_a_classifier_is_refused():
+    with pytest.raises(ValueError, match="no output head"):
+        select(
+            lora_model("bert"),
+            as_dataset(token_rows(6, architecture="bert")),
+            as_dataset(token_rows(2, architecture="bert")),
+            GISTConfig(scorer="rds_plus", budget=2),
+            data_collator=COLLATOR,
+            progress=False,
+        )
+
+
+# ---- LESS ----
+
+
+def trained(model, steps=3):
+    """A model and an Adam optimizer that have taken a few steps."""
+    optimizer = torch.optim.AdamW(adapter_parameters(model).values(), lr=1e-2, weight_decay=0.0)
+    for step in range(steps):
+        batch = COLLATOR(token_rows(4, seed=10 + step))
+        model(**batch).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return optimizer
+
+
+def test_the_adam_update_is_the_step_that_torch_takes():
+    model = lora_model().eval()
+    optimizer = trained(model)
+    checkpoint = adam_checkpoint(model, optimizer, 1e-2, copy_weights=True)
+    parameters = adapter_parameters(model)
+    sample = gradients(model, token_rows(1, seed=3))[0]
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for name, parameter in parameters.items():
+        parameter.grad = sample[name].clone()
+    optimizer.step()
+    for name, parameter in parameters.items():
+        step = (before[name] - parameter.detach()) / 1e-2
+        update = checkpoint.update(name, sample[name].flatten()[None])[0].view_as(step)
+        torch.testing.assert_close(update, step, rtol=1e-3, atol=1e-3)
+
+
+def sketch_matrix(sketch, rows):
+    """Sketches of gradients by an explicit `[m, D]` matrix per parameter."""
+    total = 0
+    for name in rows[0]:
+        values = torch.stack([row[name].flatten() for row in rows]).double()
+        cells, signs = sketch._map_of(name, values.shape[1], torch.device("cpu"))
+        matrix = torch.zeros(sketch.size, values.shape[1], dtype=torch.float64)
+        matrix[cells, torch.arange(len(cells))] = signs.double()
+        total = total + values @ matrix.T
+    return total
+
+
+def test_less_equals_a_sum_of_cosines_over_checkpoints():
+    model, pool, targets = lora_model().eval(), token_rows(12, seed=1), token_rows(4, seed=2)
+    for i, row in enumerate(targets):
+        row["task"] = "ab"[i % 2]
+    checkpoints = []
+    for rate in (2e-3, 1e-3):
+        checkpoints.append(adam_checkpoint(model, trained(model), rate, copy_weights=True))
+    own = {name: p.detach().clone() for name, p in adapter_parameters(model).items()}
+    config = GISTConfig(scorer="less", budget=3, target_group_column="task", seed=5)
+    got = selected(config, model, pool, targets, checkpoints=checkpoints)
+    assert all(torch.equal(p, own[name]) for name, p in adapter_parameters(model).items())
+
+    cosines = 0
+    for number, checkpoint in enumerate(checkpoints):
+        for name, p in adapter_parameters(model).items():
+            p.data.copy_(checkpoint.weights[name])
+        sketch = CountSketch(LESS_SIZE, 5 + number)
+        updates = [
+            {name: checkpoint.update(name, g.flatten()[None])[0] for name, g in row.items()}
+            for row in gradients(model, pool)
+        ]
+        candidate, target = sketch_matrix(sketch, updates), sketch_matrix(sketch, gradients(model, targets))
+        pairs = torch.nn.functional.cosine_similarity(candidate[:, None], target[None], dim=2)
+        cosines = cosines + checkpoint.learning_rate / 3e-3 * pairs
+    expected = torch.stack([cosines[:, 0::2].mean(1), cosines[:, 1::2].mean(1)], 1).max(1).values
+    torch.testing.assert_close(got.scores.double(), expected, rtol=0, atol=2e-5)
+    assert got.indices == expected.topk(3).indices.tolist()
+
+
+def test_sketched_inner_products_are_unbiased():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 1, 500, generator=generator)
+    products = []
+    for seed in range(400):
+        sketches = torch.zeros(2, 64)
+        CountSketch(64, seed).add(sketches, "w", torch.cat([x, y]))
+        products.append(float(sketches[0] @ sketches[1]))
+    products, exact = torch.tensor(products), float((x * y).sum())
+    # standard deviation of a dense random projection to 64 values
+    expected = float(((x.norm() * y.norm()) ** 2 + exact**2) / 64) ** 0.5
+    assert abs(products.mean() - exact) < 4 * expected / 20
+    assert 0.8 < products.std() / expected < 1.2
+
+
+def test_less_without_adam_says_what_to_do():
+    with pytest.raises(ValueError, match="needs the optimizer state of the warm-up"):
+        selected(GISTConfig(scorer="less", budget=3))
+    model = lora_model()
+    with pytest.raises(ValueError, match="needs Adam's moments, and SGD has none"):
+        adam_checkpoint(model, torch.optim.SGD(adapter_parameters(model).values(), lr=0.1), 0.1)
+
+
+# ---- Random draws and the gradient norm ----
+
+
+def test_random_is_a_seeded_draw_without_scoring():
+    first, again = (selected(GISTConfig(strategy="random", budget=6)) for _ in range(2))
+    other = selected(GISTConfig(strategy="random", budget=6, seed=7))
+    assert first.indices == again.indices == uniform_order(torch.ones(24, dtype=torch.bool), 42)[:6]
+    assert set(first.indices) != set(other.indices)
+    assert first.measurements.coordinates.shape == (24, 0) and first.rank == 0
+    assert first.scores.topk(6).indices.tolist() == first.indices
+    with pytest.raises(ValueError, match="drawn without scoring"):
+        first.reselect(strategy="max")
+
+
+def test_random_rows_are_saved_and_told(tmp_path):
+    drawn = selected(GISTConfig(strategy="length_matched_random", budget=6))
+    drawn.save(tmp_path)
+    assert Selection.load(tmp_path).indices == drawn.indices
+    assert summary_line(drawn).startswith("length-matched random draw: kept 6 of 24 rows")
+    assert "rank" not in summary_table(drawn)
+    assert [path.name for path in save_selection_figures(drawn, tmp_path)] == ["lengths.png"]
+
+
+def test_length_matched_rows_have_the_lengths_of_the_targets():
+    generator = torch.Generator().manual_seed(0)
+    pool = torch.randint(1, 200, (4000,), generator=generator)
+    targets = torch.cat([torch.randint(90, 110, (75,), generator=generator), torch.full((25,), 10)])
+    eligible = torch.ones(4000, dtype=torch.bool)
+    order = torch.tensor(length_matched_order(pool, targets, eligible, seed=0))
+    assert sorted(order.tolist()) == list(range(4000))
+    kept = pool[order[:200]]
+    assert abs(int((kept <= 10).sum()) - 50) <= 2 and int(((kept > 10) & (kept < 90)).sum()) <= 30
+    assert abs(float(kept.float().median() - targets.float().median())) < 12
+    other = length_matched_order(pool, targets, eligible, seed=1)
+    assert other[:200] != order[:200].tolist()
+    eligible[order[:100]] = False
+    assert not set(length_matched_order(pool, targets, eligible, seed=0)) & set(order[:100].tolist())
+
+
+def test_gradient_norm_takes_the_largest_gradients():
+    got = selected(GISTConfig(score="grad_norm", budget=4))
+    norms = flat(gradients(lora_model(), token_rows(24, seed=1))).norm(dim=1)
+    assert got.indices == norms.topk(4).indices.tolist()
+    assert summary_line(got).startswith("gradient norm: kept 4 of 24")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"scorer": "less", "score": "cosine"}, "`score` must be left at its default with `scorer='less'`"),
+        ({"score": "grad_norm", "strategy": "round_robin"}, "`strategy` must be 'max' with `score='grad_norm'`"),
+        ({"prefilter": 0.5, "scorer": "rds_plus"}, "`prefilter` must be left out"),
+        ({"prefilter": 0.1, "budget": 0.05, "sample_from_top": 3.0}, "`prefilter` must be at least `budget` times"),
+        ({"prefilter": 1.0}, "`prefilter` must be between 0 and 1"),
+        ({"sketch_dim": 8, "scorer": "less"}, "`sketch_dim` must be left out with `scorer='less'`"),
+        ({"score_layers": 0}, "`score_layers` must be at least 1"),
+    ],
+)
+def test_combinations_without_a_meaning_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        GISTConfig(**values)
+
+
+# ---- Cheaper scorings ----
+
+
+def test_score_layers_scores_by_the_last_blocks_and_stops_there():
+    model, pool, targets = lora_model(), token_rows(24, seed=1), token_rows(5, seed=2)
+    blocks = model.get_base_model().model.layers
+    reached = []
+    blocks[1].register_forward_pre_hook(lambda _, args: reached.append(args[0].requires_grad))
+    got = selected(GISTConfig(score_layers=1, score="cosine", budget=4), model, pool, targets)
+    # the first pass is the trial of the whole adapter on the longest rows
+    assert reached[:2] == [True, True] and reached[2:] == [False, False]
+
+    def last(name):
+        return ".layers.1." in name
+
+    expected = best_cosine(*(flat(gradients(model, rows, last)) for rows in (pool, targets)))
+    torch.testing.assert_close(got.scores.double(), expected, rtol=0, atol=1e-5)
+    assert all(p.requires_grad for name, p in model.named_parameters() if "lora_" in name)
+    with pytest.raises(ValueError, match="the adapter is on 2 blocks only"):
+        selected(GISTConfig(score_layers=3, budget=4), model)
+
+
+def test_optimizers_with_moments_of_another_kind_are_refused_before_the_first_step():
+    weights = [torch.nn.Parameter(torch.zeros(3))]
+    for kind in (torch.optim.Adam, torch.optim.AdamW):
+        check_optimizer(kind(weights))
+        check_optimizer(AcceleratedOptimizer(kind(weights)))
+    with pytest.raises(ValueError, match="got Adamax"):
+        check_optimizer(AcceleratedOptimizer(torch.optim.Adamax(weights)))
+
+
+def test_prefilter_scores_only_what_rds_plus_passes_on(tmp_path):
+    pool, targets = patterned_rows(40), patterned_rows(6, seed=3)
+    exact = selected(GISTConfig(budget=4), pool=pool, targets=targets)
+    cheap = selected(GISTConfig(scorer="rds_plus", budget=10), pool=pool, targets=targets)
+    got = selected(GISTConfig(budget=4, prefilter=0.25), pool=pool, targets=targets)
+    passed = torch.zeros(40, dtype=torch.bool)
+    passed[cheap.indices] = True
+    torch.testing.assert_close(got.scores[passed], exact.scores[passed], rtol=0, atol=1e-6)
+    assert torch.isneginf(got.scores[~passed]).all() and torch.isfinite(got.scores[passed]).all()
+    assert set(got.indices) <= set(cheap.indices)
+    got.save(tmp_path)
+    again = Selection.load(tmp_path)
+    assert again.indices == got.indices and torch.equal(again.measurements.scored, passed)
+    assert "passed on by the prefilter" in summary_table(again)
+    assert again.measurements.label_tokens.tolist() == exact.measurements.label_tokens.tolist()
+
+
+def test_prefilter_passes_on_the_best_also_where_the_selection_is_drawn():
+    pool, targets = patterned_rows(40), patterned_rows(6, seed=3)
+    pool[7] = targets[0]
+    best = selected(GISTConfig(scorer="rds_plus", budget=20), pool=pool, targets=targets)
+    got = selected(GISTConfig(budget=4, prefilter=0.5, sample_from_top=2.0), pool=pool, targets=targets)
+    passed = got.measurements.scored.nonzero().flatten().tolist()
+    # the copy of a target takes no place
+    assert 7 not in passed and passed == sorted(best.indices)
+
+
+def test_a_larger_sketch_is_closer_to_the_exact_scores():
+    pool, targets = token_rows(60, seed=1), token_rows(6, seed=2)
+    exact = selected(GISTConfig(budget=6, score="cosine"), pool=pool, targets=targets)
+    errors = []
+    for dim in (64, 1024, 16384):
+        sketched = selected(GISTConfig(budget=6, score="cosine", sketch_dim=dim), pool=pool, targets=targets)
+        errors.append(float((sketched.scores - exact.scores).abs().mean()))
+        # a random projection to `dim` values is off by about its root
+        assert errors[-1] < 2 / dim**0.5
+        torch.testing.assert_close(sketched.measurements.norms, exact.measurements.norms, rtol=6 / dim**0.5, atol=0)
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_sketched_scores_are_those_of_the_sketched_gradients():
+    model, pool, targets = lora_model(), token_rows(20, seed=1), token_rows(5, seed=2)
+    got = selected(GISTConfig(budget=4, score="cosine", sketch_dim=100, seed=3), model, pool, targets)
+    vectors = [sketch_matrix(CountSketch(100, 3), gradients(model, rows)) for rows in (pool, targets)]
+    torch.testing.assert_close(got.scores.double(), best_cosine(*vectors), rtol=0, atol=1e-5)

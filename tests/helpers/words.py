@@ -1,0 +1,62 @@
+"""A word-level tokenizer with a chat template and a tiny model folder, made in code."""
+
+import random
+from pathlib import Path
+
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from tests.helpers.tiny import base_model
+
+
+TEMPLATE = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}user {{ m['content'] }} {% else %}assistant "
+    "{% generation %}{{ m['content'] }}{{ eos_token }}{% endgeneration %} {% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}assistant {% endif %}"
+)
+WORDS = ["<pad>", "<s>", "</s>", "<unk>", "user", "assistant"] + [f"w{i}" for i in range(93)]
+
+
+def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
+    """`w0` to `w92`, separated by spaces."""
+    inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    result = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    result.chat_template = template
+    return result
+
+
+def save_model(folder: Path) -> Path:
+    """A tiny Llama and its tokenizer as a model folder."""
+    base_model().save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+def chats(size: int, families: int = 4) -> list[dict]:
+    """Conversations of several families with their own words."""
+    rows = []
+    for i in range(size):
+        family = i % families
+        words = [f"w{family * 20 + (i * 7 + j * 3) % 20}" for j in range(8)]
+        rows.append(
+            {
+                "messages": [
+                    {"role": "user", "content": " ".join(words[:4])},
+                    {"role": "assistant", "content": " ".join(words[4:])},
+                ],
+                "source": f"family{family}",
+            }
+        )
+    return rows
+
+
+def varied(size: int, seed: int) -> list[dict]:
+    """Conversations of four families, no two alike, so that no scores tie and no row is in two sets."""
+    rng, rows = random.Random(seed), chats(size)
+    for i, row in enumerate(rows):
+        words = [f"w{(i % 4) * 20 + rng.randrange(20)}" for _ in range(rng.randint(6, 10))]
+        row["messages"][0]["content"], row["messages"][1]["content"] = " ".join(words[:4]), " ".join(words[4:])
+    return rows
