@@ -12,7 +12,9 @@ class SourceDistribution(sdist):
 
     def make_release_tree(self, base_dir, files):
         kinds = {".md", ".py", ".yaml"}
-        more = [str(path) for folder in ("tests", "recipes") for path in Path(folder).rglob("*") if path.suffix in kinds]
+        more = [
+            str(path) for folder in ("tests", "recipes") for path in Path(folder).rglob("*") if path.suffix in kinds
+        ]
         super().make_release_tree(base_dir, sorted({*files, "CHANGELOG.md", *more}))
 
 
