@@ -89,7 +89,7 @@ def test_the_start_up_message_lists_groups_and_matrices(tmp_path):
     groups, unmasked = find_groups(build_model("bert", modules_to_save=["classifier"]), "block", "unmasked")
     message = describe_groups(groups, unmasked)
     assert "20 matrices in 2 groups" in message and "encoder.layer.1: " in message
-    assert "attention.self.query.lora_A.default.weight [2, 16]" in message
+    assert "attention.self.query.lora_A.default.weight [2, 32]" in message
     assert "trained on the whole batch: " in message and "classifier" in message
     line = summarise_groups(groups, unmasked)
     assert (

@@ -1,125 +1,41 @@
-"""Tiny models and data for the GAST tests, and the slow reference: one forward and backward for every sample."""
-
 import torch
-from peft import LoraConfig, get_peft_model
-from transformers import (
-    BertConfig,
-    BertForSequenceClassification,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    T5Config,
-    T5ForConditionalGeneration,
-    TrainingArguments,
-)
+from transformers import TrainingArguments
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.functional.masking import draw, gumbel_noise, kept_count, sample_scales, support_rows
 from hf_gist.gast.groups import find_groups
 from hf_gist.trainer import GASTTrainer
+from tests.helpers.tiny import VOCABULARY, PaddingCollator, lora_model, token_rows
 
 
-VOCABULARY = 61
-
-
-def _decoder(config_class, model_class):
-    return model_class(
-        config_class(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=3, num_attention_heads=2,
-            num_key_value_heads=1, max_position_embeddings=64, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )
-    )  # fmt: skip
-
-
-def _gpt2():
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=VOCABULARY, n_embd=16, n_layer=2, n_head=2, n_positions=64, resid_pdrop=0.0, embd_pdrop=0.0,
-            attn_pdrop=0.0, pad_token_id=0, bos_token_id=1, eos_token_id=2,
-        )
-    )  # fmt: skip
-
-
-def _bert():
-    return BertForSequenceClassification(
-        BertConfig(
-            vocab_size=VOCABULARY, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-            max_position_embeddings=64, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, num_labels=3,
-        )
-    )  # fmt: skip
-
-
-def _t5():
-    return T5ForConditionalGeneration(
-        T5Config(
-            vocab_size=VOCABULARY, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_decoder_layers=2, num_heads=2,
-            dropout_rate=0.0, pad_token_id=0, decoder_start_token_id=0, eos_token_id=2,
-        )
-    )  # fmt: skip
-
-
-MODELS = {
-    "llama": (lambda: _decoder(LlamaConfig, LlamaForCausalLM), ["q_proj", "v_proj", "down_proj"], "CAUSAL_LM"),
-    "qwen2": (lambda: _decoder(Qwen2Config, Qwen2ForCausalLM), ["q_proj", "k_proj", "up_proj"], "CAUSAL_LM"),
-    "gpt2": (_gpt2, ["c_attn", "c_fc"], "CAUSAL_LM"),
-    "bert": (_bert, ["query", "value", "dense"], "SEQ_CLS"),
-    "t5": (_t5, ["q", "v", "wi"], "SEQ_2_SEQ_LM"),
+__all__ = ["VOCABULARY"]
+BASES = {
+    "llama": {"num_hidden_layers": 3},
+    "qwen2": {"num_hidden_layers": 3},
+    "gpt2": {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+    "bert": {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+    "t5": {"dropout_rate": 0.0},
 }
+"""Without dropout: the reference takes the gradients of a training step sample by sample."""
+MODELS = list(BASES)
+TARGET_MODULES = {"qwen2": ["q_proj", "k_proj", "up_proj"], "gpt2": ["c_attn", "c_fc"]}
+"""Where they differ from those of `tests.helpers.tiny`."""
 
 
 def build_model(name="llama", *, seed=0, dropout=0.0, **lora):
-    """A tiny peft model whose LoRA B matrices are not zero, so that every matrix has a gradient."""
-    torch.manual_seed(seed)
-    build, targets, task = MODELS[name]
-    lora = {"r": 2, "lora_alpha": 4, "target_modules": targets, "task_type": task, "lora_dropout": dropout, **lora}
-    model = get_peft_model(build(), LoraConfig(**lora))
-    generator = torch.Generator().manual_seed(seed + 1)
-    for parameter_name, parameter in model.named_parameters():
-        if "lora_B" in parameter_name:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    return model
+    """A tiny peft model whose LoRA matrices are all away from zero, so that every matrix has a gradient."""
+    if name in TARGET_MODULES:
+        lora = {"target_modules": TARGET_MODULES[name], **lora}
+    return lora_model(name, seed, BASES[name], **{"r": 2, "lora_alpha": 4, "lora_dropout": dropout, **lora})
 
 
-def rows(name="llama", count=16, *, seed=0, longest=14):
-    """Rows of unequal lengths, with a prompt part without labels."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def integers(low, high, size):
-        return torch.randint(low, high, (size,), generator=generator).tolist()
-
-    result = []
-    for index in range(count):
-        length = integers(4, longest, 1)[0]
-        ids = integers(3, VOCABULARY, length)
-        if name == "bert":
-            labels = index % 3
-        elif name == "t5":
-            labels = integers(3, VOCABULARY, integers(2, longest, 1)[0])
-        else:
-            prompt = integers(1, length - 1, 1)[0]
-            labels = [-100] * prompt + ids[prompt:]
-        result.append({"input_ids": ids, "labels": labels, "source": "even" if index % 2 == 0 else "odd"})
-    return result
+def rows(name="llama", count=16, *, seed=0):
+    """Rows of unequal lengths, with a prompt part without labels and two sources in turn."""
+    made = token_rows(count, seed, name, low=4, high=13)
+    return [{**row, "source": "even" if index % 2 == 0 else "odd"} for index, row in enumerate(made)]
 
 
-def collate(batch):
-    """Right padding with an attention mask."""
-    width = max(len(row["input_ids"]) for row in batch)
-    out = {
-        "input_ids": torch.tensor([row["input_ids"] + [0] * (width - len(row["input_ids"])) for row in batch]),
-        "attention_mask": torch.tensor(
-            [[1] * len(row["input_ids"]) + [0] * (width - len(row["input_ids"])) for row in batch]
-        ),
-    }
-    if isinstance(batch[0]["labels"], int):
-        out["labels"] = torch.tensor([row["labels"] for row in batch])
-    else:
-        width = max(len(row["labels"]) for row in batch)
-        out["labels"] = torch.tensor([row["labels"] + [-100] * (width - len(row["labels"])) for row in batch])
-    return out
+collate = PaddingCollator()
 
 
 class Recorder:

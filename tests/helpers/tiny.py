@@ -1,4 +1,4 @@
-"""Tiny models from configs and small token datasets, for tests without a network."""
+"""Tiny models from configs and small token datasets, for tests without a network. All tests take their models from here."""
 
 import random
 
@@ -6,6 +6,22 @@ import torch
 import transformers
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GemmaConfig,
+    GemmaForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 
 VOCABULARY = 99
@@ -21,6 +37,43 @@ DECODER = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+BERT = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_labels": 3,
+}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 32,
+    "d_kv": 8,
+    "d_ff": 48,
+    "num_layers": 2,
+    "num_heads": 4,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+}
+MODELS = {
+    "llama": (LlamaForCausalLM, LlamaConfig, DECODER),
+    "gpt2": (GPT2LMHeadModel, GPT2Config, GPT2),
+    "qwen2": (Qwen2ForCausalLM, Qwen2Config, DECODER),
+    "qwen3": (Qwen3ForCausalLM, Qwen3Config, DECODER | {"head_dim": 8}),
+    "gemma": (GemmaForCausalLM, GemmaConfig, DECODER | {"head_dim": 8}),
+    "bert": (BertForSequenceClassification, BertConfig, BERT),
+    "t5": (T5ForConditionalGeneration, T5Config, T5),
+}
+ARCHITECTURES = list(MODELS)
 TASKS = {"bert": "SEQ_CLS", "t5": "SEQ_2_SEQ_LM"}
 LINEARS = ["q_proj", "v_proj", "down_proj"]
 TARGET_MODULES = {
@@ -28,52 +81,17 @@ TARGET_MODULES = {
     "bert": ["query", "value", "dense"],
     "t5": ["q", "v", "wi"],
 }
-ARCHITECTURES = ["llama", "gpt2", "qwen2", "qwen3", "gemma", "bert", "t5"]
 
 
 def base_model(architecture: str = "llama", seed: int = 0, **overrides) -> transformers.PreTrainedModel:
-    """A randomly initialised model of a few thousand parameters."""
+    """A randomly initialised model of a few thousand parameters; `overrides` are fields of its configuration."""
     torch.manual_seed(seed)
-    config = DECODER | overrides
-    if architecture in ("llama", "qwen2", "qwen3", "gemma"):
-        name = architecture.capitalize()
-        if architecture in ("qwen3", "gemma"):
-            config["head_dim"] = 8
-        cls = getattr(transformers, f"{name}ForCausalLM")
-        return cls(getattr(transformers, f"{name}Config")(**config))
-    if architecture == "gpt2":
-        return transformers.GPT2LMHeadModel(
-            transformers.GPT2Config(
-                vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2
-            )
-        )
-    if architecture == "bert":
-        return transformers.BertForSequenceClassification(
-            transformers.BertConfig(
-                vocab_size=VOCABULARY,
-                hidden_size=32,
-                intermediate_size=48,
-                num_hidden_layers=2,
-                num_attention_heads=4,
-                num_labels=3,
-            )
-        )
-    return transformers.T5ForConditionalGeneration(
-        transformers.T5Config(
-            vocab_size=VOCABULARY,
-            d_model=32,
-            d_kv=8,
-            d_ff=48,
-            num_layers=2,
-            num_heads=4,
-            decoder_start_token_id=0,
-            pad_token_id=0,
-        )
-    )
+    model_class, config_class, sizes = MODELS[architecture]
+    return model_class(config_class(**{**sizes, **overrides}))
 
 
 def lora_model(architecture: str = "llama", seed: int = 0, base: dict | None = None, **lora):
-    """A peft model whose LoRA matrices are all away from zero."""
+    """A peft model whose LoRA matrices are all away from zero; `base` goes to the base model, `lora` to `LoraConfig`."""
     lora = {"r": 4, "lora_alpha": 8, "target_modules": TARGET_MODULES.get(architecture, LINEARS)} | lora
     config = LoraConfig(task_type=TASKS.get(architecture, "CAUSAL_LM"), fan_in_fan_out=architecture == "gpt2", **lora)
     model = get_peft_model(base_model(architecture, seed, **(base or {})), config)
