@@ -1,6 +1,7 @@
 """Numbers formatted for the page, and text of unknown origin with its invisible characters made visible."""
 
 import unicodedata
+from typing import SupportsInt
 
 
 JOINERS = "\u200c\u200d"
@@ -37,8 +38,8 @@ def short(text: str, limit: int = 60) -> str:
     return visible(text[: limit + 1].replace("\n", " ").replace("\t", " "), limit)
 
 
-def count(number: int | float) -> str:
-    """`12,345`."""
+def count(number: SupportsInt) -> str:
+    """`12,345`; fractions are cut off."""
     return f"{int(number):,}"
 
 
