@@ -116,7 +116,7 @@ def energy(selection: Selection) -> Plot | NoPlot:
     text = [
         "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
         "how much of the gradient lies in the subspace. The energy fraction is that share: where it is small, most of "
-        "the row's gradient is outside the subspace and does not influence the score."
+        "the row's gradient is outside the subspace, and such a score ignores that part."
     ]
     drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))
     return Plot(title, sentence, drawing, _histogram_table(title, drawing), text=text)
@@ -227,13 +227,20 @@ def lengths(selection: Selection) -> Plot:
     shares = {name: own / max(1, len(tokens[name])) for name, own in counts.items()}
     colours = {"pool": "pool", "selected": "kept", "targets": "line"}
     series = {name: (colours[name], own) for name, own in shares.items()}
+    bars = Bars(names, series, horizontal=False, label="labelled tokens")
+    return Plot(title, sentence, bars, _length_table(title, names, counts, shares), 3.2)
+
+
+def _length_table(
+    title: str, names: Sequence[str], counts: dict[str, np.ndarray], shares: dict[str, np.ndarray]
+) -> Table:
+    """One row per length bin, with the number and the share of the rows of each set."""
     rows = [
-        [length, *(cell for name in tokens for cell in (count(counts[name][at]), percent(shares[name][at])))]
-        for at, length in enumerate(names)
+        [name, *(cell for key in counts for cell in (count(counts[key][at]), percent(shares[key][at])))]
+        for at, name in enumerate(names)
     ]
     header = ["labelled tokens", "pool rows", "of pool", "selected rows", "of selection", "target rows", "of targets"]
-    bars = Bars(names, series, horizontal=False, label="labelled tokens")
-    return Plot(title, sentence, bars, Table(title, rows, header), 3.2)
+    return Table(title, rows, header)
 
 
 def _length_counts(tokens: dict[str, Tensor]) -> tuple[list[str], dict[str, np.ndarray]]:
@@ -247,7 +254,8 @@ def _length_counts(tokens: dict[str, Tensor]) -> tuple[list[str], dict[str, np.n
     edges = np.array([0, 1, *(2**power + 1 for power in range(last + 1))])
     counts = {name: np.histogram(values.numpy(), edges)[0] for name, values in tokens.items()}
     used = np.nonzero(np.sum(list(counts.values()), axis=0))[0]
-    first, stop = int(used[0]), int(used[-1]) + 1
+    first = int(used[0])
+    stop = int(used[-1]) + 1
     names = [_range(edges[i], edges[i + 1] - 1) for i in range(first, stop)]
     return names, {name: own[first:stop] for name, own in counts.items()}
 

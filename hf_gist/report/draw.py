@@ -162,24 +162,22 @@ class HeatMaps:
     def _map(self, axes: "Axes", place: int) -> "AxesImage":
         """Draw one map; all of them have the same colour scale."""
         _, layers, width = self.values.shape
-        finite = self.values[np.isfinite(self.values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
         left, right = self.extent if self.extent is not None else (-0.5, width - 0.5)
+        edges = (left, right, layers - 0.5, -0.5)
+        low, high = self._value_range()
         # without interpolation the image has one pixel per value, however large the figure
         image = axes.imshow(
-            self.values[place],
-            aspect="auto",
-            cmap="viridis",
-            vmin=low,
-            vmax=high,
-            interpolation="none",
-            extent=(left, right, layers - 0.5, -0.5),
+            self.values[place], aspect="auto", cmap="viridis", interpolation="none", vmin=low, vmax=high, extent=edges
         )
         if len(self.values) > 1:
             axes.set_title(self.titles[place], fontsize=9)
         axes.spines[:].set_visible(False)
         self._ticks(axes)
         return image
+
+    def _value_range(self) -> tuple[float, float]:
+        finite = self.values[np.isfinite(self.values)]
+        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
     def _ticks(self, axes: "Axes") -> None:
         every = -(-len(self.layers) // 24)

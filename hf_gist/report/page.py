@@ -148,6 +148,17 @@ def _escape_hidden(value: object) -> Markup | str:
     return value if isinstance(value, Markup) else visible(str(value))
 
 
+def _environment() -> Environment:
+    return Environment(
+        loader=PackageLoader("hf_gist.report"),
+        autoescape=True,
+        finalize=_escape_hidden,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
 def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: Sequence[tuple[str, str]]) -> str:
     """The HTML of the page.
 
@@ -156,23 +167,19 @@ def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: S
         figures (`Mapping[str, Markup]`): SVG by the key of the plot; empty if matplotlib is not installed.
         absent (`Sequence[tuple[str, str]]`): title and reason of further content that there is none of.
     """
-    environment = Environment(
-        loader=PackageLoader("hf_gist.report"),
-        autoescape=True,
-        finalize=_escape_hidden,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     missing = [(section.title, section.missing) for section in sections if section.missing]
-    return environment.get_template(TEMPLATE_FILE).render(
-        sections=[section for section in sections if not section.missing],
-        absent=[*missing, *absent],
-        figures=figures,
-        hint="" if figures else NoFigures.HINT,
-        light=LIGHT,
-        dark=DARK,
-        version=__version__,
+    return (
+        _environment()
+        .get_template(TEMPLATE_FILE)
+        .render(
+            sections=[section for section in sections if not section.missing],
+            absent=[*missing, *absent],
+            figures=figures,
+            hint="" if figures else NoFigures.HINT,
+            light=LIGHT,
+            dark=DARK,
+            version=__version__,
+        )
     )
 
 
@@ -199,7 +206,17 @@ def write_report(
     folder = Path(folder)
     _check(folder)
     path = _output_path(folder, output_file)
-    by_folder: list[tuple[list[Section], Path]] = []
+    by_folder, absent = _content(folder, selection)
+    sections = [section for group, _ in by_folder for section in group]
+    write(path, partial(_write_text, render(sections, _all_figures(by_folder), absent)))
+    return path
+
+
+def _content(
+    folder: Path, selection: Selection | None
+) -> tuple[list[tuple[list[Section], Path]], list[tuple[str, str]]]:
+    """The sections on the selection and on GAST, each with the folder of its figures, and what is absent and why."""
+    by_folder = []
     absent = []
     artifacts = selection_folder(folder)
     if artifacts is not None:
@@ -210,13 +227,11 @@ def write_report(
         by_folder.append((gast_sections(folder), folder))
     else:
         absent.append(("GAST", f"There is no {HISTORY_FILE}, which a GAST training writes when it ends."))
-    sections = [section for group, _ in by_folder for section in group]
-    write(path, partial(_write_text, render(sections, _all_figures(by_folder), absent)))
-    return path
+    return by_folder, absent
 
 
 def _all_figures(by_folder: Sequence[tuple[Sequence[Section], Path]]) -> dict[str, Markup]:
-    """The figures of sections, each written as PNG to the folder given with it; none without matplotlib."""
+    """The figures of all sections as SVG, written as PNG files too; empty if matplotlib is not installed."""
     figures: dict[str, Markup] = {}
     try:
         for sections, folder in by_folder:

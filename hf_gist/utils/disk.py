@@ -70,7 +70,7 @@ def read(path: Path, reader: Callable[[str], Any]) -> Any:
     try:
         return reader(str(path))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write the selection again.") from error
+        raise ValueError(f"{path} cannot be read ({error}). Repeat the run that wrote it.") from error
 
 
 def read_json(path: Path) -> Any:
