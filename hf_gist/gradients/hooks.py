@@ -144,6 +144,7 @@ def _shadow_scale(module: nn.Module, args: tuple) -> None:
     # The graph of the output must not reach the magnitude, whose gradient is reported per sample. An instance attribute
     # hides the registered parameter without touching it: a change of `requires_grad` would outlive a checkpointed
     # forward that is stopped early, and be seen by the wrappers that shard parameters.
+    _unshadow_scale(module)
     module.__dict__["weight"] = module.get_parameter("weight").detach()
 
 
