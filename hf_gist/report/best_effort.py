@@ -29,7 +29,7 @@ def not_fatal(what: str, hint: str) -> Iterator[None]:
 
     Args:
         what (`str`): subject and verb of the message, such as `"The report was"`.
-        hint (`str`): its last sentence: what is complete all the same, or how to write the page later.
+        hint (`str`): its last sentence: what was written nevertheless, or how to write the page later.
     """
     try:
         yield

@@ -165,7 +165,7 @@ def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: S
     Args:
         sections (`Sequence[Section]`): in order; those without content are listed at the end.
         figures (`Mapping[str, Markup]`): SVG by the key of the plot; empty if matplotlib is not installed.
-        absent (`Sequence[tuple[str, str]]`): title and reason of further content that there is none of.
+        absent (`Sequence[tuple[str, str]]`): title and reason of other content that is missing.
     """
     missing = [(section.title, section.missing) for section in sections if section.missing]
     return (
