@@ -8,14 +8,14 @@ from hf_gist.config.files import FOLDER, LIBRARY
 from hf_gist.gist.artifacts import TARGETS
 from hf_gist.hub.model_card import write_card
 from hf_gist.hub.run import WARMUP_ADAPTER, find_run
-from hf_gist.report import EXAMPLES_FILE, REPORT_FILE
+from hf_gist.report import EXAMPLES_FILE, REPORT
 
 
 SELECTED_FILES = ("selected.parquet", "selected.jsonl")
 """Names of the file of selected rows that `hf-gist select` writes."""
 
 FILES_WITH_ROWS = (
-    REPORT_FILE,
+    REPORT,
     f"{FOLDER}/{EXAMPLES_FILE}",
     f"{FOLDER}/{TARGETS}",
     "test_predictions.jsonl",

@@ -13,7 +13,7 @@ from hf_gist.errors import ReportWarning
 from hf_gist.gist.artifacts import withhold_target_columns
 from hf_gist.gist.selection import Selection
 from hf_gist.report.examples import EXAMPLES_FILE, save_examples
-from hf_gist.report.page import REPORT_FILE, write_report
+from hf_gist.report.page import REPORT, write_report
 from hf_gist.utils.disk import read_json, write_json
 
 
@@ -29,7 +29,7 @@ def not_fatal(what: str, hint: str) -> Iterator[None]:
 
     Args:
         what (`str`): subject and verb of the message, such as `"The report was"`.
-        hint (`str`): its last sentence: what is complete all the same, or how to write the page later.
+        hint (`str`): its last sentence: what was written nevertheless, or how to write the page later.
     """
     try:
         yield
@@ -81,7 +81,7 @@ def withhold_text(folder: str | Path) -> None:
         return
     values = read_json(path)
     if any(any(values[name].values()) for name in ("rows", "targets")):
-        (folder / REPORT_FILE).unlink(missing_ok=True)
+        (folder / REPORT).unlink(missing_ok=True)
         write_json(path, values | {"missing": NO_TEXT_IN_UPLOADS, "rows": {}, "targets": {}})
         report_at_end(folder)
 

@@ -24,7 +24,7 @@ from hf_gist.utils.disk import write
 from hf_gist.version import __version__
 
 
-REPORT_FILE = "report.html"
+REPORT = "report.html"
 TEMPLATE_FILE = "report.html.jinja"
 STREAM_FILE = "stream.json"
 """Written by `hf-gist select --streaming`, which writes no manifest."""
@@ -67,7 +67,7 @@ def _check(folder: Path) -> None:
 
 
 def _output_path(folder: Path, output_file: str | os.PathLike | None) -> Path:
-    path = Path(output_file) if output_file is not None else folder / REPORT_FILE
+    path = Path(output_file) if output_file is not None else folder / REPORT
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"`--output_file {path}` must be a file in an existing folder.")
     return path
@@ -165,7 +165,7 @@ def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: S
     Args:
         sections (`Sequence[Section]`): in order; those without content are listed at the end.
         figures (`Mapping[str, Markup]`): SVG by the key of the plot; empty if matplotlib is not installed.
-        absent (`Sequence[tuple[str, str]]`): title and reason of further content that there is none of.
+        absent (`Sequence[tuple[str, str]]`): title and reason of other content that is missing.
     """
     missing = [(section.title, section.missing) for section in sections if section.missing]
     return (

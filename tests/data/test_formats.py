@@ -1,4 +1,4 @@
-"""Reading files and turning rows into tokens and labels."""
+"""Reading files and tokenizing rows into `input_ids` and `labels`."""
 
 import json
 
@@ -35,7 +35,7 @@ def test_only_assistant_turns_carry_a_loss(template):
     assert labels[4] == "w3" and labels[9] == "w5"
 
 
-def test_a_template_that_renders_earlier_turns_differently_is_refused():
+def test_a_template_that_renders_earlier_turns_differently_is_an_error():
     template = PLAIN.replace("assistant {{ m", "assistant {% if loop.last %}w9 w9 {% endif %}{{ m")
     tok = tokenizer(template.replace("{{ eos_token }}", " {{ eos_token }}"))
     one = [{"role": "user", "content": "w1"}, {"role": "assistant", "content": "w3"}]
@@ -44,7 +44,7 @@ def test_a_template_that_renders_earlier_turns_differently_is_refused():
     assert labels == [None, None, None, "w9", "w9", "w3", "</s>"]
     with pytest.raises(ValueError, match="renders an earlier assistant turn differently"):
         tokenize_row({"messages": one * 2}, tok)
-    # without labels on answers only there is nothing to find
+    # with labels on all tokens, the answers need not be located
     assert tokenize_row({"messages": one * 2}, tok, answers_only=False)["labels"]
 
 
@@ -65,7 +65,7 @@ def test_in_a_conversational_prompt_only_the_completion_carries_a_loss():
     assert [word for word in words_of(tokenize_row(row, tok), tok)[1] if word] == ["w4", "</s>"]
 
 
-def test_empty_cells_and_missing_labels_are_named():
+def test_empty_cells_and_missing_labels_are_errors_with_their_place():
     with pytest.raises(ValueError, match="Row 1 of `train_file` has no `text`"):
         tokenize(Dataset.from_list([{"text": "w1"}, {"text": None}]), tokenizer(), None, "train_file")
     with pytest.raises(ValueError, match="has `input_ids` but no `labels`"):
@@ -84,7 +84,7 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template(packed):
     assert [word for word in labels if word] == ["w2", "</s>"]
 
 
-def test_numbers_are_no_text():
+def test_numbers_in_a_text_column_are_an_error():
     rows = Dataset.from_list([{"prompt": "w1", "completion": 7}])
     with pytest.raises(ValueError, match="Row 0 of `train_file` has 7 in `completion`, which is not text"):
         tokenize(rows, tokenizer(), None, "train_file")
@@ -110,7 +110,7 @@ def test_tokenize_keeps_the_columns_and_cuts_long_rows():
     assert tokenize(rows, tokenizer(), 3, "train_file") is rows
 
 
-def test_unknown_formats_are_refused():
+def test_unknown_formats_are_errors():
     with pytest.raises(ValueError, match="`train_file` has the columns question; expected `input_ids`"):
         tokenize(Dataset.from_list([{"question": "w1"}]), tokenizer(), None, "train_file")
     with pytest.raises(ValueError, match="no chat template"):

@@ -25,7 +25,7 @@ def leaky():
     """A pool that holds a target row at 5, the same words with other tokens at 6, and an evaluation row at 7."""
     pool = [dict(row) for row in POOL]
     pool[5], pool[7] = dict(TARGETS[1]), dict(EVALUATION[2])
-    # <s> (1) is no word
+    # <s> (1) is a special token and not among the decoded words
     pool[6] = {name: [1, *values] for name, values in TARGETS[2].items()}
     return pool
 
@@ -57,11 +57,11 @@ def test_duplicates_are_reported_and_never_selected(tmp_path):
     assert leaks["eval_dataset"]["rows"] == [7]
     again = Selection.load(tmp_path)
     assert again.indices == selection.indices
-    # a target's own copy is what aligns with it best
+    # no row aligns with a target better than its copy
     assert 5 in again.reselect(drop_target_duplicates=False, budget=4).indices
 
 
-def test_they_stay_if_asked_for():
+def test_duplicates_are_kept_without_drop_target_duplicates():
     with pytest.warns(LeakWarning):
         kept = chosen(config=GISTConfig(budget=4, drop_target_duplicates=False))
     assert 5 in kept.indices
@@ -73,18 +73,18 @@ def test_without_a_tokenizer_only_tokens_are_compared():
     assert 6 in selection.indices and 5 not in selection.indices
 
 
-def test_a_clean_pool_is_no_warning():
+def test_no_warning_for_a_pool_without_duplicates():
     with warnings.catch_warnings():
         warnings.simplefilter("error", LeakWarning)
         assert len(chosen(pool=POOL, config=GISTConfig(budget=30)).indices) == 30
 
 
-def test_targets_from_the_evaluation_set_are_said_so():
+def test_a_warning_for_targets_from_the_evaluation_set():
     with pytest.warns(LeakWarning, match="1 target rows are evaluation rows"):
         chosen(pool=POOL, targets=[*TARGETS, EVALUATION[0]], eval_dataset=as_dataset(EVALUATION))
 
 
-def test_the_callback_guards_too(tmp_path):
+def test_the_callback_excludes_duplicates_too(tmp_path):
     targets, evaluation = as_dataset(TARGETS), as_dataset(EVALUATION)
     callback = GISTDataSelectorCallback(GISTConfig(budget=26, warmup_ratio=0.2), targets, eval_dataset=evaluation)
     with pytest.warns(LeakWarning):
@@ -98,13 +98,13 @@ def test_the_warm_up_does_not_see_leaked_rows_either(tmp_path, guarded):
     callback = GISTDataSelectorCallback(config, as_dataset(TARGETS), eval_dataset=as_dataset(EVALUATION))
     with pytest.warns(LeakWarning):
         _, _, recorder = train(tmp_path, rows=leaky(), callback=callback)
-    # the recorder knows rows by their first two tokens
+    # the recorder identifies rows by their first two tokens
     leaked = {(a - 3) * 90 + b - 3 for a, b, *_ in (leaky()[row]["input_ids"] for row in (5, 7))}
     seen = {row for step in recorder.rows[:6] for row in step}
     assert len(seen) > 20 and bool(leaked & seen) is not guarded
 
 
-def test_a_pool_of_nothing_but_leaks_is_refused(tmp_path):
+def test_a_pool_of_duplicates_only_is_an_error(tmp_path):
     callback = GISTDataSelectorCallback(GISTConfig(budget=4, warmup_steps=1), as_dataset(TARGETS), eval_dataset=POOL)
     with pytest.warns(LeakWarning), pytest.raises(ValueError, match="Every row of the pool is in"):
         train(tmp_path, rows=POOL, callback=callback)
@@ -114,7 +114,7 @@ def test_rows_without_tokens_are_not_compared():
     assert find_leaks([{"text": "a"}], [{"text": "a"}]) is None
 
 
-def test_evaluation_rows_without_tokens_are_named_and_the_targets_compared_all_the_same():
+def test_evaluation_rows_without_tokens_are_a_warning_and_targets_are_still_compared():
     with pytest.warns(LeakWarning, match="The rows of `eval_dataset` have no `input_ids`"):
         found = find_leaks(leaky(), TARGETS, [{"text": "a"}], tokenizer())
     assert found.rows == {"target_dataset": [5, 6]}
@@ -130,6 +130,6 @@ def test_leaked_rows_keep_their_energy():
     assert torch.equal(guarded.energy, guarded.reselect(drop_target_duplicates=False).energy)
 
 
-def test_words_are_what_is_left_without_case_spacing_and_punctuation():
+def test_normalised_text_has_no_case_spacing_or_punctuation():
     assert normalised("  Ｗhat is\n2+2 ?") == normalised("what is 2 2")
     assert normalised("Straße") == normalised("STRASSE") and normalised("a b") != normalised("ab")

@@ -1,4 +1,4 @@
-"""Where data came from, as far as it can be known, and in words that may be published."""
+"""Where data came from: Hub repositories, files, and names without local paths."""
 
 import hashlib
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def cached(*folders):
-    """A dataset whose rows lie where `datasets` keeps those of a Hub repository."""
+    """A dataset with cached files at the paths that `datasets` uses for a Hub repository."""
     files = [{"filename": f"/cache/jane___open_orca/default/0.0.0/{name}/cache-1.arrow"} for name in folders]
     return SimpleNamespace(cache_files=files, split="train", __len__=lambda: 3)
 
@@ -25,19 +25,19 @@ def downloads(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_a_hub_dataset_is_known_by_the_commit_of_its_cached_files(downloads):
-    # the cache of `datasets` has the name in small letters, that of the downloads as it is
+def test_a_hub_dataset_is_identified_by_the_commit_of_its_cached_files(downloads):
+    # the cache of `datasets` has the name in lower case, the download cache has it unchanged
     assert hub_origins(cached(COMMIT)) == [{"id": "Jane/OpenOrca", "revision": COMMIT}]
 
 
-def test_nothing_is_claimed_that_is_not_known(downloads):
+def test_unknown_and_ambiguous_origins_are_left_out(downloads):
     assert hub_origins(cached("f" * 40)) == [] and hub_origins(cached("d" * 64)) == [] and hub_origins([1]) == []
     (downloads / "datasets--Eve--Copy" / "snapshots" / COMMIT).mkdir(parents=True)
     assert hub_origins(cached(COMMIT)) == []
     assert describe_dataset([1, 2]) == {"rows": 2, "fingerprint": None}
 
 
-def test_what_was_asked_for_by_name_is_named(tmp_path):
+def test_requested_names_are_in_the_description(tmp_path):
     facts = {"rows": 3, "hub": [{"id": "Jane/OpenOrca", "revision": COMMIT}]}
     named = describe_source(RowSource(dataset_name="Jane/OpenOrca", revision="main"), facts)
     assert named["hub"] == [{"id": "Jane/OpenOrca", "revision": COMMIT}], "the commit says more than the branch"

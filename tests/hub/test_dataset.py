@@ -21,7 +21,7 @@ def test_both_configs_load_from_the_folder(tmp_path):
     assert GISTConfig.from_pretrained(folder) == made.config
 
 
-def test_the_card_is_valid_and_says_where_the_rows_came_from(tmp_path):
+def test_the_card_is_valid_and_has_the_origin_of_the_rows(tmp_path):
     folder = export_dataset(
         selection(["a"] * 15 + ["b"] * 5), pool(), tmp_path / "s", repo_id="jane/subset", license="mit"
     )
@@ -43,7 +43,7 @@ def test_the_card_is_valid_and_says_where_the_rows_came_from(tmp_path):
     assert "license" not in DatasetCard.load(unlicensed / "README.md").data.to_dict()
 
 
-def test_other_rows_are_refused(tmp_path):
+def test_rows_that_do_not_fit_the_selection_are_errors(tmp_path):
     made = selection()
     with pytest.raises(ValueError, match="`rows` has 19 rows, but 20 were scored"):
         export_dataset(made, pool(19), tmp_path / "s")

@@ -1,4 +1,4 @@
-"""Text from data on a card shows what it is and does nothing."""
+"""Text from data is shown literally on a card and cannot become markup."""
 
 import html
 import re
@@ -30,10 +30,10 @@ def test_nothing_in_data_is_markup(value):
         inside = re.sub(r"^<code>|</code>$|^`|`$", "", shown)
         bare = re.sub(r"&#\d+;", "", inside)
         if shown.startswith("`"):
-            # nothing but plain names stands between the ticks, where an address is no link
+            # a code span holds plain names only, and a URL in it is not a link
             bare = bare.replace("://", "").replace("www.", "")
         assert not re.search(r"[`|<>{}\[\]()*_~$\\\n\r\x00\x1b\u202e]|&|://|www\.|--", bare)
-        # and a reader sees the text itself
+        # rendered, it is the text itself
         assert html.unescape(inside) == " ".join(re.sub(r"[\x00-\x1f\u202e]", " ", value).split())
 
 

@@ -1,4 +1,4 @@
-"""The section, the metadata, and what is left of a card that was there."""
+"""Model cards: the section, the metadata, and what is kept of an existing card."""
 
 import html
 import json
@@ -30,7 +30,7 @@ def trained(folder, **more):
     return Run(folder, made, folder / "gist", repo_id="jane/model", **more)
 
 
-def test_a_whole_card_where_there_is_none(tmp_path):
+def test_a_new_card(tmp_path):
     card = ModelCard.load(write_card(trained(tmp_path, gast=GASTConfig(keep=3), results=[LOSS])))
     data = card.data.to_dict()
     assert data["tags"] == ["hf-gist", "gist", "gast"] and data["base_model"] == "meta/small"
@@ -74,13 +74,13 @@ def test_a_whole_card_where_there_is_none(tmp_path):
     assert "](gist/scores.png)" in text
 
 
-def test_writing_twice_is_writing_once(tmp_path):
+def test_writing_a_card_twice_changes_nothing(tmp_path):
     run = trained(tmp_path, results=[LOSS])
     once = write_card(run).read_text()
     assert write_card(run).read_text() == once and once.count(BEGIN) == once.count(END) == 1
 
 
-def test_a_card_that_was_there_keeps_its_text_and_metadata(tmp_path):
+def test_an_existing_card_keeps_its_text_and_metadata(tmp_path):
     data = ModelCardData(
         license="mit", tags=["mine", "gist"], datasets="jane/other", model_name="m", eval_results=[LOSS]
     )
@@ -96,7 +96,7 @@ def test_a_card_that_was_there_keeps_its_text_and_metadata(tmp_path):
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("loss", 1.25)]
 
 
-def test_nothing_measured_is_nothing_claimed(tmp_path):
+def test_without_an_evaluation_there_are_no_metrics(tmp_path):
     card = ModelCard.load(write_card(trained(tmp_path)))
     assert "model-index" not in card.data.to_dict() and "### Evaluation" not in card.text
 
@@ -124,7 +124,7 @@ def test_hostile_names_stay_in_their_cells(tmp_path, name):
         assert len({line.count("|") for line in table.splitlines()}) == 1, table
 
 
-def test_no_folder_of_this_machine_is_named(tmp_path):
+def test_local_paths_are_not_on_the_card(tmp_path):
     home = str(tmp_path / "home" / "jane")
     data = ModelCardData(
         base_model=f"{home}/llama", tags=[f"base_model:adapter:{home}/llama", "base_model:adapter:a/b"]
@@ -135,7 +135,7 @@ def test_no_folder_of_this_machine_is_named(tmp_path):
     assert "home" not in text and "base_model:adapter:a/b" in text and "base_model: meta/small" in text
 
 
-def test_costs_are_on_the_card_if_they_were_counted(tmp_path):
+def test_costs_are_on_the_card_if_there_is_a_ledger(tmp_path):
     run = trained(tmp_path)
     assert "### Cost" not in write_card(run).read_text()
     phases = (PhaseCost("scoring", 12.5, rows=20, tokens=100, forward_flops=10.0, backward_flops=20.0),)
@@ -159,7 +159,7 @@ def test_a_baseline_is_not_tagged_as_the_paper_s_method(tmp_path):
     assert "agreement with the target set" not in card.text
 
 
-def test_a_folder_without_a_run_is_refused(tmp_path):
+def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="holds no run of hf_gist"):
         find_run(tmp_path)
 
@@ -177,13 +177,13 @@ def test_metrics_are_those_of_the_weights_that_are_pushed(tmp_path):
     at = {r.metric_type: r.metric_value for r in evaluation_results(logs, 10, "LlamaForCausalLM")}
     assert at == {"loss": 1.0, "accuracy": 0.5}
     assert [r.metric_value for r in evaluation_results(logs, 5, "LlamaForCausalLM")] == [2.0]
-    # measured after the best weights were loaded: theirs, whatever step the trainer writes beside it
+    # an evaluation after the best weights were loaded is theirs, whatever step the trainer logs
     after = [*logs, {"step": 10, "eval_loss": 1.75}]
     assert [r.metric_value for r in evaluation_results(after, 5, "LlamaForCausalLM")] == [1.75]
     assert evaluation_results(logs, 7, "LlamaForCausalLM") == [] == evaluation_results(logs, 10, "Strange")
 
 
-def test_several_evaluation_sets_are_told_apart():
+def test_several_evaluation_sets_have_separate_results():
     logs = history((3, {"eval_a_loss": 1.0, "eval_a_b_loss": 2.0}))
     card = ModelCardData(
         model_name="m", eval_results=evaluation_results(logs, 3, "CAUSAL_LM", {"a": None, "a_b": None})
@@ -192,7 +192,7 @@ def test_several_evaluation_sets_are_told_apart():
     assert found == {"a": 1.0, "a_b": 2.0}
 
 
-def test_the_saved_state_of_a_trainer_says_what_was_measured(tmp_path):
+def test_metrics_from_the_saved_state_of_a_trainer(tmp_path):
     selection().save(tmp_path / "gist")
     (tmp_path / "adapter_config.json").write_text('{"task_type": "SEQ_CLS"}')
     for step in (4, 8):
@@ -202,14 +202,14 @@ def test_the_saved_state_of_a_trainer_says_what_was_measured(tmp_path):
     results = find_run(tmp_path).results
     state = tmp_path / "checkpoint-8" / "trainer_state.json"
     write_json(state, json.loads(state.read_text()) | {"best_global_step": 4})
-    # whose weights are in the folder is not known
+    # it is not known which step the weights in the folder are of
     assert find_run(tmp_path).results == []
     assert [(r.task_type, r.metric_value, r.dataset_type) for r in results] == [
         ("text-classification", 4.0, "unknown")
     ]
 
 
-def test_what_no_template_thought_of_is_escaped_too(tmp_path):
+def test_every_value_of_a_template_is_escaped(tmp_path):
     folder = tmp_path / "<b>a</b> *x* [y](z)"
     made = selection()
     made.save(folder / "gist")

@@ -1,4 +1,4 @@
-"""The report in a headless Chromium: it is seen, by keyboard and by a screen reader too, and asks for nothing."""
+"""The report in a headless Chromium: visible figures, contrast, keyboard, screen reader, no outside requests."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A report with everything in it: a selection, a GAST training, and names nobody should have chosen."""
+    """A report with everything in it: a selection, a GAST training, and hostile names."""
     folder = tmp_path_factory.mktemp("report")
     table_of(40, groups=12, columns=HOSTILE[:6]).write(folder)
     leaks = {"target_dataset": {"rows": [3], "exact": 1, "same_words": 0}, "targets_in_evaluation": 0}
@@ -51,7 +51,7 @@ def page(tmp_path_factory):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1200, 375])
-def test_the_figures_are_seen_and_nothing_complains(browser, page, width, scheme):
+def test_the_figures_are_visible_and_there_are_no_errors_or_requests(browser, page, width, scheme):
     browser.open(page, width, scheme=scheme)
     sizes = browser.value(SIZES)
     assert [name for name, *_ in sizes] == [
@@ -61,9 +61,9 @@ def test_the_figures_are_seen_and_nothing_complains(browser, page, width, scheme
     assert all(width * 0.4 < wide <= width and high > 150 and drawn > 5 for _, wide, high, drawn in sizes)
     assert browser.told("Runtime.exceptionThrown") == [] and browser.told("Runtime.consoleAPICalled") == []
     assert browser.told("Log.entryAdded") == []
-    asked = [request["request"]["url"] for request in browser.told("Network.requestWillBeSent")]
-    assert asked and all(url.startswith((page.as_uri(), "data:")) for url in asked)
-    # no sideways scrolling, also with everything unfolded
+    urls = [request["request"]["url"] for request in browser.told("Network.requestWillBeSent")]
+    assert urls and all(url.startswith((page.as_uri(), "data:")) for url in urls)
+    # no horizontal scrolling, also with all details open
     browser.value("document.querySelectorAll('details').forEach(e => e.open = true)")
     assert browser.value("document.documentElement.scrollWidth") <= width
 
@@ -89,7 +89,7 @@ def test_all_text_has_enough_contrast(browser, page, scheme):
     assert len(found) > 200 and [entry for entry in found if entry[0] < 4.5] == []
 
 
-def test_letters_of_the_figures_are_readable_on_a_phone(browser, page):
+def test_the_text_in_figures_is_readable_on_a_phone(browser, page):
     browser.open(page, 375)
     heights = browser.value(
         """[...document.querySelectorAll("svg text")].filter(e => e.textContent.trim()).map(e => {
@@ -117,7 +117,7 @@ def test_the_keyboard_reaches_and_opens_everything(browser, page):
     assert seen.count("SUMMARY") == browser.value("document.querySelectorAll('summary').length")
 
 
-def test_a_screen_reader_is_told_names_and_structure(browser, page):
+def test_the_accessibility_tree_has_names_and_structure(browser, page):
     browser.open(page)
     nodes = [node for node in browser("Accessibility.getFullAXTree")["nodes"] if not node.get("ignored")]
     by_role = {}

@@ -1,4 +1,4 @@
-"""Rows to read: which they are, what is kept of their text, and what is read for it."""
+"""Rows to read: which rows, how much of their text is written, and which rows of the pool are read."""
 
 import json
 
@@ -67,13 +67,13 @@ def test_best_and_worst_are_those_of_a_plain_loop(strategy):
     assert [group.kept for group in groups] == sorted((group.kept for group in groups), reverse=True)
 
 
-def test_rows_that_cannot_be_selected_are_not_shown_and_none_twice():
+def test_unselectable_rows_are_not_shown_and_no_row_is_shown_twice():
     selection = selection_of(12, 2, leaked=[5], budget=2)
     shown = [row for group in example_groups(selection) for row in group.best + group.worst]
     assert len(shown) == len(set(shown)) and not {0, 1, 5} & set(shown)
 
 
-def test_the_number_of_groups_is_bounded_and_draws_have_one():
+def test_at_most_eight_groups_and_one_for_a_random_draw():
     assert len(example_groups(selection_of(2000, 100))) == GROUPS_SHOWN
     drawn = selection_of(strategy="random")
     assert [group.best for group in example_groups(drawn)] == [drawn.indices[: 2 * ROWS_PER_END]]
@@ -94,7 +94,7 @@ def test_unusable_target_rows_keep_the_numbers_of_the_others(tmp_path):
 # ---- Text ----
 
 
-def test_prompt_and_answer_are_told_apart():
+def test_prompt_and_answer_are_separate_spans():
     words = tokenizer()
     ids = words("w1 w2 w3 w4 w5")["input_ids"]
     expected = [TextSpan("prompt", "w1 w2"), TextSpan("answer", "w3 w4 w5")]
@@ -109,7 +109,7 @@ def test_prompt_and_answer_are_told_apart():
     assert [span.kind for span in turns] == ["prompt", "answer", "prompt", "answer"]
 
 
-def test_labels_of_their_own_and_classes():
+def test_labels_that_are_not_input_tokens():
     words = tokenizer()
     ids, labels = words("w1 w2")["input_ids"], words("w7 w8")["input_ids"]
     assert text_spans({"input_ids": ids, "labels": [*labels, -100]}, words)[1] == TextSpan("answer", "w7 w8")
@@ -171,7 +171,7 @@ def test_texts_of_other_scores_are_not_shown(tmp_path):
     ("pool", "reason"),
     [(token_rows(400), NO_TOKENIZER), ([{"pixels": 1}] * 400, NO_TEXT), (None, NO_ROWS)],
 )
-def test_the_reason_is_told_where_there_is_no_text(tmp_path, pool, reason):
+def test_the_page_has_the_reason_for_missing_text(tmp_path, pool, reason):
     selection = selection_of()
     selection.save(tmp_path)
     keep_examples(tmp_path, selection, pool, None)
@@ -179,10 +179,10 @@ def test_the_reason_is_told_where_there_is_no_text(tmp_path, pool, reason):
     assert "row " in page_text(tmp_path, selection)
 
 
-# ---- Where it happens ----
+# ---- In commands and trainings ----
 
 
-def test_a_push_that_comes_later_takes_the_text_out_before_it_uploads(tmp_path, monkeypatch):
+def test_a_later_push_deletes_the_text_before_the_upload(tmp_path, monkeypatch):
     uploaded = []
 
     def upload(trainer, *args, **kwargs):
@@ -232,7 +232,7 @@ def test_a_training_with_the_callback_leaves_a_report(tmp_path, capsys):
     assert tokenizer().decode(row["input_ids"][2:]) in text
 
 
-def test_a_folder_that_is_pushed_gets_no_text_of_the_data(tmp_path, monkeypatch):
+def test_no_text_is_written_to_a_folder_that_is_uploaded(tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "init_hf_repo", lambda *args, **kwargs: None)
     monkeypatch.setattr(Trainer, "_push_from_checkpoint", lambda *args, **kwargs: None)
     _, selection = trained(tmp_path, push_to_hub=True, hub_token="none")
@@ -243,7 +243,7 @@ def test_a_folder_that_is_pushed_gets_no_text_of_the_data(tmp_path, monkeypatch)
     assert "because `push_to_hub` uploads this folder" in page_text(tmp_path / "gist", selection)
 
 
-def test_choosing_again_keeps_the_texts_it_knows_and_reads_those_it_can(tmp_path):
+def test_reselecting_reuses_known_texts_and_reads_the_others_from_the_pool(tmp_path):
     save_model(tmp_path / "model")
     Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
     Dataset.from_list([row for row in chats(16) if row["source"] == "family1"]).to_json(tmp_path / "targets.jsonl")

@@ -50,7 +50,7 @@ def test_a_large_table_keeps_fewer_spans():
 
 
 @pytest.mark.parametrize("start", [0, 700])
-def test_the_files_give_the_table_back(start, tmp_path):
+def test_the_table_is_read_back_from_its_files(start, tmp_path):
     table = SelectionTable.empty(["x", "y"], ["a", "b"], torch.device("cpu"))
     for step, masks, column, valid in batches(60, 2, 2):
         table.add(masks, column, valid, start + step)
@@ -69,7 +69,7 @@ def test_the_files_give_the_table_back(start, tmp_path):
         assert {r["last_step"] - r["first_step"] + 1 for r in own} == {table.span_steps}
 
 
-def test_a_checkpoint_carries_the_spans_on():
+def test_a_table_resumes_from_a_checkpoint():
     whole, half = table_of(70), table_of(40)
     again = SelectionTable.empty(half.groups, half.columns, torch.device("cpu"))
     other = SelectionTable.empty(half.groups, half.columns, torch.device("cpu"))
@@ -78,14 +78,14 @@ def test_a_checkpoint_carries_the_spans_on():
     assert not other.seen.any() and other.span_steps == half.span_steps
     for step, masks, column, valid in batches(70, 3, 2):
         if step >= 40:
-            # two processes: one carries the counts on
+            # two processes, one of which has the counts of the checkpoint
             (again if step % 2 else other).add(masks, column, valid, step)
             (other if step % 2 else again).add(masks & False, column, valid & False, step)
     assert torch.equal(again.kept + other.kept, whole.kept) and torch.equal(again.seen + other.seen, whole.seen)
     assert again.span_steps == other.span_steps == whole.span_steps
 
 
-def test_a_training_leaves_tables_pictures_and_a_report(tmp_path):
+def test_a_training_writes_tables_figures_and_a_report(tmp_path):
     data = Dataset.from_list(rows("llama", 64))
     config = GASTConfig(keep=3, source_column="source")
     train(build_model(), tmp_path, data, config=config, max_steps=6, gradient_accumulation_steps=2)
@@ -101,7 +101,7 @@ def test_a_training_leaves_tables_pictures_and_a_report(tmp_path):
     assert images and all(v["href"].startswith("data:image/png;base64,") for v in images)
 
 
-def test_the_history_of_a_resumed_training_is_that_of_a_whole_one(tmp_path):
+def test_a_resumed_training_has_the_same_history_as_an_uninterrupted_one(tmp_path):
     data, config = rows("llama", 64), GASTConfig(keep=3)
     shared = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3}
     train(build_model(), tmp_path, data, config=config, **shared)
@@ -129,7 +129,7 @@ def test_a_new_figure_is_one_function_and_one_entry(tmp_path, monkeypatch):
     assert "Made up" in found.attributes("aria-label") and (tmp_path / "made_up.png").is_file()
 
 
-def test_a_damaged_description_of_the_run_is_named(tmp_path):
+def test_a_damaged_run_file_is_an_error_with_its_name(tmp_path):
     table_of(3).write(tmp_path)
     assert "GAST: settings and totals" in Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     for text in ("{}", '{"config": {"keep": 0}, "steps": 1, "supports": 1}', "x"):
@@ -138,7 +138,7 @@ def test_a_damaged_description_of_the_run_is_named(tmp_path):
             write_report(tmp_path)
 
 
-def test_a_run_that_masked_nothing_says_so(tmp_path):
+def test_a_run_without_masked_batches(tmp_path):
     SelectionTable.empty(["x"], ["a"], torch.device("cpu")).write(tmp_path)
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "GAST: which samples updated which layer: No batch was masked" in text

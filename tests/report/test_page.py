@@ -1,4 +1,4 @@
-"""The report: its numbers, its words, what it survives, and how large it gets."""
+"""The report: numbers, texts, figures, hostile and large data, errors."""
 
 import json
 import re
@@ -40,8 +40,8 @@ def written(folder, selection):
     return Page(write_report(folder, selection=selection).read_text(encoding="utf-8"))
 
 
-def told(folder, selection):
-    """The page without its figures, which take most of the time."""
+def page_without_figures(folder, selection):
+    """The page without its figures, because drawing takes most of the time."""
     selection.save(folder)
     return Page(page.render(page.selection_sections(selection, folder), {}, []))
 
@@ -54,7 +54,7 @@ def without_matplotlib(monkeypatch):
 # ---- Words ----
 
 
-def test_nothing_stays_hidden_in_a_text():
+def test_invisible_characters_become_escape_sequences():
     assert visible("a\u202eb\x00c\u200bd\ud800") == "a\\u202eb\\u0000c\\u200bd\\ud800"
     assert visible("two\r\nlines\tand 🙂 שלום") == "two\nlines\tand 🙂 שלום"
     assert visible("x" * 10, 4) == "xxxx…" and visible("xxxx", 4) == "xxxx"
@@ -123,7 +123,7 @@ def test_a_strategy_without_a_threshold_does_not_claim_one(tmp_path):
     assert "It is not a threshold" in found.text and "The cut is at" not in found.text
 
 
-def test_what_is_not_there_is_named_with_its_reason(tmp_path):
+def test_missing_content_is_listed_with_its_reason(tmp_path):
     found = written(tmp_path, selection_of(strategy="random", width=0))
     for reason in (
         "Scores and the cut: The rows were chosen by a random draw, which does not use scores",
@@ -137,7 +137,7 @@ def test_what_is_not_there_is_named_with_its_reason(tmp_path):
 
 
 @pytest.mark.parametrize(("drop", "words"), [(True, "None of them was selected"), (False, "is off: ")])
-def test_the_leak_guard_says_what_became_of_the_rows(tmp_path, drop, words):
+def test_the_leak_section_states_whether_leaked_rows_were_selected(tmp_path, drop, words):
     selection = selection_of(leaked=[3, 4], manifest={"leaks": LEAKS}, drop_target_duplicates=drop)
     found = written(tmp_path, selection)
     assert "in target_dataset or eval_dataset too: 2." in found.text and words in found.text
@@ -160,7 +160,7 @@ def test_the_same_selection_gives_the_same_page(tmp_path):
 # ---- The page itself ----
 
 
-def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path):
+def test_the_page_has_no_scripts_and_makes_no_requests(tmp_path):
     found = written(tmp_path, selection_of(sources=["a", "b"]))
     tags = {tag for tag, _ in found.elements}
     assert not tags & {"script", "iframe", "object", "embed", "form", "base", "img", "audio", "video"}
@@ -172,7 +172,7 @@ def test_the_page_asks_for_nothing_and_runs_nothing(tmp_path):
     assert "url(" not in style and "@import" not in style
 
 
-def test_ids_are_unique_and_every_reference_has_its_goal(tmp_path):
+def test_ids_are_unique_and_every_reference_has_a_target(tmp_path):
     found = written(tmp_path, selection_of(sources=["a", "b"]))
     ids = found.attributes("id")
     assert len(ids) == len(set(ids))
@@ -248,7 +248,7 @@ def test_extreme_selections_are_drawn(tmp_path, change):
     assert page.render(page.selection_sections(equal, tmp_path), {}, [])
 
 
-# ---- Without matplotlib, and when it fails ----
+# ---- Without matplotlib, and with errors ----
 
 
 def test_without_matplotlib_the_numbers_are_there(tmp_path, monkeypatch):
@@ -264,7 +264,7 @@ def test_without_matplotlib_the_numbers_are_there(tmp_path, monkeypatch):
     assert not list((tmp_path / "without").glob("*.png"))
 
 
-def test_an_error_in_the_report_is_a_warning_and_never_silent(tmp_path, monkeypatch):
+def test_an_error_in_the_report_becomes_a_warning(tmp_path, monkeypatch):
     selection = selection_of()
     selection.save(tmp_path)
     monkeypatch.setattr(page, "render", lambda *_: 1 / 0)
@@ -282,7 +282,7 @@ def test_an_error_in_the_report_is_a_warning_and_never_silent(tmp_path, monkeypa
 # ---- The command ----
 
 
-def test_the_command_writes_where_it_is_told(tmp_path, capsys):
+def test_the_command_writes_to_the_given_file(tmp_path, capsys):
     selection_of().save(tmp_path / "out" / "gist")
     assert main(["report", str(tmp_path / "out")]) == 0
     assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
@@ -301,7 +301,7 @@ def test_the_command_writes_where_it_is_told(tmp_path, capsys):
         (lambda folder: (folder / "gast_history.parquet").write_text("x"), "gast_history.parquet cannot be read"),
     ],
 )
-def test_folders_without_artifacts_are_refused_by_name(tmp_path, capsys, make, message):
+def test_folders_without_artifacts_are_errors_with_their_name(tmp_path, capsys, make, message):
     folder = tmp_path / "empty"
     folder.mkdir()
     make(folder)
@@ -311,7 +311,7 @@ def test_folders_without_artifacts_are_refused_by_name(tmp_path, capsys, make, m
     assert not (folder / "report.html").exists()
 
 
-def test_damaged_examples_are_named(tmp_path, capsys):
+def test_a_damaged_examples_file_is_an_error_with_its_name(tmp_path, capsys):
     selection = selection_of()
     selection.save(tmp_path)
     keep_examples(tmp_path, selection, hostile_rows(400), None)
