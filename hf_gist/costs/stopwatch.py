@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator
+from types import ModuleType
 
 import psutil
 import torch
 
 
+resource: ModuleType | None
 try:
     import resource
 except ModuleNotFoundError:  # Windows
