@@ -35,16 +35,16 @@ def select(
 ) -> Selection:
     """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
 
-    The adapter should have seen a short warm-up first: with LoRA's `B` at zero only half of its gradients say anything.
+    The adapter should have seen a short warm-up first: while LoRA's `B` is zero, the gradients of `A` are zero.
 
     Args:
         model (`PeftModel`): a model with trainable LoRA layers; it is left as it was.
         candidates: the pool, `N` tokenised rows (a `datasets.Dataset` or any sized dataset of dicts).
-        targets: `M` tokenised rows that stand for what the model should become good at.
+        targets: `M` tokenised rows that are examples of what the model should learn.
         config (`GISTConfig`, *optional*): what to select and how.
         data_collator (`Callable`): rows to a padded batch with `labels`, the one used for training.
-        output_dir (`str` or `Path`, *optional*): where to write the artifacts. Scoring that was interrupted goes on
-            behind what it had finished there.
+        output_dir (`str` or `Path`, *optional*): where to write the artifacts. An interrupted scoring resumes
+            after the last batch that it saved there.
         progress (`bool`, defaults to `True`): show progress bars.
         eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
         checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
@@ -62,11 +62,11 @@ def select(
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
     if config.strategy not in UNSCORED:
-        vectors_per_checkpoint(model, config, checkpoints)  # what is missing should show before the work starts
+        vectors_per_checkpoint(model, config, checkpoints)  # raises before any work if something is missing
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
     selection = measure_and_choose(dataset_pass, inputs, config, partial)
-    if output_dir is not None:
+    if output_dir is not None and partial is not None:
         if PartialState().is_main_process:
             selection.save(output_dir)
             keep_examples(output_dir, selection, inputs.pool, inputs.targets, tokenizer=tokenizer)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from hf_gist import GISTConfig, Selection
 from tests import ROOT
 from tests.helpers import hub_runs as runs
+from tests.helpers.settings_table import END, START, with_table
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 from tests.helpers.words import chats, save_model, tokenizer
 
@@ -114,3 +115,9 @@ def test_bash_blocks(text, tmp_path, hub):
 def test_the_two_commands_are_on_the_first_screen():
     head = "\n".join(README.read_text(encoding="utf-8").splitlines()[:45])
     assert 'pip install -e ".[report]" && hf-gist demo' in head and 'pip install -e ".[test]" && pytest' in head
+
+
+def test_the_table_of_settings_is_that_of_the_code():
+    text = README.read_text(encoding="utf-8")
+    assert text.count(START) == text.count(END) == 1
+    assert with_table(text) == text, "run python -m tests.helpers.settings_table"

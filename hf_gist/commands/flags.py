@@ -14,6 +14,7 @@ import yaml
 from hf_gist.commands.compare.arguments import CompareArguments
 from hf_gist.commands.workspace import SourceArguments, flag
 from hf_gist.config.base import describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.config.documentation import setting_help
 from hf_gist.config.files import SCHEME, config_from_uri
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -71,16 +72,12 @@ def add_settings_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) 
     )
     for cls in groups:
         group = parser.add_argument_group(TITLES[cls])
+        texts = setting_help(cls)
         for field in dataclasses.fields(cls):
             shown = "" if field.default in (None, False) else f" Default: {field.default}."
-            text = (field.metadata.get("help") or _doc_line(cls, field.name)) + shown
+            text = (field.metadata.get("help") or texts.get(field.name, "")) + shown
             kind = _flag_type(get_type_hints(cls)[field.name])
             group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kind)
-
-
-def _doc_line(cls: type, name: str) -> str:
-    line = next(line for line in (cls.__doc__ or "").splitlines() if line.strip().startswith(f"{name} ("))
-    return line.split("): ", 1)[1]
 
 
 def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:

@@ -7,7 +7,6 @@ import os
 import re
 import types
 import typing
-from dataclasses import field
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -19,10 +18,8 @@ EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 Config = TypeVar("Config", bound="BaseConfig")
 
-
-def setting(text: str, default: Any) -> Any:
-    """A field with its help on the command line."""
-    return field(default=default, metadata={"help": text})
+Rule = tuple[str, bool, str]
+"""The range of a field: its name, whether the value is inside, and the range in words."""
 
 
 def fraction_or_count(text: str) -> int | float:
@@ -34,7 +31,7 @@ def fraction_or_count(text: str) -> int | float:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML as people write it: `2e-4` is a number, although YAML 1.1 wants `2.0e-4`."""
+    """YAML in which `2e-4` is a number, although YAML 1.1 requires `2.0e-4`."""
     values = yaml.safe_load(text)
     if not isinstance(values, dict):
         return values
@@ -57,7 +54,7 @@ def matches_type(value: Any, hint: Any) -> bool:
 
 
 def describe_type(hint: Any) -> str:
-    """A field's type in words a user can act on."""
+    """A field's type, for an error message."""
     if get_origin(hint) is Literal:
         return "one of " + ", ".join(repr(option) for option in get_args(hint))
     if get_origin(hint) in (types.UnionType, typing.Union):
@@ -72,30 +69,27 @@ def fits_fraction_or_count(amount: int | float) -> bool:
     return math.isfinite(amount) and (0 < amount <= 1 if isinstance(amount, float) else amount >= 1)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """What the configurations share: type checks, range checks and files. Subclasses are frozen dataclasses."""
+    """What the configurations share: type checks, range checks and files."""
 
     FILE: ClassVar[str]
     """Name of the file in a folder or a Hub repository."""
 
     def __post_init__(self) -> None:
-        problems = []
         hints = get_type_hints(type(self))
-        for name in (f.name for f in dataclasses.fields(self)):
-            hint, value = hints[name], getattr(self, name)
-            if not matches_type(value, hint):
-                problems.append(f"`{name}` must be {describe_type(hint)}, got {value!r}")
-        problems = problems or [
-            f"`{name}` must be {rule}, got {getattr(self, name)!r}" for name, holds, rule in self.rules() if not holds
+        wrong = [
+            (name, describe_type(hints[name]))
+            for name, value in self.to_dict().items()
+            if not matches_type(value, hints[name])
         ]
-        if problems:
+        wrong = wrong or [(name, rule) for name, holds, rule in self.rules() if not holds]
+        if wrong:
+            problems = [f"`{name}` must be {wanted}, got {getattr(self, name)!r}" for name, wanted in wrong]
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
-    def rules(self) -> list[tuple[str, bool, str]]:
-        """The range of each field: its name, whether the value is inside, and the range in words.
-
-        Called once the types are known to fit.
-        """
+    def rules(self) -> list[Rule]:
+        """The ranges of the fields, whose types are known to fit when this is called."""
         raise NotImplementedError
 
     @classmethod

@@ -23,11 +23,12 @@ FOLDER = "gist"
 """Folder of the artifacts of a selection inside the output folder of a training."""
 
 SCHEME = "hf://"
-LIBRARY = {"library_name": "hf_gist", "library_version": __version__}
+LIBRARY: dict[str, Any] = {"library_name": "hf_gist", "library_version": __version__}
+"""How requests to the Hub name this package."""
 
 
 class ConfigFile(Protocol):
-    """What the functions here need of a configuration class."""
+    """A configuration class with a file name and JSON."""
 
     FILE: ClassVar[str]
 
@@ -43,35 +44,35 @@ Config = TypeVar("Config", bound=ConfigFile)
 
 
 def _hub_file(name: str, file: str, repo_type: str, **download: Any) -> Path:
-    where = f"the {repo_type} repository {name!r}"
     try:
         return Path(hf_hub_download(name, file, repo_type=repo_type, **LIBRARY, **download))
     except HFValidationError as error:
-        raise ValueError(f"{name!r} is no folder here, and no name on the Hub: {error}") from error
-    except GatedRepoError as error:
-        raise ValueError(
-            f"Access to {where} must be asked for on its page; then log in with `hf auth login`."
-        ) from error
-    except RepositoryNotFoundError as error:
-        raise ValueError(
-            f"There is no folder {name!r} here, and {where} does not exist, or is private: then log in with "
+        raise ValueError(f"{name!r} is neither a local folder nor a Hub id: {error}") from error
+    except (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
+        where = f"the {repo_type} repository {name!r}"
+        raise ValueError(_why_not_found(error, name, file, where, download.get("revision"))) from error
+
+
+def _why_not_found(error: Exception, name: str, file: str, where: str, revision: str | None) -> str:
+    if isinstance(error, GatedRepoError):
+        return f"Request access to {where} on its page, then log in with `hf auth login`."
+    if isinstance(error, RepositoryNotFoundError):
+        return (
+            f"{name!r} is not a local folder, and {where} does not exist or is private. For a private one, log in with "
             "`hf auth login` or pass `token`."
-        ) from error
-    except RevisionNotFoundError as error:
-        raise ValueError(f"{where} has no revision {download.get('revision')!r}.") from error
-    except LocalEntryNotFoundError as error:
-        raise ValueError(f"`{file}` of {where} is not in the cache, and the Hub cannot be reached: {error}") from error
-    except EntryNotFoundError as error:
-        raise ValueError(
-            f"{where} has no `{file}`: it holds no run of hf_gist, or one that did not use this."
-        ) from error
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return f"{where} has no revision {revision!r}."
+    if isinstance(error, LocalEntryNotFoundError):
+        return f"`{file}` of {where} is not in the cache, and the Hub cannot be reached: {error}"
+    return f"{where} has no `{file}`: it holds no run of hf_gist, or one that did not use this configuration."
 
 
 def _parse(cls: type[Config], path: Path, name: str) -> Config:
     try:
         return cls.from_json(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"`{cls.FILE}` of {name!r} is no JSON: {error}") from error
+        raise ValueError(f"`{cls.FILE}` of {name!r} is not valid JSON: {error}") from error
     except ValueError as error:
         raise ValueError(
             f"`{cls.FILE}` of {name!r} does not fit hf_gist {__version__}, or is damaged; a newer version may have "
@@ -98,7 +99,7 @@ def load_config(cls: type[Config], name: str | os.PathLike, repo_type: str = "mo
             raise ValueError(f"{folder} has no `{cls.FILE}`; a run writes it into its output folder.")
         return _parse(cls, found[0], str(name))
     if isinstance(name, os.PathLike) or str(name).startswith((".", "~", os.sep)) or str(name).count("/") > 1:
-        raise ValueError(f"{str(name)!r} is no folder here, and no repository on the Hub (`user/name`).")
+        raise ValueError(f"{str(name)!r} is neither a local folder nor a Hub id (`user/name`).")
     return _parse(cls, _hub_file(name, cls.FILE, repo_type, **download), name)
 
 
@@ -106,19 +107,19 @@ def config_from_uri(cls: type[Config], uri: str) -> Config:
     """A configuration from `hf://user/model`, `hf://user/model@revision` or `hf://datasets/user/name`.
 
     Raises:
-        ValueError: if the address is none of these, or as [`load_config`] does.
+        ValueError: if the address is none of these, or for the reasons of [`load_config`].
     """
     try:
-        place = parse_hf_uri(uri)
+        address = parse_hf_uri(uri)
     except ValueError as error:
-        raise ValueError(f"{uri!r} is no address on the Hub: {error}") from error
-    if place.path_in_repo or place.type not in ("model", "dataset"):
+        raise ValueError(f"{uri!r} is not a Hub address: {error}") from error
+    if address.path_in_repo or address.type not in ("model", "dataset"):
         raise ValueError(f"{uri!r}: give the repository alone, as in hf://user/model@revision.")
-    return _parse(cls, _hub_file(place.id, cls.FILE, place.type, revision=place.revision), uri)
+    return _parse(cls, _hub_file(address.id, cls.FILE, address.type, revision=address.revision), uri)
 
 
 def save_config(config: ConfigFile, folder: str | os.PathLike) -> Path:
-    """Write a configuration into a folder, which is made if need be, under the name that [`load_config`] looks for."""
+    """Write a configuration into a folder, which is created if needed, under the name that [`load_config`] reads."""
     path = Path(folder) / config.FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, lambda name: Path(name).write_text(config.to_json(), encoding="utf-8"))

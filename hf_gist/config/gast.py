@@ -4,38 +4,38 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hf_gist.config.base import BaseConfig, fits_fraction_or_count, setting
+from hf_gist.config.base import BaseConfig, Rule, fits_fraction_or_count
 
 
 @dataclass(frozen=True, kw_only=True)
 class GASTConfig(BaseConfig):
-    """Which samples of a batch may update which layer, and by what.
+    """Which samples of a batch may update which layer, and by which rule.
 
     Args:
-        keep (`int` or `float`, defaults to 0.5): samples `K` of a per-device batch that may update a layer: a float is
-            a fraction of the batch, an int is a count (paper: 8 of 16).
-        mode (`str`, defaults to `"stochastic"`): `"stochastic"` draws `K` samples without replacement from the softmax
-            of the standardised alignments (the paper's); `"random"` draws uniformly (in the paper already most of the
-            gain); `"topk"` takes the best aligned, which in the paper is far worse than no mask at all; `"all"`
-            leaves the stock `Trainer` untouched, bit for bit.
-        temperature (`float`, defaults to 1.0): divides the standardised alignments before the softmax; large values
+        keep (`int` or `float`, defaults to `0.5`): samples of a per-device batch that may update a layer: 0.5 is a
+            fraction of the batch, 8 is a count (paper: 8 of 16).
+        mode (`str`, defaults to `"stochastic"`): how the kept samples are chosen from the alignments. `"stochastic"`
+            draws `K` samples without replacement from the softmax of the standardised alignments (the paper's);
+            `"random"` draws uniformly (in the paper already most of the gain); `"topk"` takes the best aligned, which
+            in the paper is far worse than no mask at all; `"all"` leaves the stock `Trainer` untouched, bit for bit.
+        temperature (`float`, defaults to `1.0`): divides the standardised alignments before the softmax. Large values
             approach `"random"`, small ones `"topk"`.
-        support (`str`, defaults to `"dataset"`): where the support gradient comes from: a small batch of the support
-            set (the paper's), or `"momentum"`, the optimizer's first moment, which costs no extra pass (not in the
-            paper). Until the optimizer has a first moment the draw is uniform.
-        support_batch_size (`int`, defaults to 4): support samples per process in one support gradient.
-        support_every (`int`, defaults to 1): optimizer steps for which a support gradient of the support set is used.
-            One support gradient serves all batches of an accumulated step.
+        support (`str`, defaults to `"dataset"`): source of the support gradient: a small batch of the support set (the
+            paper's), or `"momentum"`, the optimizer's first moment, which costs no extra pass (not in the paper). Until
+            the optimizer has a first moment the draw is uniform.
+        support_batch_size (`int`, defaults to `4`): support samples per process in one support gradient.
+        support_every (`int`, defaults to `1`): optimizer steps that share one support gradient of the support set. One
+            support gradient serves all batches of an accumulated step.
         group_by (`str`, defaults to `"block"`): matrices that share a mask: those of a transformer `"block"` (the
             paper's), or those of one adapted `"module"`.
         outside_blocks (`str`, defaults to `"unmasked"`): trainable matrices outside the repeated blocks (embeddings,
             heads, `modules_to_save`): `"unmasked"` trains them on the whole batch, `"masked"` makes them a group.
         rescale (`bool`, defaults to `True`): multiply the kept gradients by `B / K`, so that the step keeps the size
             of a mean over the batch.
-        start_step (`int`, defaults to 0): first optimizer step that is masked.
+        start_step (`int`, defaults to `0`): first optimizer step that is masked.
         source_column (`str`, *optional*): column of the training set to report the selection by. By default the
             report is by number of labelled tokens.
-        seed (`int`, defaults to 42): seed of the draws and of the order of the support set.
+        seed (`int`, defaults to `42`): seed of the draws and of the order of the support set.
 
     Raises:
         ValueError: naming every field that has a wrong type or is out of range.
@@ -43,26 +43,20 @@ class GASTConfig(BaseConfig):
 
     FILE: ClassVar[str] = "gast_config.json"
 
-    keep: int | float = setting("Samples of a batch that may update a layer: 0.5 is a fraction, 8 is a count.", 0.5)
-    mode: Literal["stochastic", "random", "topk", "all"] = setting(
-        "How the kept samples are chosen from the alignments; `all` is the stock Trainer.", "stochastic"
-    )
-    temperature: float = setting("Divides the standardised alignments before the softmax.", 1.0)
-    support: Literal["dataset", "momentum"] = setting(
-        "Support gradient from a batch of the support set, or the optimizer's first moment.", "dataset"
-    )
-    support_batch_size: int = setting("Support samples per process in one support gradient.", 4)
-    support_every: int = setting("Optimizer steps for which a support gradient is used.", 1)
-    group_by: Literal["block", "module"] = setting("Matrices that share a mask.", "block")
-    outside_blocks: Literal["unmasked", "masked"] = setting(
-        "Trainable matrices outside the repeated blocks: whole batch, or a group of their own.", "unmasked"
-    )
-    rescale: bool = setting("Multiply the kept gradients by batch size over kept samples.", True)
-    start_step: int = setting("First optimizer step that is masked.", 0)
-    source_column: str | None = setting("Column of the training set to report the selection by.", None)
-    seed: int = setting("Seed of the draws and of the order of the support set.", 42)
+    keep: int | float = 0.5
+    mode: Literal["stochastic", "random", "topk", "all"] = "stochastic"
+    temperature: float = 1.0
+    support: Literal["dataset", "momentum"] = "dataset"
+    support_batch_size: int = 4
+    support_every: int = 1
+    group_by: Literal["block", "module"] = "block"
+    outside_blocks: Literal["unmasked", "masked"] = "unmasked"
+    rescale: bool = True
+    start_step: int = 0
+    source_column: str | None = None
+    seed: int = 42
 
-    def rules(self) -> list[tuple[str, bool, str]]:
+    def rules(self) -> list[Rule]:
         """See [`BaseConfig`]."""
         return [
             ("keep", fits_fraction_or_count(self.keep), "a fraction in (0, 1] or a count of at least 1"),

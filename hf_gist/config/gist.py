@@ -4,11 +4,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from hf_gist.config.base import BaseConfig, fits_fraction_or_count, setting
+from hf_gist.config.base import BaseConfig, Rule, fits_fraction_or_count
 
 
 UNSCORED = ("random", "length_matched_random")
-"""Strategies that look at no score."""
+"""Strategies without scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,47 +16,52 @@ class GISTConfig(BaseConfig):
     """What GIST selects and how.
 
     Args:
-        budget (`int` or `float`, defaults to 0.05): how much of the pool to keep: a float is a fraction, an int is a
-            count. The unit is `budget_unit`.
-        budget_unit (`str`, defaults to `"rows"`): `"rows"`, or `"tokens"` for labelled tokens.
-        warmup_ratio (`float`, defaults to 0.05): share of the pool to train on before selecting (paper: 5 %, one
-            epoch), rounded up to whole optimizer steps.
+        budget (`int` or `float`, defaults to `0.05`): how much of the pool to keep: 0.05 is a fraction, 500 is a number
+            of rows. `budget_unit="tokens"` counts labelled tokens instead of rows.
+        budget_unit (`str`, defaults to `"rows"`): unit of the budget: `"rows"`, or `"tokens"` for labelled tokens.
+        warmup_ratio (`float`, defaults to `0.05`): share of the pool to train on before selecting (paper: 5 %, one
+            epoch). It is rounded up to whole optimizer steps.
         warmup_steps (`int`, *optional*): length of the warm-up in optimizer steps; overrides `warmup_ratio`.
-        rank (`int`, *optional*): fixed rank `k` of the subspace. By default the smallest `k` that explains
+        rank (`int`, *optional*): fixed rank of the subspace, instead of the smallest that explains
             `explained_variance`.
-        explained_variance (`float`, defaults to 0.95): share of the target gradients' squared spectrum to keep.
-        scorer (`str`, defaults to `"gist"`): what stands for a row: its LoRA gradient (`"gist"`), or one of two
-            baselines compared by plain cosine: `"rds_plus"`, the position-weighted mean of its last hidden states
-            (forward only), and `"less"`, its Adam-preconditioned gradient, randomly projected to 8192 values.
-        score (`str`, defaults to `"subspace_cosine"`): with `scorer="gist"`, the cosine inside the subspace (the
-            paper's; in a subspace of one direction, where it is 1 or -1, the plain cosine takes its place), `"cosine"`
-            for the plain cosine of the full gradients, or `"grad_norm"` for the norm alone.
-        strategy (`str`, defaults to `"max"`): how the scores against the target groups become a choice: the `"max"`
-            over groups (the paper's), their `"mean"`, or `"round_robin"`, each group picking its best row in turn.
-            Two baselines look at no score: `"random"` rows, and `"length_matched_random"` rows, random with the
-            answer lengths of the target set.
-        sample_from_top (`float`, defaults to 1.0): draw the selection at random from the best `sample_from_top` times the
-            budget. 1 keeps the best rows, as the papers do; 3 keeps their variety, which pays where answers are short:
-            the rows closest to a target tend to have its very answer.
+        explained_variance (`float`, defaults to `0.95`): share of the target gradients' squared spectrum that the
+            subspace keeps.
+        scorer (`str`, defaults to `"gist"`): row representation: the LoRA gradient (`"gist"`), or a baseline,
+            `"rds_plus"` or `"less"`. `"rds_plus"` is the position-weighted mean of the last hidden states (forward pass
+            only), `"less"` the Adam-preconditioned gradient, randomly projected to 8,192 values; both are compared by
+            plain cosine.
+        score (`str`, defaults to `"subspace_cosine"`): how a row is compared with the targets: cosine in the subspace
+            (the paper's), plain `"cosine"`, or `"grad_norm"` (a baseline without targets). `"cosine"` also penalises
+            the part of a gradient that lies outside the subspace; it replaces the subspace cosine in a subspace of one
+            direction, where that is always 1 or -1. Other scorers than `"gist"` use the plain cosine.
+        strategy (`str`, defaults to `"max"`): how the scores per target group become a selection: the `"max"` over the
+            groups (the paper's), their `"mean"`, `"round_robin"`, or one of two baselines without scores, `"random"`
+            and `"length_matched_random"`. `"round_robin"` lets each group pick in turn, so that small budgets cover all
+            groups; `"length_matched_random"` draws rows with the answer lengths of the targets.
+        sample_from_top (`float`, defaults to `1.0`): draw the selection at random from the best rows, this many times
+            the budget; 1 keeps the best rows, as the paper does. `3.0` keeps more variety: the rows closest to a
+            short-answer target tend to share its exact answer.
         score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
-            there. Cheaper and not exact; `recipes/README.md` has the measured agreement.
-        sketch_dim (`int`, *optional*): project each gradient to this many values at random before everything else (LESS:
-            8192), so that the basis takes next to no memory. Not exact; `recipes/README.md` has the measured agreement.
-        prefilter (`float`, *optional*): share of the pool, best first by `"rds_plus"`, that is scored by gradients;
-            the other rows cannot be selected. Cheaper and not exact.
-        target_group_column (`str`, *optional*): column of the target set that names each row's group (sub-task). The
-            target gradients of a group are averaged. By default every target row is its own group.
-        source_column (`str`, *optional*): column of the candidate pool to report shares by.
-        scoring_tokens_per_batch (`int`, defaults to 4096): padded tokens in one scoring batch.
-        scoring_dtype (`str`, defaults to `"auto"`): `"float32"` or `"bfloat16"` compute for scoring; `"auto"` is
-            bfloat16 inside a trainer with `bf16=True`, and the model's own dtype otherwise.
-        after_selection (`str`, defaults to `"continue"`): go on with the warmed-up adapter, or `"restart"` from the
+            there: cheaper, not exact. `recipes/README.md` has the measured agreement.
+        sketch_dim (`int`, *optional*): project each gradient to this many values at random: far less memory for the
+            basis, not exact. `8192` is the value of LESS; `recipes/README.md` has the measured agreement.
+        prefilter (`float`, *optional*): share of the pool, best first by RDS+, to score by gradients; the other rows
+            cannot be selected: cheaper, not exact. `0.3` scores the best 30 % by RDS+, which needs a forward pass only.
+        target_group_column (`str`, *optional*): column of the target set that names each row's group. By default each
+            target row is its own group. With a column, the gradients of a group are averaged into one direction, which
+            tends to select redundant rows.
+        source_column (`str`, *optional*): column of the pool to report shares by.
+        scoring_tokens_per_batch (`int`, defaults to `4096`): padded tokens in one scoring batch. Raise it on a large
+            GPU.
+        scoring_dtype (`str`, defaults to `"auto"`): compute dtype of scoring. `"auto"` is bfloat16 inside a trainer
+            with `bf16=True`, and the model's own dtype otherwise.
+        after_selection (`str`, defaults to `"continue"`): continue with the warmed-up adapter, or `"restart"` from the
             initial adapter with a fresh optimizer and schedule (the paper's).
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is in the target or evaluation set
             too, token for token or in the same words. Such rows are reported either way.
-        save_every (`int`, *optional*): scored batches between two saves, from which an interrupted scoring goes on. By
-            default about a minute.
-        seed (`int`, defaults to 42): seed of the warm-up sample and of the order of each pass.
+        save_every (`int`, *optional*): scored batches between two saves; by default about a minute. An interrupted
+            scoring resumes after the last saved batch.
+        seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the order of each pass.
 
     Raises:
         ValueError: naming every field that has a wrong type or is out of range.
@@ -64,70 +69,67 @@ class GISTConfig(BaseConfig):
 
     FILE: ClassVar[str] = "gist_config.json"
 
-    budget: int | float = setting("How much of the pool to keep: 0.05 is a fraction, 500 is a count.", 0.05)
-    budget_unit: Literal["rows", "tokens"] = setting("Unit of the budget: rows, or labelled tokens.", "rows")
-    warmup_ratio: float = setting("Share of the pool to train on before selecting.", 0.05)
-    warmup_steps: int | None = setting("Warm-up length in optimizer steps; overrides the ratio.", None)
-    rank: int | None = setting("Fixed rank of the subspace instead of the explained-variance rule.", None)
-    explained_variance: float = setting("Share of the target gradients' squared spectrum to keep.", 0.95)
-    scorer: Literal["gist", "rds_plus", "less"] = setting(
-        "What stands for a row: its gradient, or a baseline.", "gist"
-    )
-    score: Literal["subspace_cosine", "cosine", "grad_norm"] = setting(
-        "Cosine in the subspace, plain cosine, or the gradient norm (a baseline).", "subspace_cosine"
-    )
-    strategy: Literal["max", "mean", "round_robin", "random", "length_matched_random"] = setting(
-        "How scores per target group become a choice; the random ones are baselines.", "max"
-    )
-    sample_from_top: float = setting(
-        "Draw at random from this many times the budget, best first; 1 keeps the best.", 1.0
-    )
-    score_layers: int | None = setting("Score by the adapters of the last blocks only; cheaper, not exact.", None)
-    sketch_dim: int | None = setting("Project each gradient to this many values at random; not exact.", None)
-    prefilter: float | None = setting("Share of the pool, best by rds_plus, to score by gradients.", None)
-    target_group_column: str | None = setting("Column of the target set naming each row's group.", None)
-    source_column: str | None = setting("Column of the pool to report shares by.", None)
-    scoring_tokens_per_batch: int = setting("Padded tokens in one scoring batch.", 4096)
-    scoring_dtype: Literal["auto", "float32", "bfloat16"] = setting("Compute dtype of scoring.", "auto")
-    after_selection: Literal["continue", "restart"] = setting(
-        "Keep the warmed-up adapter or start afresh.", "continue"
-    )
-    drop_target_duplicates: bool = setting("Never select rows that are in the target or evaluation set too.", True)
-    save_every: int | None = setting("Scored batches between two saves; by default about a minute.", None)
-    seed: int = setting("Seed of the warm-up sample and of the order of each pass.", 42)
+    budget: int | float = 0.05
+    budget_unit: Literal["rows", "tokens"] = "rows"
+    warmup_ratio: float = 0.05
+    warmup_steps: int | None = None
+    rank: int | None = None
+    explained_variance: float = 0.95
+    scorer: Literal["gist", "rds_plus", "less"] = "gist"
+    score: Literal["subspace_cosine", "cosine", "grad_norm"] = "subspace_cosine"
+    strategy: Literal["max", "mean", "round_robin", "random", "length_matched_random"] = "max"
+    sample_from_top: float = 1.0
+    score_layers: int | None = None
+    sketch_dim: int | None = None
+    prefilter: float | None = None
+    target_group_column: str | None = None
+    source_column: str | None = None
+    scoring_tokens_per_batch: int = 4096
+    scoring_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    after_selection: Literal["continue", "restart"] = "continue"
+    drop_target_duplicates: bool = True
+    save_every: int | None = None
+    seed: int = 42
 
-    def rules(self) -> list[tuple[str, bool, str]]:
+    def rules(self) -> list[Rule]:
         """See [`BaseConfig`]."""
         amount = f"a fraction in (0, 1] or a count of at least 1 {self.budget_unit}"
         return [
             ("budget", fits_fraction_or_count(self.budget), amount),
             ("warmup_ratio", 0 < self.warmup_ratio < 1, "between 0 and 1, both excluded"),
-            ("warmup_steps", self.warmup_steps is None or self.warmup_steps >= 1, "at least 1"),
-            ("rank", self.rank is None or self.rank >= 1, "at least 1"),
+            *self._counts(),
             ("explained_variance", 0 < self.explained_variance <= 1, "in (0, 1]"),
+            ("sample_from_top", math.isfinite(self.sample_from_top) and self.sample_from_top >= 1, "1 or more"),
+            ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
+            ("seed", self.seed >= 0, "0 or more"),
+            *self._combinations(),
+        ]
+
+    def _counts(self) -> list[Rule]:
+        optional = ("warmup_steps", "rank", "score_layers", "sketch_dim", "save_every")
+        names = [*(name for name in optional if getattr(self, name) is not None), "scoring_tokens_per_batch"]
+        return [(name, getattr(self, name) >= 1, "at least 1") for name in names]
+
+    def _combinations(self) -> list[Rule]:
+        """Settings that exclude each other."""
+        with_scorer = f"with `scorer={self.scorer!r}`, which"
+        gist = self.scorer == "gist"
+        return [
             (
                 "score",
-                self.score == "subspace_cosine" or self.scorer == "gist",
-                f"left at its default with `scorer={self.scorer!r}`, which is compared by plain cosine",
+                gist or self.score == "subspace_cosine",
+                f"left at its default {with_scorer} is compared by plain cosine",
             ),
             (
                 "strategy",
                 self.score != "grad_norm" or self.strategy not in ("mean", "round_robin"),
-                "'max' with `score='grad_norm'`, which knows no groups",
+                "'max' with `score='grad_norm'`, which has no groups",
             ),
-            (
-                "sample_from_top",
-                math.isfinite(self.sample_from_top) and self.sample_from_top >= 1,
-                "1 or more",
-            ),
-            ("score_layers", self.score_layers is None or self.score_layers >= 1, "at least 1"),
-            ("sketch_dim", self.sketch_dim is None or self.sketch_dim >= 1, "at least 1"),
             (
                 "sketch_dim",
-                self.sketch_dim is None or self.scorer == "gist",
-                f"left out with `scorer={self.scorer!r}`, which has a projection of its own or no gradient",
+                gist or self.sketch_dim is None,
+                f"left out {with_scorer} has a projection of its own or no gradient",
             ),
-            ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
             (
                 "prefilter",
                 self.prefilter is None or self.scorer != "rds_plus",
@@ -135,13 +137,13 @@ class GISTConfig(BaseConfig):
             ),
             (
                 "prefilter",
-                self.prefilter is None
-                or self.budget_unit != "rows"
-                or not isinstance(self.budget, float)
-                or self.prefilter >= self.budget * self.sample_from_top,
+                self._prefilter_is_enough(),
                 "at least `budget` times `sample_from_top`, or it leaves too few rows to choose from",
             ),
-            ("scoring_tokens_per_batch", self.scoring_tokens_per_batch >= 1, "at least 1"),
-            ("save_every", self.save_every is None or self.save_every >= 1, "at least 1"),
-            ("seed", self.seed >= 0, "0 or more"),
         ]
+
+    def _prefilter_is_enough(self) -> bool:
+        """Whether the prefilter passes on enough rows; known without the pool only for a fraction of its rows."""
+        if self.prefilter is None or self.budget_unit != "rows" or not isinstance(self.budget, float):
+            return True
+        return self.prefilter >= self.budget * self.sample_from_top

@@ -8,13 +8,15 @@ class WarmupSettings:
     """LoRA and training values of the warm-up; each is a flag of `hf-gist select`.
 
     Args:
-        lora_r (`int`): LoRA rank (paper: 128).
-        lora_alpha (`int`): LoRA alpha (paper: 512; the ratio to the rank is kept here).
-        lora_dropout (`float`): LoRA dropout (paper: 0.1).
-        lora_target_modules (`str`): comma-separated module names, or `all-linear` (paper: q, k, v and o projections).
-        learning_rate (`float`): peak learning rate (paper: 2e-5 at rank 128).
-        per_device_train_batch_size (`int`): batch size (paper: 32).
-        less_checkpoints (`int`): evenly spaced moments of the warm-up that `scorer="less"` scores at, a pass each (LESS: 4).
+        lora_r (`int`, defaults to `16`): LoRA rank (paper: 128).
+        lora_alpha (`int`, defaults to `64`): LoRA alpha (paper: 512; the default keeps its ratio to the rank).
+        lora_dropout (`float`, defaults to `0.1`): LoRA dropout (paper: 0.1).
+        lora_target_modules (`str`, defaults to `"q_proj,k_proj,v_proj,o_proj"`): comma-separated module names, or
+            `all-linear` (paper: q, k, v and o projections).
+        learning_rate (`float`, defaults to `0.0002`): peak learning rate (paper: 2e-5 at rank 128).
+        per_device_train_batch_size (`int`, defaults to `32`): batch size (paper: 32).
+        less_checkpoints (`int`, defaults to `4`): evenly spaced checkpoints of the warm-up that `scorer="less"` scores
+            at, one pass each (LESS: 4).
     """
 
     lora_r: int = 16

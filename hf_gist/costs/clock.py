@@ -19,14 +19,14 @@ CLOCK = "seconds.json"
 
 
 class RunClock:
-    """Runs from its making on; every [`RunClock.record`] gives the time since the one before to a phase."""
+    """Adds the time between two calls of [`RunClock.record`] to a phase; starts when it is made."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def record(self, phase: str | None) -> None:
-        """Add the time since the last lap to a phase; `None` drops it."""
+        """Add the time since the last record to a phase; `None` drops it."""
         now = time.perf_counter()
         if phase is not None:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
@@ -37,7 +37,7 @@ class RunClock:
         write_json(folder / CLOCK, self.seconds)
 
     def restore(self, folder: Path) -> None:
-        """Go on from a checkpoint; steps that were lost with a killed process are not counted."""
+        """Continue from a checkpoint; steps that were lost with a killed process are not counted."""
         if (folder / CLOCK).exists():
             self.seconds = read_json(folder / CLOCK)
 

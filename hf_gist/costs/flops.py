@@ -1,9 +1,11 @@
 """Floating-point operations of a transformer with adapters, counted from its shapes (a multiply-add is two)."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from torch import nn
+from transformers import PreTrainedModel
 
 from hf_gist.gradients.models import unwrapped
 
@@ -32,7 +34,7 @@ class ModelWork:
     @classmethod
     def of(cls, model: nn.Module) -> "ModelWork":
         """Read the shapes of a transformers model, inside peft's wrapper or not."""
-        base = unwrapped(model)
+        base = cast(PreTrainedModel, unwrapped(model))
         embeddings = {id(m.weight) for m in base.modules() if isinstance(m, nn.Embedding)}
         output = base.get_output_embeddings()
         head = 0 if output is None else output.weight.numel()

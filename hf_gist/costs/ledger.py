@@ -21,13 +21,13 @@ class PhaseCost:
     Args:
         phase (`str`): its name.
         seconds (`float`): wall clock.
-        rows (`int`): rows gone through, each as often as it was.
+        rows (`int`): rows processed, counted once per pass.
         tokens (`int`): their tokens without padding.
         forward_flops (`float`): operations of forward passes.
         backward_flops (`float`): operations of backward passes.
         other_flops (`float`): projections and the subspace.
         forecast_seconds (`float`, *optional*): what was expected before it began.
-        peak_memory_bytes (`int`, *optional*): peak until its end, of the main process or its GPU.
+        peak_memory_bytes (`int`, *optional*): peak so far, of the main process or its GPU.
         bytes_written (`int`, *optional*): artifacts it left on disk.
     """
 
@@ -63,7 +63,7 @@ class CostLedger:
     kept_pass_flops: float
 
     def with_phase(self, phase: PhaseCost, first: bool = False) -> "CostLedger":
-        """The ledger with one more phase; one of the same name gives way."""
+        """The ledger with one more phase, which replaces a phase of the same name."""
         others = tuple(p for p in self.phases if p.phase != phase.phase)
         return dataclasses.replace(self, phases=(phase, *others) if first else (*others, phase))
 
@@ -106,7 +106,7 @@ class CostLedger:
         )
 
     def table(self) -> list[list[str]]:
-        """Header and one row per phase, for people."""
+        """Header and one row per phase, as text."""
         head = ["phase", "seconds", "forecast, s", "rows", "tokens", "forward FLOP", "backward FLOP", "other FLOP"]
         lines = [[*head, "peak memory", "on disk"]]
         for p in self.phases:
@@ -118,7 +118,7 @@ class CostLedger:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """For `costs.json`, with the sentence for people."""
+        """For `costs.json`, with the break-even as a sentence."""
         return dataclasses.asdict(self) | {"break_even": self.break_even()}
 
     def save(self, folder: str | Path) -> None:
@@ -145,7 +145,7 @@ class CostLedger:
 
 
 def in_units(size: float) -> str:
-    """A number of bytes for a person."""
+    """A readable number of bytes."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:,.0f} {unit}"

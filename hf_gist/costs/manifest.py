@@ -1,4 +1,4 @@
-"""What a run says of itself: versions, counts, seconds, peak memory."""
+"""The manifest of a run: versions, model and datasets."""
 
 import platform
 from importlib.metadata import version

@@ -3,11 +3,13 @@
 import sys
 import time
 from collections.abc import Iterator
+from types import ModuleType
 
 import psutil
 import torch
 
 
+resource: ModuleType | None
 try:
     import resource
 except ModuleNotFoundError:  # Windows
@@ -60,6 +62,6 @@ def peak_memory_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:
-        return psutil.Process().memory_info().peak_wset
+        return getattr(psutil.Process().memory_info(), "peak_wset")  # noqa: B009 - a field on Windows only
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

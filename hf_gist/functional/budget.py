@@ -1,4 +1,4 @@
-"""From a ranking to a selection: how many rows a budget buys."""
+"""From a ranking to a selection: the rows that fit a budget."""
 
 from collections.abc import Sequence
 
@@ -37,7 +37,7 @@ def sampled_from_top(
 
 
 def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None:
-    """The number of rows a row budget asks for; `None` for a token budget.
+    """The number of rows of a row budget; `None` for a token budget.
 
     Raises:
         ValueError: if the budget selects nothing or more than the pool.

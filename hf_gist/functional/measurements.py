@@ -1,4 +1,4 @@
-"""What scoring measured of a pool against a target set: all that a choice needs, without the model."""
+"""What scoring measured: all that a selection needs, without the model."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -42,13 +42,13 @@ class Measurements:
     sources: list[str] | None = None
 
     def check_shapes(self) -> None:
-        """Raise unless all parts belong to the same rows.
+        """Check that all parts belong to the same rows.
 
         Raises:
             ValueError: naming the shapes.
         """
         rows, rank = self.coordinates.shape
-        expected = {"norms": (rows,), "label_tokens": (rows,), "singular_values": (rank,)}
+        expected: dict[str, tuple[int, ...]] = {"norms": (rows,), "label_tokens": (rows,), "singular_values": (rank,)}
         expected |= {"target_coordinates": (len(self.target_label_tokens), rank)}
         expected |= {name: (rows,) for name in ("scored", "leaked") if getattr(self, name) is not None}
         wrong = [name for name, shape in expected.items() if tuple(getattr(self, name).shape) != shape]
@@ -93,7 +93,9 @@ class Measurements:
         if value not in names:
             raise ValueError(f"`target_value={value!r}` is not in the column {column!r}. Values: {', '.join(names)}.")
         rows = [row for row, group in enumerate(groups) if names[group] == value]
-        kept, singular, u = self.target_coordinates[rows].double(), self.singular_values, torch.zeros(len(rows), 0)
+        kept = self.target_coordinates[rows].double()
+        singular = self.singular_values
+        u = torch.zeros(len(rows), 0)
         if len(singular):
             singular, u = spectrum(kept @ kept.T)
         return dataclasses.replace(
@@ -113,7 +115,8 @@ class Measurements:
             rows (`list[int]`): the rows that were measured, by their number in the pool.
             label_tokens (`Tensor`): labelled tokens of the whole pool `[N]`.
         """
-        size, index = len(label_tokens), torch.tensor(rows)
+        size = len(label_tokens)
+        index = torch.tensor(rows)
         return dataclasses.replace(
             self,
             coordinates=torch.zeros(size, self.coordinates.shape[1]).index_copy(0, index, self.coordinates),

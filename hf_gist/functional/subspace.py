@@ -77,8 +77,8 @@ def basis_slice(gradients: Tensor, singular_values: Tensor, u: Tensor) -> Tensor
         u (`Tensor`): `[M, q]`.
 
     Returns:
-        `Tensor`: `[q, n]`, float32; computed in float64. In memory it lies as `[n, q]`, in which the projection
-        `[B, n] @ [n, q]` of a few rows reads it two to three times as fast on a CPU.
+        `Tensor`: `[q, n]`, float32; computed in float64. The memory layout is that of `[n, q]`, which the
+        projection `[B, n] @ [n, q]` of a few rows reads two to three times as fast on a CPU.
     """
     weights = (u / singular_values).to(gradients.device)
     return (gradients.double().T @ weights).float().T

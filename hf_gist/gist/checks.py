@@ -1,4 +1,4 @@
-"""What can be known to be wrong before any work starts: datasets, labels, columns, lengths."""
+"""Checks before any work starts: datasets, labels, columns, lengths."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,7 +23,7 @@ from hf_gist.gradients.vectors import per_sample_backward
 
 
 ROWS_LOOKED_AT = 256
-"""Rows of the pool that are collated before the work starts, to see that they carry labels."""
+"""Rows of the pool that are collated before the work starts, to check that they carry labels."""
 
 
 def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
@@ -49,17 +49,18 @@ def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
     Raises:
         ValueError: if the configured column is missing.
     """
-    columns, group = scalar_columns(targets), config.target_group_column
+    columns = scalar_columns(targets)
+    group = config.target_group_column
     if group is not None:
         columns[group] = [str(value) for value in read_column(targets, group, "target_group_column")]
     return columns
 
 
 def check_dataset(dataset: Any, argument: str) -> None:
-    """Refuse datasets without a length, and empty ones.
+    """Check that a dataset has a length and rows.
 
     Raises:
-        ValueError: naming the argument.
+        ValueError: naming the argument, for a dict of splits, a stream or an empty dataset.
     """
     if isinstance(dataset, dict):
         raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
@@ -73,7 +74,7 @@ def check_dataset(dataset: Any, argument: str) -> None:
 
 
 def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
-    """Collate some rows and see that they can be told apart and that at least one has a labelled token.
+    """Collate some rows and check that samples are separate and that at least one has a labelled token.
 
     Raises:
         ValueError: naming the argument, if not.
@@ -108,21 +109,14 @@ def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
 
 
 def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:
-    """Everything that can be known to be wrong before any work starts.
+    """Check all inputs before any work starts.
 
     Raises:
         ValueError: naming the argument, its value and what to do.
     """
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
-    wanted = rows_in_budget(config.budget, config.budget_unit, len(pool))
-    if config.prefilter is not None and wanted is not None and isinstance(config.budget, int):
-        passed, wanted = int(config.prefilter * len(pool)), int(wanted * config.sample_from_top)
-        if passed < wanted:
-            raise ValueError(
-                f"`prefilter={config.prefilter}` passes on {passed} of {len(pool)} rows, and `budget` with "
-                f"`sample_from_top` asks for {wanted}; raise `prefilter`."
-            )
+    _check_prefilter(config, len(pool))
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError(
             "The parameters are partitioned by DeepSpeed ZeRO-3, which hides them from scoring; use FSDP2."
@@ -131,15 +125,24 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     check_dtype(model, config.scoring_dtype)
     check_labels(targets, collator, model, "target_dataset", range(len(targets)))
     generator = torch.Generator().manual_seed(config.seed)
-    check_labels(
-        pool,
-        collator,
-        model,
-        "train_dataset",
-        torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist(),
-    )
+    some = torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist()
+    check_labels(pool, collator, model, "train_dataset", some)
     for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
         _try_longest(model, dataset, collator, tracked, argument, config.scoring_tokens_per_batch)
+
+
+def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
+    """Check the budget, and that the prefilter passes on enough rows for it."""
+    budget = rows_in_budget(config.budget, config.budget_unit, pool_size)
+    if config.prefilter is None or budget is None or not isinstance(config.budget, int):
+        return
+    passed = int(config.prefilter * pool_size)
+    wanted = int(budget * config.sample_from_top)
+    if passed < wanted:
+        raise ValueError(
+            f"`prefilter={config.prefilter}` passes on {passed} of {pool_size} rows, and `budget` with "
+            f"`sample_from_top` asks for {wanted}; raise `prefilter`."
+        )
 
 
 def _try_longest(
@@ -150,7 +153,7 @@ def _try_longest(
     argument: str,
     tokens_per_batch: int,
 ) -> None:
-    """One backward on the longest row, or two if a batch holds them: what cannot work should fail now, not later.
+    """One backward on the longest row, or the two longest if a batch holds them, so that failures come early.
 
     Raises:
         ValueError: naming the argument.
@@ -162,7 +165,7 @@ def _try_longest(
     if not labelled_tokens(model, batch).any():
         return
     try:
-        # what scoring falls back to where memory is short
+        # scoring uses checkpointing where memory is short
         with scoring_mode(model), checkpointing(model):
             per_sample_backward(model, batch, tracked, lambda name, gradient: None)
     except IndexError as error:

@@ -1,4 +1,4 @@
-"""What a selection will need in memory and time, said before it is done."""
+"""What a selection will need in memory and time, forecast before it starts."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ from hf_gist.gradients.passes import DatasetPass
 
 
 SHARE_TO_USE = 0.9
-"""Of the free memory: allocators and other programs need some."""
+"""Share of the free memory to plan with: allocators and other programs need the rest."""
 
 FP32 = 4
 
@@ -94,7 +94,7 @@ def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch
         tokens_per_batch (`int`): padded tokens of a scoring batch.
 
     Raises:
-        ValueError: if neither device nor host has room, naming the way out.
+        ValueError: if neither device nor host has room, naming settings that need less.
     """
     device = model_device(vectors.model)
     device_free, host_free = free_memory(device)
@@ -117,7 +117,7 @@ def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch
 
 
 def duration(seconds: float) -> str:
-    """Seconds for a person."""
+    """A readable duration."""
     if seconds < 120:
         return f"{seconds:,.0f} s"
     minutes = seconds / 60
@@ -131,7 +131,7 @@ def _say(dataset_pass: DatasetPass, text: str) -> None:
 
 
 def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
-    """The memory that scoring will need, said on the main process; `None` for scorers without a large basis.
+    """The memory that scoring will need, printed by the main process; `None` for scorers without a large basis.
 
     Raises:
         ValueError: if there is no room for the basis.
@@ -151,23 +151,25 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
 def forecast_scoring(
     dataset_pass: DatasetPass, targets: Any, pool: Any, label_tokens: Tensor, config: GISTConfig, watch: Stopwatch
 ) -> None:
-    """The time that scoring will take, from what the targets took; noted in `watch` and said on the main process.
+    """The time that scoring will take, from what the targets took; recorded in `watch` and printed by the main process.
 
     Args:
-        dataset_pass (`DatasetPass`): how rows are gone over.
-        targets: tokenised target rows, done.
-        pool: tokenised candidates, to be done.
+        dataset_pass (`DatasetPass`): model and batching.
+        targets: tokenised target rows, already scored.
+        pool: tokenised candidates, not yet scored.
         label_tokens (`Tensor`): labelled tokens of the usable targets `[M]`.
         config (`GISTConfig`): how they are scored.
-        watch (`Stopwatch`): knows the seconds of the targets.
+        watch (`Stopwatch`): has the seconds of the targets.
     """
-    wanted, lengths = row_lengths(targets), row_lengths(pool)
+    wanted = row_lengths(targets)
+    lengths = row_lengths(pool)
     if wanted is None or lengths is None:
         return
     labelled = int(label_tokens.sum())
     # as many of the candidates' tokens carry a label, as far as can be known before they are collated
     share = labelled / max(1, int(wanted.sum()))
-    done, todo = Sizes(wanted, labelled), Sizes(lengths, int(share * int(lengths.sum())))
+    done = Sizes(wanted, labelled)
+    todo = Sizes(lengths, int(share * int(lengths.sum())))
     work = ModelWork.of(dataset_pass.model)
     forward_only = scorer_of(config).forward_only
     seconds = expected_seconds(work, config, done, todo, watch.seconds[TARGETS], forward_only)

@@ -1,4 +1,4 @@
-"""What a selection reads, checked."""
+"""The checked inputs of a selection."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from hf_gist.gradients.models import signature_columns
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a measurement reads, all checked.
+    """The checked inputs of a measurement.
 
     Args:
         pool: tokenised candidates, `N` rows.
@@ -36,7 +36,7 @@ class Inputs:
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
-    """Check what [`select`] is given, and take from it what scoring needs.
+    """Check the inputs of [`select`], and take from them what scoring needs.
 
     Returns:
         `Inputs`: pool and targets cut to the model's columns, the columns of the targets to group by, and the source of
@@ -52,6 +52,7 @@ def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig,
         sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
     columns = group_columns(targets, config)
     accepted = signature_columns(model)
-    pool, targets = keep_columns(candidates, accepted), keep_columns(targets, accepted)
+    pool = keep_columns(candidates, accepted)
+    targets = keep_columns(targets, accepted)
     check_inputs(model, pool, targets, config, collator)
     return Inputs(pool, targets, columns, sources)

@@ -13,6 +13,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.stopwatch import Stopwatch
 from hf_gist.data.leaks import LeakGuard, Leaks, warn
 from hf_gist.data.rows import Collator, keep_columns
+from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
@@ -46,10 +47,10 @@ class StreamSelection:
 
 
 def check_stream_config(config: GISTConfig) -> None:
-    """Refuse what needs the whole pool at once.
+    """Check that no setting needs the whole pool at once.
 
     Raises:
-        ValueError: naming the field.
+        ValueError: naming the setting.
     """
     if isinstance(config.budget, float) or config.budget_unit != "rows":
         raise ValueError(
@@ -57,7 +58,7 @@ def check_stream_config(config: GISTConfig) -> None:
         )
     if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.prefilter is not None:
         raise ValueError(
-            "A stream is seen once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
+            "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
         )
     if scorer_of(config).needs_adam:
         raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, and a stream is read once.")
@@ -103,7 +104,8 @@ def select_stream(
     """
     check_stream_config(config)
     check_dataset(targets, "targets")
-    columns, accepted = group_columns(targets, config), signature_columns(model)
+    columns = group_columns(targets, config)
+    accepted = signature_columns(model)
     targets = keep_columns(targets, accepted)
     check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
@@ -111,8 +113,7 @@ def select_stream(
     subspace = find_target_subspace(dataset_pass, per_checkpoint, targets, Stopwatch(), None)
     guard = LeakGuard(targets, eval_dataset, getattr(data_collator, "tokenizer", None))
     found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
-    best: list[tuple[float, int, dict[str, Any]]] = []
-    seen = unscorable = 0
+    best = _BestRows(config)
     for rows in chunks_of(candidates, chunk_rows):
         chunk = Dataset.from_list(rows)
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
@@ -120,21 +121,40 @@ def select_stream(
         if guard.usable:
             leaks = guard.search(inputs.pool)
             measured = replace(measured, leaked=leaks.mask(len(rows)))
-            found.extend(leaks, seen)
-        unscorable += len(rows) - int(measured.scorable.sum())
-        scorable = int(measured.eligible(config.drop_target_duplicates).sum())
-        if scorable:
-            chosen = Selection.choose(measured, replace(config, budget=min(config.budget, scorable)))
-            for row in chosen.indices:
-                entry = (float(chosen.scores[row]), -(seen + row), rows[row])
-                (heapq.heappush if len(best) < config.budget else heapq.heappushpop)(best, entry)
-        seen += len(rows)
+            found.extend(leaks, best.seen)
+        best.add(rows, measured)
     warn(found)
-    best.sort(reverse=True)
-    return StreamSelection(
-        [-number for _, number, _ in best],
-        [score for score, _, _ in best],
-        [row for *_, row in best],
-        seen,
-        unscorable,
-    )
+    return best.selection()
+
+
+class _BestRows:
+    """The best rows of a stream so far, in a heap that holds at most `budget` rows."""
+
+    def __init__(self, config: GISTConfig) -> None:
+        self.config = config
+        self.limit = int(config.budget)
+        self.heap: list[tuple[float, int, dict[str, Any]]] = []
+        self.seen = 0
+        self.unscorable = 0
+
+    def add(self, rows: list[dict[str, Any]], measured: Measurements) -> None:
+        """Add a chunk; of rows with equal scores the earlier one is kept."""
+        self.unscorable += len(rows) - int(measured.scorable.sum())
+        eligible = int(measured.eligible(self.config.drop_target_duplicates).sum())
+        if eligible:
+            chosen = Selection.choose(measured, replace(self.config, budget=min(self.limit, eligible)))
+            for row in chosen.indices:
+                entry = (float(chosen.scores[row]), -(self.seen + row), rows[row])
+                (heapq.heappush if len(self.heap) < self.limit else heapq.heappushpop)(self.heap, entry)
+        self.seen += len(rows)
+
+    def selection(self) -> StreamSelection:
+        """The rows, best first."""
+        best = sorted(self.heap, key=lambda entry: entry[:2], reverse=True)
+        return StreamSelection(
+            [-number for _, number, _ in best],
+            [score for score, _, _ in best],
+            [row for *_, row in best],
+            self.seen,
+            self.unscorable,
+        )

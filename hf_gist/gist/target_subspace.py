@@ -15,7 +15,7 @@ from hf_gist.gradients.partial import PartialScores
 from hf_gist.gradients.passes import DatasetPass
 
 
-SPAN = "targets"
+SPECTRUM = "targets"
 """Name of the targets' spectrum among unfinished scores."""
 
 
@@ -28,7 +28,7 @@ class TargetSubspace:
         u (`Tensor`): `[M', q]`, for the usable target rows.
         usable (`Tensor`): their row numbers `[M']`.
         label_tokens (`Tensor`): their labelled tokens `[M']`.
-        basis (`list[dict[str, Tensor]]`): each stage's slices of the basis.
+        basis (`list[dict[str, Tensor]]`): slices of the basis at each checkpoint.
     """
 
     singular: torch.Tensor
@@ -39,7 +39,7 @@ class TargetSubspace:
 
 
 def _place(slice_: torch.Tensor, dataset_pass: DatasetPass) -> torch.Tensor:
-    """A slice of the basis where it is kept: pinned on the host, if it is copied to a GPU again and again."""
+    """A slice of the basis; pinned in host memory if it is copied to a GPU for every batch."""
     on_host = model_device(dataset_pass.model).type == "cuda" and slice_.device.type == "cpu"
     return slice_.pin_memory() if on_host else slice_
 
@@ -51,7 +51,18 @@ def find_target_subspace(
     watch: Stopwatch,
     partial: PartialScores | None,
 ) -> TargetSubspace:
-    """Spectrum of the targets' vectors and each stage's slices of the basis."""
+    """Spectrum of the targets' vectors and the slices of the basis at each checkpoint.
+
+    Args:
+        dataset_pass (`DatasetPass`): model, collator and batching.
+        per_checkpoint (`Sequence[CheckpointVectors]`): row representations.
+        targets: tokenised target rows.
+        watch (`Stopwatch`): gets the seconds of both phases.
+        partial (`PartialScores`, *optional*): keeps the spectrum that saved scores belong to.
+
+    Raises:
+        ValueError: if no target has a labelled token and a finite vector.
+    """
     parts: list[dict[str, torch.Tensor]] = []
     for at_checkpoint in per_checkpoint:
         with at_checkpoint.installed():
@@ -62,23 +73,36 @@ def find_target_subspace(
         raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
     watch.record(TARGETS)
     rows = usable.nonzero().flatten()
-    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
-    for vectors in parts:
-        for name in vectors:
-            vectors[name] = vectors[name][rows.to(vectors[name].device)]
-            wide = vectors[name].double()
-            gram += (wide @ wide.T).cpu()
-    kept = partial.kept(SPAN) if partial is not None else None
-    if kept is None:
-        singular, u = spectrum(gram)
-        kept = {"singular": singular, "u": u.contiguous()}
-        if partial is not None:
-            partial.keep(SPAN, kept)
-    # A last digit of difference can turn the eigenvectors: scores of before belong to the eigenvectors of before.
-    singular, u = kept["singular"], kept["u"]
+    singular, u = _spectrum(_gram_of_rows(parts, rows), partial)
     basis = [
         {name: _place(basis_slice(vectors.pop(name), singular, u), dataset_pass) for name in list(vectors)}
         for vectors in parts
     ]
     watch.record(SUBSPACE)
     return TargetSubspace(singular, u, rows, facts.label_tokens[rows], basis)
+
+
+def _gram_of_rows(parts: list[dict[str, torch.Tensor]], rows: torch.Tensor) -> torch.Tensor:
+    """The Gram matrix `[M', M']` of the usable rows; `parts` keep only these rows."""
+    gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
+    for vectors in parts:
+        for name in vectors:
+            vectors[name] = vectors[name][rows.to(vectors[name].device)]
+            wide = vectors[name].double()
+            gram += (wide @ wide.T).cpu()
+    return gram
+
+
+def _spectrum(gram: torch.Tensor, partial: PartialScores | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Singular values and vectors; those of an interrupted run if it saved some.
+
+    Rounding can rotate the eigenvectors, so saved scores need the saved eigenvectors.
+    """
+    kept = partial.kept(SPECTRUM) if partial is not None else None
+    if kept is not None:
+        return kept["singular"], kept["u"]
+    singular, u = spectrum(gram)
+    u = u.contiguous()
+    if partial is not None:
+        partial.keep(SPECTRUM, {"singular": singular, "u": u})
+    return singular, u

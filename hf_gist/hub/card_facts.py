@@ -1,4 +1,4 @@
-"""What a card says of a selection, as plain values for the templates."""
+"""Facts of a selection for its card, as plain values for the templates."""
 
 import dataclasses
 import shlex
@@ -20,7 +20,7 @@ MOST_SOURCES = 50
 """Rows of the table of sources; the artifacts have the rest."""
 
 ROLES = {"train_dataset": "pool", "target_dataset": "targets", "support_dataset": "support"}
-"""Data sets in a manifest, and what they are to a run."""
+"""Datasets in a manifest, and their roles in a run."""
 
 Facts = list[tuple[str, Verbatim]]
 
@@ -42,8 +42,11 @@ def share(part: float, whole: float) -> str:
 
 def selection_facts(selection: Selection) -> Facts:
     """What was kept, how, and what was left out."""
-    m, kept, config = selection.measurements, torch.tensor(selection.indices), selection.config
-    tokens, all_tokens = int(m.label_tokens[kept].sum()), int(m.label_tokens.sum())
+    m = selection.measurements
+    config = selection.config
+    kept = torch.tensor(selection.indices)
+    tokens = int(m.label_tokens[kept].sum())
+    all_tokens = int(m.label_tokens.sum())
     facts = [
         ("Rows kept", f"{len(kept):,} of {len(m.norms):,} ({share(len(kept), len(m.norms))})"),
         ("Labelled tokens kept", f"{tokens:,} of {all_tokens:,} ({share(tokens, all_tokens)})"),
@@ -63,7 +66,8 @@ def selection_facts(selection: Selection) -> Facts:
 
 
 def _subspace(selection: Selection) -> list[tuple[str, str]]:
-    config, energy = selection.config, selection.energy
+    config = selection.config
+    energy = selection.energy
     facts = [
         (
             "Subspace",
@@ -83,7 +87,8 @@ def _subspace(selection: Selection) -> list[tuple[str, str]]:
 
 
 def _left_out(selection: Selection) -> list[tuple[str, str]]:
-    m, leaks = selection.measurements, selection.manifest.get("leaks")
+    m = selection.measurements
+    leaks = selection.manifest.get("leaks")
     unlabelled = int((m.label_tokens == 0).sum())
     facts = []
     if unlabelled or m.not_finite:
@@ -96,6 +101,10 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
     if not isinstance(leaks, dict):
         return [*facts, ("Leak guard", "not run on these rows")]
     fate = "kept out" if selection.config.drop_target_duplicates else "not kept out"
+    return [*facts, ("Leak guard", "; ".join(_leaks_found(leaks, fate)))]
+
+
+def _leaks_found(leaks: dict[str, Any], fate: str) -> list[str]:
     found = []
     for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation")):
         leak = leaks.get(key) or {}
@@ -110,7 +119,7 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
         found.append("no evaluation set was given to look in")
     if leaks.get("targets_in_evaluation"):
         found.append(f"{leaks['targets_in_evaluation']:,} target rows are evaluation rows")
-    return [*facts, ("Leak guard", "; ".join(found))]
+    return found
 
 
 def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, str]], int]:
@@ -118,7 +127,8 @@ def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, 
     sources = selection.measurements.sources
     if sources is None:
         return [], 0
-    pool, kept = Counter(sources), Counter(sources[i] for i in selection.indices)
+    pool = Counter(sources)
+    kept = Counter(sources[i] for i in selection.indices)
     names = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))
     rows = [
         (name, kept[name], share(kept[name], len(selection.indices)), pool[name], share(pool[name], len(sources)))

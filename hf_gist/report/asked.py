@@ -1,4 +1,4 @@
-"""What was asked, what was kept, who leaked and what it cost: the parts of the page that are words and tables."""
+"""The parts of the page in words and tables: what was asked, what was kept, leaks and costs."""
 
 from pathlib import Path
 from typing import Any
@@ -22,14 +22,23 @@ ROWS_NAMED = 20
 
 def asked(selection: Selection) -> Section:
     """What was asked and kept."""
-    config, manifest = selection.config, selection.manifest
     kept = torch.tensor(selection.indices)
-    unscored = config.strategy in UNSCORED
+    return Section(
+        "asked",
+        "What was asked and kept",
+        text=[summary_line(selection)],
+        tables=[Table("Asked", _asked(selection)), Table("Kept", _kept(selection, kept))],
+        folded=[settings_table(selection.config), *_provenance(selection.manifest)],
+    )
+
+
+def _asked(selection: Selection) -> list[list[str]]:
+    config = selection.config
     rows = [
         ["budget", _budget(config)],
         ["rows are chosen by", STRATEGIES[config.strategy].sentence],
     ]
-    if not unscored:
+    if config.strategy not in UNSCORED:
         rows += [
             ["score", score_sentence(config)],
             ["row representation", scorer_of(config).sentence],
@@ -40,14 +49,7 @@ def asked(selection: Selection) -> Section:
         rows.append(["drawn at random from", f"the best {config.sample_from_top:g} times the budget"])
     if config.prefilter is not None:
         rows.append(["prefilter", f"the best {percent(config.prefilter)} by hidden states were scored by gradients"])
-    rows += [["model", _model(manifest)], ["seed", str(config.seed)]]
-    return Section(
-        "asked",
-        "What was asked and kept",
-        text=[summary_line(selection)],
-        tables=[Table("Asked", rows), Table("Kept", _kept(selection, kept))],
-        folded=[settings_table(config), *_provenance(manifest)],
-    )
+    return [*rows, ["model", _model(selection.manifest)], ["seed", str(config.seed)]]
 
 
 def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
@@ -60,8 +62,8 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
         ["target rows", count(len(m.target_coordinates))],
     ]
     if m.scored is not None:
-        rows.append(["rows that the prefilter passed on", count(m.scored.sum())])
-    rows.append(["rows without a labelled token", count((m.label_tokens == 0).sum())])
+        rows.append(["rows that the prefilter passed on", count(int(m.scored.sum()))])
+    rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows
 
@@ -140,8 +142,15 @@ def leaks(selection: Selection) -> Section:
         ]
         for name, entry in sets.items()
     ]
+    header = ["set", "pool rows in it", "token for token", "same words", "row numbers"]
+    table = Table("Pool rows that are in another set too", rows, header)
+    return Section(key, title, text=_leak_sentences(selection, found, sets), tables=[table])
+
+
+def _leak_sentences(selection: Selection, found: dict[str, Any], sets: dict[str, Any]) -> list[str]:
     mask = selection.measurements.leaked
-    leaked, selected = (0, 0) if mask is None else (int(mask.sum()), int(mask[selection.indices].sum()))
+    leaked = 0 if mask is None else int(mask.sum())
+    selected = 0 if mask is None else int(mask[selection.indices].sum())
     text = [
         f"Rows of the pool that are in {' or '.join(map(short, sets))} too: {count(leaked) if leaked else 'none'}."
     ]
@@ -156,8 +165,7 @@ def leaks(selection: Selection) -> Section:
             f"{count(found['targets_in_evaluation'])} target rows are evaluation rows: what is measured on those is not "
             "held out."
         )
-    header = ["set", "pool rows in it", "token for token", "same words", "row numbers"]
-    return Section(key, title, text=text, tables=[Table("Pool rows that are in another set too", rows, header)])
+    return text
 
 
 def _named(rows: list[int]) -> str:

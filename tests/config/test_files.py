@@ -56,14 +56,14 @@ def test_mistakes_say_what_is_missing(hub, tmp_path):
     hub.put("models/jane/newer", GIST.FILE, json.dumps({"budget": 3, "of_tomorrow": 1}).encode())
     hub.put("models/jane/wrong", GIST.FILE, json.dumps({"budget": -1}).encode())
     for name, message in {
-        "jane/nothing": "'jane/nothing' does not exist, or is private",
+        "jane/nothing": "'jane/nothing' does not exist or is private",
         "jane/model": "has no `gist_config.json`",
-        "jane/broken": "is no JSON",
+        "jane/broken": "is not valid JSON",
         "jane/newer": "unknown key.s. of_tomorrow",
         "jane/wrong": "`budget` must be",
-        "./nowhere": "is no folder here",
-        "a/b/c": "is no folder here",
-        "jane model": "no name on the Hub",
+        "./nowhere": "is neither a local folder nor a Hub id",
+        "a/b/c": "is neither a local folder nor a Hub id",
+        "jane model": "is neither a local folder nor a Hub id",
         str(tmp_path): "has no `gist_config.json`; a run writes it",
     }.items():
         with pytest.raises(ValueError, match=message):
@@ -74,7 +74,7 @@ def test_mistakes_say_what_is_missing(hub, tmp_path):
         GISTConfig.from_pretrained("jane/unseen", local_files_only=True)
     with pytest.raises(ValueError, match="give the repository alone"):
         config_from_uri(GISTConfig, "hf://jane/model/file.json")
-    with pytest.raises(ValueError, match="no address on the Hub"):
+    with pytest.raises(ValueError, match="is not a Hub address"):
         config_from_uri(GISTConfig, "hf://")
 
 

@@ -51,8 +51,8 @@ def test_rows_that_cannot_be_scored_are_counted():
     ("choice", "message"),
     [
         ({"budget": 0.1}, "the length of a stream is not known"),
-        ({"budget": 5, "strategy": "round_robin"}, "A stream is seen once"),
-        ({"budget": 5, "sample_from_top": 2.0}, "A stream is seen once"),
+        ({"budget": 5, "strategy": "round_robin"}, "A stream is read once"),
+        ({"budget": 5, "sample_from_top": 2.0}, "A stream is read once"),
         ({"budget": 5, "scorer": "less"}, "several checkpoints"),
     ],
 )

@@ -73,7 +73,7 @@ NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
 
 def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConfig:
     """The configuration of an arm; what `config` sets and the arm does not change stays."""
-    plain = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
+    plain: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
     if arm.scorer != GIST.name:
         plain |= {"prefilter": None, "sketch_dim": None}
     if seed is not None:

@@ -51,12 +51,7 @@ def adam_checkpoint(
     steps = 0
     weights = {}
     for name, parameter in adapter_parameters(model).items():
-        state = optimizer.state.get(parameter, {})
-        if "exp_avg" not in state or "exp_avg_sq" not in state:
-            raise ValueError(
-                f"`scorer='less'` needs Adam's moments, and {type(optimizer).__name__} has none for {name}. Train with "
-                "an Adam optimizer (`optim='adamw_torch'`)."
-            )
+        state = _adam_state(optimizer, name, parameter)
         first = whole(state["exp_avg"])
         second = whole(state["exp_avg_sq"])
         moments[name] = (first.cpu().clone(), second.cpu().clone()) if copy_weights else (first, second)
@@ -65,6 +60,16 @@ def adam_checkpoint(
             weights[name] = whole(parameter).cpu().clone()
     group = optimizer.param_groups[0]
     return AdamCheckpoint(learning_rate, moments, steps, tuple(group["betas"]), group["eps"], weights or None)
+
+
+def _adam_state(optimizer: Any, name: str, parameter: nn.Parameter) -> dict[str, Any]:
+    state = optimizer.state.get(parameter, {})
+    if "exp_avg" not in state or "exp_avg_sq" not in state:
+        raise ValueError(
+            f"`scorer='less'` needs Adam's moments, and {type(optimizer).__name__} has none for {name}. Train with "
+            "an Adam optimizer (`optim='adamw_torch'`)."
+        )
+    return state
 
 
 def _vectors(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[CheckpointVectors]:

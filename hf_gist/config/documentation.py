@@ -1,0 +1,41 @@
+"""The text of each setting, read from its entry in the class docstring: for `--help` and for the table in README.md."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Sequence
+from typing import Any
+
+
+ENTRY = re.compile(r"^    (\w+) \((.+?)\): ", re.MULTILINE)
+"""Start of an entry of `Args:`, `name (type, defaults to value): `."""
+
+SENTENCE_END = re.compile(r"(?<=[^.].\.)\s+(?=[A-Z0-9`])")
+
+
+def setting_texts(cls: type) -> dict[str, str]:
+    """The text of every entry of `Args:` in the docstring of a class, on one line; empty without docstrings (`-OO`)."""
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    section = doc.partition("Args:\n")[2].split("\n\n")[0]
+    parts = ENTRY.split(section)
+    texts = (" ".join(text.split()) for text in parts[3::3])
+    return {name: text[:1].upper() + text[1:] for name, text in zip(parts[1::3], texts, strict=True)}
+
+
+def setting_help(cls: type) -> dict[str, str]:
+    """The first sentence of the text of every setting, without Markdown, for `--help`."""
+    return {name: SENTENCE_END.split(text)[0].replace("`", "") for name, text in setting_texts(cls).items()}
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
+
+
+def settings_table(cls: type, names: Sequence[str]) -> str:
+    """A Markdown table of some settings of a configuration: name, default, and the whole text."""
+    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+    texts = setting_texts(cls)
+    rows = [f"| `{name}` | {_shown(defaults[name])} | {texts[name]} |" for name in names]
+    return "\n".join(["| setting | default | what it does, and when to change it |", "|---|---|---|", *rows]) + "\n"
