@@ -8,18 +8,18 @@ import evaluate
 
 _DESCRIPTION = """
 Share of predictions that name the choice of the reference. A choice is named by its label, as in `B`, `(B)`, `B.`,
-`B) Paris`, `The answer is B`, or by the very text behind the label in the reference. Labels are the letters A to Z
+`B) Paris`, `The answer is B`, or by exactly the text that follows the label in the reference. Labels are the letters A to Z
 unless `choices` are given (`["answer1", "answer2"]`, `["true", "false"]`).
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): generated answers.
-    references (`list[str]`): right answers.
+    references (`list[str]`): correct answers.
     choices (`list[str]`, *optional*): the labels, by default the letters A to Z.
 
 Returns:
-    `dict`: `accuracy`, the share in [0, 1], and `no_choice`, the share of predictions that name no choice at all.
+    `dict`: `accuracy`, the share in [0, 1], and `no_choice`, the share of predictions that name no choice.
 
 Raises:
     ValueError: if a reference names none of the choices, naming its row.
