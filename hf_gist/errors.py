@@ -1,25 +1,25 @@
-"""Named warnings of the library, so that a script can turn any of them into an error."""
+"""Warning classes of the library, so that a script can filter each of them or turn it into an error."""
 
 
 class NoEffectWarning(UserWarning):
-    """A method ran but changed nothing: a mask that kept everything, a swap that selected the whole pool."""
+    """A method had no effect: a mask that kept all samples, or a selection of the whole pool."""
 
 
 class SelectionNotVerifiedWarning(UserWarning):
-    """The run-time check that only selected rows are trained on could not be made for this data."""
+    """The check during training that only selected rows reach the model is not possible for this data."""
 
 
 class UnscorableRowsWarning(UserWarning):
-    """Some candidate rows have no labelled token, or a gradient that is not finite, and cannot be selected."""
+    """Some candidate rows have no labelled token or a gradient that is not finite, and cannot be selected."""
 
 
 class LeakWarning(UserWarning):
-    """Rows of the target or evaluation set are in the pool, or target rows in the evaluation set."""
+    """Rows of the target or evaluation set are in the pool, or target rows are in the evaluation set."""
 
 
 class ReportWarning(UserWarning):
-    """The report at the end of a selection or a training could not be written; everything else was."""
+    """The report at the end of a selection or a training could not be written; all other files were."""
 
 
 class ResumedStepWarning(UserWarning):
-    """One step of a resumed run differs from that of the run that was interrupted."""
+    """One step of a resumed run differs from the same step of the interrupted run."""

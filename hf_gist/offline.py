@@ -12,7 +12,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
 from hf_gist.gist.inputs import prepare
-from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gist.scorers.table import vectors_per_checkpoint
 from hf_gist.gist.scoring import measure_and_choose
 from hf_gist.gist.selection import Selection

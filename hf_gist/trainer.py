@@ -1,58 +1,55 @@
 """`GASTTrainer`: a Trainer in which every layer learns from the samples of the batch that agree with a support set."""
 
-import copy
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-import datasets
-import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from torch.utils.data import DataLoader
-from tqdm.auto import tqdm
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
-from transformers.utils import logging
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.rows import read_column
-from hf_gist.functional.masking import mean_loss_scales
-from hf_gist.gast.checks import check_loss_owner, check_supported, check_unmasked
-from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
-from hf_gist.gast.hooks import masking, summing
+from hf_gist.gast.checks import check_supported
+from hf_gist.gast.hooks import masking
 from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights, report_counts
 from hf_gist.gast.run import GASTRun
-from hf_gist.gast.sources import SourceCollator
-from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
-from hf_gist.gast.table import RUN_FILE
-from hf_gist.gradients.losses import loss_kind
+from hf_gist.gast.support import SupportSet, first_moments
 from hf_gist.report import report_at_end
-from hf_gist.training.cards import attach, save_gast
-from hf_gist.utils.disk import write_json
+from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
+from hf_gist.training.gast_setup import SOURCE_KEY, carrying_sources, check_trainer, new_support_set
+from hf_gist.training.gast_support import probe_loss, sum_over_ranks, support_gradient
+from hf_gist.training.parts import output_folder
 
 
-logger = logging.get_logger(__name__)
+if TYPE_CHECKING:
 
-SOURCE_KEY = "gast_source"
-"""Where a training batch carries the source of each sample, until `training_step` takes it out."""
+    class _Base(Trainer):
+        """What the mixin is mixed into."""
+else:
+    _Base = object
 
 
-class GASTMixin:
+class GASTMixin(_Base):
     """Adds GAST to any Trainer: `class MyTrainer(GASTMixin, SFTTrainer): ...`.
 
     Args:
         args: as for the Trainer.
         gast_config (`GASTConfig`, *optional*): the defaults are the paper's.
-        support_dataset (*optional*): samples whose gradient the training samples must agree with, in the form of the
+        support_dataset (*optional*): samples whose gradient the training samples must agree with, in the format of the
             training set: a held-out or target set. By default the training set itself.
         kwargs: as for the Trainer.
 
     Raises:
         ValueError: for a model, a loss or a setup that cannot be masked, naming what to change.
     """
+
+    completes_gist_cards = True
+    """See [`hf_gist.training.cards.complete_cards`]."""
 
     def __init__(
         self, *args: Any, gast_config: GASTConfig | None = None, support_dataset: Any = None, **kwargs: Any
@@ -65,37 +62,13 @@ class GASTMixin:
         self._gast_support_set: SupportSet | None = None
         self._gast_sources: list[str] | None = None
         super().__init__(*args, **kwargs)
-        attach(self)
+        self.add_callback(CardCallback(self))
         self._gast_probe = LossFunctionProbe(self.compute_loss_func) if self.compute_loss_func else None
-        if self.gast_config.mode == "all":
-            return
-        model = self.accelerator.unwrap_model(self.model)
-        check_supported(self.args, self.accelerator, model)
-        # A model that cannot be masked, or a loss that cannot be split, is refused before anything is loaded or run.
-        _, unmasked = find_groups(model, self.gast_config.group_by, self.gast_config.outside_blocks)
-        check_unmasked(self.accelerator, unmasked, self.gast_config.support)
-        if type(self).sample_weights is GASTMixin.sample_weights:
-            check_loss_owner(type(self))
-            loss_kind(model)
-        if self.gast_config.support == "dataset" and self.gast_config.mode != "random":
-            self._gast_support_set = self._new_support_set(support_dataset)
-
-    # ---- Data ----
-
-    def _new_support_set(self, dataset: Any) -> SupportSet:
-        if dataset is None:
-            dataset = self.train_dataset
-        elif hasattr(self, "_prepare_dataset") and not getattr(self, "_skip_prepare_dataset", False):
-            # TRL tokenises what the user passes; the training set has been through this already.
-            dataset = self._prepare_dataset(
-                dataset, self.processing_class, self.args, False, getattr(self, "_formatting_func", None), "support"
-            )
-        if isinstance(dataset, datasets.Dataset):
-            dataset, collator = self._remove_unused_columns(dataset, description="support"), self.data_collator
-        else:
-            collator = self._get_collator_with_removed_columns(self.data_collator, description="support")
-        config = self.gast_config
-        return SupportSet(dataset, collator, config.support_batch_size, config.seed)
+        if self.gast_config.mode != "all":
+            own_weights = type(self).sample_weights is not GASTMixin.sample_weights
+            check_trainer(self, self.gast_config, own_weights)
+            if self.gast_config.support == "dataset" and self.gast_config.mode != "random":
+                self._gast_support_set = new_support_set(self, support_dataset, self.gast_config)
 
     def get_train_dataloader(self) -> DataLoader:
         """See [`~transformers.Trainer`]; the batches also carry the source of each sample, if there is a column."""
@@ -104,17 +77,8 @@ class GASTMixin:
             return super().get_train_dataloader()
         if self._gast_sources is None:
             self._gast_sources = sorted({str(v) for v in read_column(self.train_dataset, column, "source_column")})
-        collator = self.data_collator
-        self._set_signature_columns_if_needed()
-        columns = self._signature_columns
-        try:
-            self._signature_columns = [*columns, column]
-            self.data_collator = SourceCollator(collator, column, self._gast_sources, SOURCE_KEY)
+        with carrying_sources(self, column, self._gast_sources):
             return super().get_train_dataloader()
-        finally:
-            self.data_collator, self._signature_columns = collator, columns
-
-    # ---- Losses ----
 
     def sample_weights(self, inputs: dict[str, Any]) -> Tensor:
         """How much each sample's own mean loss weighs in the loss of a batch, up to a factor that all samples share.
@@ -128,52 +92,10 @@ class GASTMixin:
             `Tensor`: `[B]` float32; zero for a sample that has no loss.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        if self._gast_probe is None:
-            return loss_weights(inputs, model, "tokens")
         counts = loss_weights(inputs, model, "tokens")
-        weighting = self._gast_probe.weighting
-        if weighting is None:
-            features = {name: value for name, value in inputs.items() if name != "labels"}
-            with (
-                support_mode(self.model_wrapped, []),
-                torch.no_grad(),
-                self.compute_loss_context_manager(),
-            ):
-                outputs = self.model_wrapped(**features)
-            weighting = self._gast_probe.observe(outputs, inputs["labels"], counts, self._sum_over_ranks)
-        return loss_weights(inputs, model, weighting)
-
-    def _support_gradient(self, model: nn.Module) -> dict[str, Tensor]:
-        """The mean over support samples, and over processes, of the gradients of their own mean losses."""
-        run, world_size = self.gast, self.accelerator.num_processes
-        inner = self.accelerator.unwrap_model(model)
-        untracked = [parameter for name, parameter in inner.named_parameters() if name in run.unmasked]
-        # FSDP2 has nothing to reduce without gradients, and its `no_sync` would end the one of the accumulation.
-        sync = nullcontext() if self.accelerator.is_fsdp2 else self.accelerator.no_sync(model)
-        with support_mode(model, untracked), self._without_metrics(), sync:
-            batch = self._gast_support_set.batch(run.supports, self.accelerator.process_index, world_size)
-            batch = self._prepare_inputs(batch)
-            weights = self.sample_weights(batch)
-            items = loss_weights(batch, inner, "tokens").sum() if self.compute_loss_func else None
-            with summing(run.groups, mean_loss_scales(weights)) as gradients:
-                with self.compute_loss_context_manager():
-                    loss = self.compute_loss(model, dict(batch), num_items_in_batch=items)
-                self.accelerator.backward(loss)
-        if world_size == 1:
-            return gradients
-        return average_over_ranks(gradients, lambda flat: self.accelerator.reduce(flat, "mean"))
-
-    @contextmanager
-    def _without_metrics(self) -> Iterator[None]:
-        # TRL's `compute_loss` adds to running metrics, which the support samples are no part of.
-        kept = {n: copy.deepcopy(getattr(self, n)) for n in ("_metrics", "_total_train_tokens") if hasattr(self, n)}
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                setattr(self, name, value)
-
-    # ---- Training ----
+        if self._gast_probe is None:
+            return counts
+        return loss_weights(inputs, model, probe_loss(self, self._gast_probe, inputs, counts))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
@@ -188,66 +110,53 @@ class GASTMixin:
         weights = self.sample_weights(inputs)
         label_tokens = report_counts(inputs, weights)
         if run.needs_support(step):
-            if self.gast_config.support == "momentum":
-                stepped = run.has_stepped(step, self.accelerator.scaler is not None, not self.optimizer.state)
-                run.set_support(first_moments(self.optimizer, run.groups, stepped), step)
-            else:
-                run.set_support(self._support_gradient(model), step)
+            run.set_support(self._new_support(model, run, step), step)
         batch = run.open(weights)
         with masking(run.groups, batch):
             loss = super().training_step(model, inputs, num_items_in_batch)
         run.close(batch, sources, label_tokens, step)
         return loss
 
+    def _new_support(self, model: nn.Module, run: GASTRun, step: int) -> dict[str, Tensor] | None:
+        if self._gast_support_set is not None:
+            return support_gradient(self, model, run, self._gast_support_set, self.sample_weights)
+        optimizer = cast(Optimizer, self.optimizer)
+        stepped = run.has_stepped(step, self.accelerator.scaler is not None, not optimizer.state)
+        return first_moments(optimizer, run.groups, stepped)
+
     def _gast_run(self) -> GASTRun:
         """The state of this `train` call, made at its first masked step, when the model has all its wrappers."""
         # a training that runs out of memory starts over with a smaller batch (`auto_find_batch_size`)
         if self.gast is None or self.gast.batch_size != self._train_batch_size:
             model = self.accelerator.unwrap_model(self.model_wrapped)
+            rank = self.accelerator.process_index
             check_supported(self.args, self.accelerator, model)
-            self.gast = GASTRun(
-                model,
-                self.gast_config,
-                self.accelerator.process_index,
-                self.args.device,
-                self._gast_sources,
-                self._train_batch_size,
-            )
+            sources = self._gast_sources
+            self.gast = GASTRun(model, self.gast_config, rank, self.args.device, sources, self._train_batch_size)
             if self.is_world_process_zero():
-                tqdm.write(summarise_groups(self.gast.groups, self.gast.unmasked))
-                logger.info(describe_groups(self.gast.groups, self.gast.unmasked))
+                self.gast.announce()
             if self._gast_checkpoint is not None:
-                state = self.gast.load(self._gast_checkpoint)
-                if state is None:
-                    logger.warning(f"{self._gast_checkpoint} was written without GAST: its draws start afresh.")
-                elif state["config"] != self.gast_config.to_dict():
-                    logger.warning("The GAST configuration is not that of the checkpoint; going on with the new one.")
+                self.gast.resume(self._gast_checkpoint)
         return self.gast
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:
-        """See [`~transformers.Trainer`]; also writes who trained which layer to `output_dir`, with a report."""
-        self.gast, self._gast_checkpoint = None, None
+        """See [`~transformers.Trainer`]; writes which samples updated which layer to `output_dir`, with a report."""
+        self.gast = None
+        self._gast_checkpoint = None
         output = super().train(*args, **kwargs)
         if self.gast_config.mode != "all":
             run = self._gast_run()
-            table = run.totals(self._sum_over_ranks)
+            table = run.totals(partial(sum_over_ranks, self))
             if self.is_world_process_zero():
                 run.warn_without_effect("the whole run")
-                table.write(self.args.output_dir)
-                write_json(Path(self.args.output_dir) / RUN_FILE, run.describe(self.state.global_step))
-                save_gast(self)
-                report_at_end(self.args.output_dir)
+                save_gast(self, run, table)
+                report_at_end(output_folder(self.args))
         return output
-
-    # ---- Logs and checkpoints ----
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return self.accelerator.reduce(values, "sum") if self.accelerator.num_processes > 1 else values
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """See [`~transformers.Trainer`]; training logs also get the `gast_*` metrics."""
         if self.gast is not None and "loss" in logs:
-            logs.update(self.gast.metrics(self._sum_over_ranks))
+            logs.update(self.gast.metrics(partial(sum_over_ranks, self)))
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
@@ -256,12 +165,22 @@ class GASTMixin:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             if self.args.should_save:
                 os.makedirs(folder, exist_ok=True)
-            self.gast.save(folder, self._sum_over_ranks, write=self.args.should_save)
+            self.gast.save(folder, partial(sum_over_ranks, self), write=self.args.should_save)
         super()._save_checkpoint(model, trial)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
         self._gast_checkpoint = checkpoint
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """See [`~transformers.Trainer`]; the card also gets a section on the data selection."""
+        super().create_model_card(*args, **kwargs)
+        complete_card(self)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """See [`~transformers.Trainer`]; no text of the data is uploaded."""
+        withhold_rows(self)
+        return super().push_to_hub(*args, **kwargs)
 
 
 class GASTTrainer(GASTMixin, Trainer):

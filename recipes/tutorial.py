@@ -1,6 +1,6 @@
 """A tour of hf_gist, cell by cell, on the small model and the made-up pool of the demo.
 
-    pip install -e ".[trl,report]" && hf-gist demo      # leaves the model and the rows in gist_demo/
+    pip install -e ".[recipes]" && hf-gist demo      # leaves the model and the rows in gist_demo/
     python recipes/tutorial.py gist_demo
 
 Runs in about three minutes on two CPU cores, without a network. The cells (`# %%`) open as a notebook in most editors.

@@ -284,7 +284,7 @@ def test_a_collator_without_an_attention_mask_is_checked_too(tmp_path):
         callbacks=[callback],
     )
     trainer.train()
-    assert callback._verified and trainer.state.global_step == trainer.state.max_steps
+    assert callback.run.row_check.done and trainer.state.global_step == trainer.state.max_steps
 
 
 def test_max_steps_is_kept_over_several_passes(tmp_path):

@@ -24,7 +24,7 @@ from hf_gist.gist.forecast import duration, plan_memory
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
-from hf_gist.gist.scorers.table import vectors_per_checkpoint
+from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.warmup import warmup_rows
 
@@ -112,7 +112,8 @@ def _seconds(
     work, share = ModelWork.of(dataset_pass.model), _labelled_share(dataset_pass, pool, lengths)
 
     def expected(rows: np.ndarray) -> float:
-        return expected_seconds(work, config, timed, Sizes(rows, int(share * int(rows.sum()))), took)
+        sizes = Sizes(rows, int(share * int(rows.sum())))
+        return expected_seconds(work, config, timed, sizes, took, scorer_of(config).forward_only)
 
     seconds = {}
     if warm:

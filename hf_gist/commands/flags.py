@@ -11,14 +11,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from hf_gist.commands.card import add_card_flags
-from hf_gist.commands.compare import CompareArguments
+from hf_gist.commands.compare.arguments import CompareArguments
 from hf_gist.commands.workspace import SourceArguments, flag
 from hf_gist.config.base import describe_type, fraction_or_count, matches_type, parse_yaml
 from hf_gist.config.files import SCHEME, config_from_uri
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
-from hf_gist.version import __version__
 
 
 @dataclass(frozen=True)
@@ -48,11 +46,6 @@ TITLES = {
     WarmupSettings: "LoRA and its warm-up (of a fresh adapter)",
     GISTConfig: "selection (GISTConfig)",
 }
-SOURCES = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
-USAGE = {
-    "select": f"hf-gist select {SOURCES} [flags]",
-    "compare": f"hf-gist compare {SOURCES} --test_file TEST [flags]",
-}
 
 NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
 
@@ -70,7 +63,8 @@ def _flag_type(hint: Any) -> dict[str, Any]:
     return {"type": hint}
 
 
-def _add_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
+def add_settings_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
+    """A flag for each field of some settings classes, and `--config`."""
     parser.add_argument(
         "--config",
         help="YAML file with any of the flags below, or hf://user/model for the GISTConfig of a run on the Hub; flags override it.",
@@ -87,37 +81,6 @@ def _add_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) -> None:
 def _doc_line(cls: type, name: str) -> str:
     line = next(line for line in (cls.__doc__ or "").splitlines() if line.strip().startswith(f"{name} ("))
     return line.split("): ", 1)[1]
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command."""
-    parser = argparse.ArgumentParser("hf-gist", description="Pick the training data that fits your target.")
-    parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    demo = commands.add_parser("demo", help="see a selection, a training and the comparison against random")
-    demo.add_argument("--output_dir", default="gist_demo", help="Folder for what the demo writes.")
-    demo.add_argument("--seed", type=int, default=42, help="Seed of everything in the demo.")
-    choose = commands.add_parser(
-        "select", usage=USAGE["select"], help="select the rows of a pool that align with a target set"
-    )
-    compare = commands.add_parser(
-        "compare", usage=USAGE["compare"], help="does selection pay here? train on each method's rows, and compare"
-    )
-    _add_flags(choose, GROUPS["select"])
-    _add_flags(compare, GROUPS["compare"])
-    page = commands.add_parser("report", help="one HTML page about a selection or a GAST training")
-    page.add_argument("folder", metavar="DIR", help="Output folder of `hf-gist select` or of a training.")
-    page.add_argument("--output_file", help="Where to write the page. Default: report.html in the folder.")
-    choose.add_argument(
-        "--dry_run", action="store_true", help="Say what it would look at, need and take, and write nothing."
-    )
-    for command in (choose, compare):
-        command.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
-    card = commands.add_parser("card", help="write the card of a run, or of its selection as a dataset, and push it")
-    add_card_flags(card)
-    for command in (demo, choose, compare, page, card):
-        command.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
-    return parser
 
 
 def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:

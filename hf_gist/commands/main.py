@@ -1,37 +1,59 @@
-"""The `hf-gist` command."""
+"""`hf-gist`: its table of commands, its parser and its exit codes."""
 
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from hf_gist.commands.card import run_card
-from hf_gist.commands.compare import run_compare
-from hf_gist.commands.flags import build_parser, settings_of
-from hf_gist.commands.select import run_select
-from hf_gist.report import write_report
-from hf_gist.utils.terminal import say
+from hf_gist.commands.card import add_card_flags, run_card
+from hf_gist.commands.compare.run import add_compare_flags, run_compare
+from hf_gist.commands.demo.command import add_demo_flags, run_demo_command
+from hf_gist.commands.report import add_report_flags, run_report
+from hf_gist.commands.select import add_select_flags, run_select
+from hf_gist.version import __version__
 
 
-def _run(flags: argparse.Namespace) -> dict[str, Any] | None:
-    if flags.command == "demo":
-        # it needs what `select` does not, and takes a moment to import
-        from hf_gist.commands.demo import run_demo
+@dataclass(frozen=True)
+class Command:
+    """One command of `hf-gist`.
 
-        run_demo(Path(flags.output_dir), flags.seed)
-        return None
-    if flags.command == "compare":
-        _, (arguments, warmup, config) = settings_of(flags)
-        return {"runs": run_compare(arguments, warmup, config), "artifacts": arguments.output_dir}
-    if flags.command == "card":
-        run_card(flags)
-        return None
-    if flags.command == "report":
-        say(f"report: {write_report(flags.folder, flags.output_file)}")
-        return None
-    return run_select(flags)
+    Args:
+        help (`str`): its line in `hf-gist --help`.
+        add_flags (`Callable`): adds its flags to its parser.
+        run (`Callable`): runs it with the parsed flags; returns what `--json` prints, or `None` where it has no `--json`.
+    """
+
+    help: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], dict[str, Any] | None]
+
+
+COMMANDS = {
+    "demo": Command("see a selection, a training and the comparison against random", add_demo_flags, run_demo_command),
+    "select": Command("select the rows of a pool that align with a target set", add_select_flags, run_select),
+    "compare": Command(
+        "does selection pay here? train on each method's rows, and compare", add_compare_flags, run_compare
+    ),
+    "report": Command("one HTML page about a selection or a GAST training", add_report_flags, run_report),
+    "card": Command(
+        "write the card of a run, or of its selection as a dataset, and push it", add_card_flags, run_card
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = argparse.ArgumentParser("hf-gist", description="Pick the training data that fits your target.")
+    parser.add_argument("--version", action="version", version=__version__)
+    parsers = parser.add_subparsers(dest="command", required=True)
+    for name, command in COMMANDS.items():
+        own = parsers.add_parser(name, help=command.help)
+        command.add_flags(own)
+        own.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
+    return parser
 
 
 def _fail(text: str, code: int) -> int:
@@ -46,21 +68,23 @@ def main(argv: list[str] | None = None) -> int:
         `int`: 0; 2 after an error in what the user gave; 1 after any other error; 130 after Ctrl-C.
     """
     flags = build_parser().parse_args(argv)
-    as_json = getattr(flags, "json", False)
     try:
-        # whatever else a library prints must not mix with the JSON
-        with redirect_stdout(sys.stderr) if as_json else nullcontext():
-            result = _run(flags)
+        _run(flags)
     except KeyboardInterrupt:
-        return _fail("interrupted. What is finished is kept; the same command goes on behind it.", 130)
-    except (ValueError, OSError, ImportError) as error:
-        if flags.debug:
-            raise
-        return _fail(f"error: {error}", 2)
+        return _fail("interrupted. Finished work is kept; the same command resumes after it.", 130)
     except Exception as error:
         if flags.debug:
             raise
+        if isinstance(error, (ValueError, OSError, ImportError)):
+            return _fail(f"error: {error}", 2)
         return _fail(f"{type(error).__name__}: {error}\nRun it again with --debug for the traceback.", 1)
+    return 0
+
+
+def _run(flags: argparse.Namespace) -> None:
+    as_json = getattr(flags, "json", False)
+    # whatever else a library prints must not mix with the JSON
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        result = COMMANDS[flags.command].run(flags)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")
-    return 0

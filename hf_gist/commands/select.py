@@ -9,8 +9,8 @@ from typing import Any
 from datasets import Dataset
 
 from hf_gist.commands.dry_run import SelectionPlan, plan_selection
-from hf_gist.commands.flags import SelectArguments, settings_of
-from hf_gist.commands.workspace import check_source, open_targets, open_workspace, token_columns, warmed_model
+from hf_gist.commands.flags import GROUPS, SelectArguments, add_settings_flags, settings_of
+from hf_gist.commands.workspace import USAGE, check_source, open_targets, open_workspace, token_columns, warmed_model
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import CostLedger
@@ -152,6 +152,16 @@ def _plan(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
         None if trained else warmup,
         _evaluation(arguments, workspace.tokenizer, workspace.max_length),
     )
+
+
+def add_select_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `hf-gist select`."""
+    parser.usage = f"hf-gist select {USAGE} [flags]"
+    add_settings_flags(parser, GROUPS["select"])
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Say what it would look at, need and take, and write nothing."
+    )
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
 
 
 def run_select(flags: argparse.Namespace) -> dict[str, Any]:

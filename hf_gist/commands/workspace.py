@@ -31,6 +31,7 @@ from hf_gist.utils.disk import as_json, read_json, write_json
 
 
 LONGEST_ROW = 1024
+USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
 WARMUP_ADAPTER, MADE_WITH = "warmup_adapter", "warmup.json"
 
 logger = logging.get_logger(__name__)

@@ -46,11 +46,18 @@ def training_cost(work: ModelWork, sizes: Sizes, phase: str, seconds: float, **m
 
 
 def scoring_cost(
-    work: ModelWork, sizes: Sizes, config: GISTConfig, rank: int, phase: str, seconds: float, **more: Any
+    work: ModelWork,
+    sizes: Sizes,
+    config: GISTConfig,
+    rank: int,
+    phase: str,
+    seconds: float,
+    forward_only: bool = False,
+    **more: Any,
 ) -> PhaseCost:
-    """Scoring rows: logits at labelled tokens only, then their gradients and coordinates; RDS+ goes forward only."""
+    """Scoring rows: logits at labelled tokens only, then, unless `forward_only`, gradients and coordinates."""
     forward = work.forward(sizes.lengths, sizes.labelled)
-    if config.scorer == "rds_plus" or phase == PREFILTER:
+    if forward_only:
         return sizes.cost(phase, seconds, forward_flops=forward, **more)
     share = 1.0 if config.score_layers is None else min(1.0, config.score_layers / max(1, work.layers))
     backward = share * (forward + work.weight_gradients(float(sizes.lengths.sum())))
@@ -64,55 +71,74 @@ def times(phase: PhaseCost, passes: int) -> PhaseCost:
     return dataclasses.replace(phase, **{name: getattr(phase, name) * passes for name in counts})
 
 
-def expected_seconds(work: ModelWork, config: GISTConfig, targets: Sizes, candidates: Sizes, seconds: float) -> float:
-    """Forecast of the scoring from what the targets took, which are scored in the same way."""
-    known = scoring_cost(work, targets, config, 0, TARGETS, seconds)
-    rank = len(targets.lengths)
-    return seconds * scoring_cost(work, candidates, config, rank, SCORING, 0.0).flops / known.flops
+def expected_seconds(
+    work: ModelWork, config: GISTConfig, targets: Sizes, candidates: Sizes, seconds: float, forward_only: bool = False
+) -> float:
+    """Forecast of the scoring from the `seconds` of the targets, which are scored in the same way."""
+    known = scoring_cost(work, targets, config, 0, TARGETS, seconds, forward_only)
+    expected = scoring_cost(work, candidates, config, len(targets.lengths), SCORING, 0.0, forward_only)
+    return seconds * expected.flops / known.flops
+
+
+@dataclass(frozen=True)
+class ScoringRun:
+    """How the rows of a selection were scored, for its ledger.
+
+    Args:
+        work (`ModelWork`): of the model that scored.
+        config (`GISTConfig`): of the selection.
+        forward_only (`bool`): no backward pass was needed.
+        passes (`int`): checkpoints that were scored at.
+    """
+
+    work: ModelWork
+    config: GISTConfig
+    forward_only: bool = False
+    passes: int = 1
+
+    def cost(self, phase: str, seconds: float, sizes: dict[str, Sizes], rank: int, **more: Any) -> PhaseCost:
+        """Cost of a phase; `sizes` has the rows of the phases that score some."""
+        if phase == SUBSPACE:
+            return PhaseCost(phase, seconds, other_flops=self.work.basis(len(sizes[TARGETS].lengths)), **more)
+        if phase not in sizes:
+            return PhaseCost(phase, seconds, **more)
+        forward_only = self.forward_only or phase == PREFILTER
+        once = scoring_cost(self.work, sizes[phase], self.config, rank, phase, seconds, forward_only, **more)
+        return once if phase == PREFILTER else times(once, self.passes)
 
 
 def selection_ledger(
-    model: torch.nn.Module,
-    config: GISTConfig,
+    run: ScoringRun,
     pool: np.ndarray | None,
     targets: np.ndarray | None,
     measured: Measurements,
     kept: list[int],
     watch: Stopwatch,
-    passes: int = 1,
 ) -> CostLedger:
     """The ledger of a selection.
 
     Args:
-        model (`nn.Module`): the model that scored.
-        config (`GISTConfig`): how.
+        run (`ScoringRun`): how the rows were scored.
         pool (`np.ndarray`, *optional*): tokens of each candidate `[N]`; `None` if they are not known.
-        targets (`np.ndarray`, *optional*): tokens of each target row.
-        measured (`Measurements`): what was measured.
+        targets (`np.ndarray`, *optional*): tokens of each target row `[M]`.
+        measured (`Measurements`): the result of the scoring.
         kept (`list[int]`): the selected rows.
         watch (`Stopwatch`): seconds and peaks of the phases.
-        passes (`int`): checkpoints that were scored at.
     """
     if pool is None or targets is None:
         return CostLedger(tuple(PhaseCost(p, s, peak_memory_bytes=b) for p, s, b in watch.phases()), 0.0, 0.0)
-    work, label_tokens = ModelWork.of(model), measured.label_tokens
+    label_tokens = measured.label_tokens
     everything = Sizes(pool, int(label_tokens.sum()))
-    wanted = Sizes(targets, int(measured.target_label_tokens.sum()))
     scored = everything if measured.scored is None else everything.take(measured.scored.nonzero()[:, 0], label_tokens)
-    phases = []
-    for name, seconds, peak in watch.phases():
-        about = {"peak_memory_bytes": peak, "forecast_seconds": watch.forecasts.get(name)}
-        if name == SUBSPACE:
-            phases.append(PhaseCost(name, seconds, other_flops=work.basis(len(targets)), **about))
-        elif name in (PREFILTER, TARGETS, SCORING):
-            rows = {PREFILTER: everything, TARGETS: wanted, SCORING: scored}[name]
-            phase = scoring_cost(work, rows, config, len(measured.singular_values), name, seconds, **about)
-            phases.append(phase if name == PREFILTER else times(phase, passes))
-        else:
-            phases.append(PhaseCost(name, seconds, **about))
-    chosen = everything.take(kept, label_tokens)
+    wanted = Sizes(targets, int(measured.target_label_tokens.sum()))
+    sizes = {PREFILTER: everything, TARGETS: wanted, SCORING: scored}
+    rank = len(measured.singular_values)
+    phases = [
+        run.cost(name, seconds, sizes, rank, peak_memory_bytes=peak, forecast_seconds=watch.forecasts.get(name))
+        for name, seconds, peak in watch.phases()
+    ]
     return CostLedger(
         tuple(phases),
-        training_cost(work, everything, TRAINING, 0.0).flops,
-        training_cost(work, chosen, TRAINING, 0.0).flops,
+        training_cost(run.work, everything, TRAINING, 0.0).flops,
+        training_cost(run.work, everything.take(kept, label_tokens), TRAINING, 0.0).flops,
     )

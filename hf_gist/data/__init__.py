@@ -1,1 +1,1 @@
-"""Rows: reading them, turning them into tokens with labels, finding duplicates, naming their origin."""
+"""Rows of datasets: reading, tokenizing with labels, batches, duplicates, and where they came from."""

@@ -1,6 +1,6 @@
-"""Batches of rows of similar length, and the check that their samples can be told apart."""
+"""Batches of rows of similar length, and the check that every sample has a row of the batch to itself."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,16 +10,17 @@ from torch import Tensor
 ROWS_PER_BATCH_WITHOUT_LENGTHS = 8
 
 
-class Batches(Sequence[list[int]]):
-    """Batches of row numbers, kept as two arrays: millions of rows would be gigabytes of lists.
+class Batches:
+    """A sequence of batches of row numbers, stored as two arrays because lists of millions of rows need gigabytes.
 
     Args:
         order (`np.ndarray`): row numbers, batch after batch `[N]`.
-        starts (`np.ndarray`): where in it each batch starts.
+        starts (`np.ndarray`): index in `order` at which each batch starts.
     """
 
     def __init__(self, order: np.ndarray, starts: np.ndarray) -> None:
-        self.order, self.starts = order, starts
+        self.order = order
+        self.starts = starts
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -30,14 +31,17 @@ class Batches(Sequence[list[int]]):
         end = self.starts[number + 1] if number + 1 < len(self) else len(self.order)
         return self.order[self.starts[number] : end].tolist()
 
+    def __iter__(self) -> Iterator[list[int]]:
+        return (self[number] for number in range(len(self)))
+
 
 def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -> Batches:
-    """Batches of rows of similar length, the longest first so that a lack of memory shows at once.
+    """Batches of rows of similar length, the longest first, so that an out-of-memory error occurs in the first batch.
 
     Args:
-        lengths (`np.ndarray`, *optional*): tokens of every row; without them, rows are taken in order, a few at a time.
+        lengths (`np.ndarray`, *optional*): tokens of every row `[N]`; without them, the rows stay in order, 8 in a batch.
         size (`int`): number of rows.
-        tokens_per_batch (`int`): padded tokens a batch may have; a longer row is a batch of its own.
+        tokens_per_batch (`int`): most tokens of a batch, padding included; a longer row is a batch of its own.
 
     Returns:
         `Batches`: every row exactly once.
@@ -46,7 +50,8 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
         return Batches(np.arange(size), np.arange(0, size, ROWS_PER_BATCH_WITHOUT_LENGTHS))
     # stable: rows of equal length stay in order
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    starts, start = [], 0
+    starts = []
+    start = 0
     while start < size:
         starts.append(start)
         start += max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
@@ -54,10 +59,15 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
 
 
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
-    """Refuse batches whose samples cannot be told apart.
+    """Check that every sample has a loss and a row of the batch to itself.
+
+    Args:
+        batch (`dict`): a collated batch.
+        rows (`int`): number of samples that were collated.
+        what (`str`): name of the dataset for messages.
 
     Raises:
-        ValueError: for packed, padding-free or unlabelled batches, saying what to change.
+        ValueError: for unlabelled, packed or padding-free batches; the message says what to change.
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
@@ -65,15 +75,18 @@ def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
             f"The collated batches of the {what} have no `labels` tensor, so they have no loss. Add a `labels` column "
             "(-100 where no loss is wanted) or use a collator that makes one, such as `DataCollatorForSeq2Seq`."
         )
-    ids = batch.get("input_ids", labels)
-    positions = batch.get("position_ids")
-    mask = batch.get("attention_mask")
-    restarts = False
-    if isinstance(positions, Tensor) and positions.dim() == 2 and positions.shape[1] > 1:
-        steps = positions[:, 1:] <= positions[:, :-1]
-        restarts = bool((steps & mask[:, 1:].bool() & mask[:, :-1].bool() if mask is not None else steps).any())
-    if len(ids) != rows or "cu_seq_lens_q" in batch or "seq_lengths" in batch or (restarts and mask is None):
+    packed = len(batch.get("input_ids", labels)) != rows or "cu_seq_lens_q" in batch or "seq_lengths" in batch
+    # positions may also start again after left padding, which comes with an attention mask
+    if packed or (batch.get("attention_mask") is None and _positions_restart(batch)):
         raise ValueError(
-            f"The {what} is packed or padding-free: several examples share one row of a batch, and their gradients "
-            "cannot be told apart. Set `packing=False` and `padding_free=False` (or use a padding collator)."
+            f"The {what} is packed or padding-free: several examples share one row of a batch, so their gradients "
+            "cannot be separated. Set `packing=False` and `padding_free=False` (or use a padding collator)."
         )
+
+
+def _positions_restart(batch: dict[str, Any]) -> bool:
+    """Whether the position ids `[B, T]` of some row start again in the middle."""
+    positions = batch.get("position_ids")
+    if not isinstance(positions, Tensor) or positions.dim() != 2:
+        return False
+    return bool((positions[:, 1:] <= positions[:, :-1]).any())

@@ -1,11 +1,11 @@
-"""Reading datasets and turning instruction rows into token rows with labels."""
+"""Reading datasets, and tokenizing instruction rows into `input_ids` and `labels`."""
 
 import json
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from datasets import Dataset, IterableDataset, load_dataset
 from transformers import PreTrainedTokenizerBase
@@ -15,13 +15,19 @@ from hf_gist.data.rows import IGNORE_INDEX
 
 
 FILE_FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+"""File suffix to the name of the loader in `datasets`."""
 
 
 def check_one_of(file: str | None, dataset_name: str | None, argument: str) -> None:
-    """Raise unless exactly one of a file and a Hub id is given.
+    """Check that exactly one of a file and a Hub id is given.
+
+    Args:
+        file (`str`, *optional*): path of a file.
+        dataset_name (`str`, *optional*): Hub id.
+        argument (`str`): name of the file's flag, such as `train_file`.
 
     Raises:
-        ValueError: naming both flags.
+        ValueError: if none or both are given; the message has both flags.
     """
     if (file is None) == (dataset_name is None):
         other = argument.replace("file", "dataset_name").replace("train_", "")
@@ -32,18 +38,22 @@ def load_rows(source: RowSource, argument: str, streaming: bool = False) -> Data
     """A dataset from a local file or from the Hub.
 
     Args:
-        source (`RowSource`): where it is.
-        argument (`str`): the file argument's name, for messages.
+        source (`RowSource`): where to read.
+        argument (`str`): name of the file's flag, for messages.
         streaming (`bool`): read row by row, without a copy on disk.
 
     Raises:
-        ValueError: naming the argument, if the source is missing, ambiguous or of an unknown format.
+        ValueError: if not exactly one source is given, the file does not exist, or its format is not known; the message
+            has the flag.
     """
-    file = source.file
-    check_one_of(file, source.dataset_name, argument)
-    if source.dataset_name is not None:
-        where = {"split": source.split, "revision": source.revision, "streaming": streaming}
-        return load_dataset(source.dataset_name, source.config_name, **where)
+    check_one_of(source.file, source.dataset_name, argument)
+    if source.file is not None:
+        return _load_file(source.file, argument, streaming)
+    where = {"split": source.split, "revision": source.revision, "streaming": streaming}
+    return load_dataset(source.dataset_name, source.config_name, **where)
+
+
+def _load_file(file: str, argument: str, streaming: bool) -> Dataset | IterableDataset:
     path = Path(file)
     if not path.is_file():
         raise ValueError(f"`--{argument} {file}`: no such file.")
@@ -52,35 +62,38 @@ def load_rows(source: RowSource, argument: str, streaming: bool = False) -> Data
     return load_dataset(FILE_FORMATS[path.suffix], data_files=str(path), split="train", streaming=streaming)
 
 
+# ---- Conversations ----
+
+
 Chat = Callable[..., dict[str, Any]]
-"""Messages to token ids, by the chat template and what the row gives it."""
+"""The chat template: messages to `input_ids`, with the tools and template arguments of the row."""
 
 
 def _chat_of(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
     """The chat template with the row's `tools` and `chat_template_kwargs`, as `SFTTrainer` passes them."""
-    tools, more = row.get("tools"), row.get("chat_template_kwargs") or {}
+    tools = row.get("tools")
     tools = json.loads(tools) if isinstance(tools, str) else tools
-    more = more | ({"tools": tools} if tools else {})
-    return partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True, **more)
+    more = (row.get("chat_template_kwargs") or {}) | ({"tools": tools} if tools else {})
+    chat = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True, **more)
+    # with `return_dict` the result is a dict; the declared type covers every flag
+    return cast(Chat, chat)
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:
+    """Number of tokens at the beginning that both have in common."""
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:
         shared += 1
     return shared
 
 
-def _labelled_from(ids: list[int], start: int) -> dict[str, list[int]]:
-    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
-
-
-def _has_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
+def _has_generation_marks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template marks the assistant's text with `{% generation %}`."""
     return re.search(r"{%-?\s*generation", tokenizer.chat_template or "") is not None
 
 
-def _turn(chat: Chat, messages: list[dict[str, str]], turn: int, ids: list[int]) -> slice:
-    """Where an assistant turn stands in the rendered conversation.
+def _turn_span(chat: Chat, messages: list[dict[str, str]], turn: int, ids: list[int]) -> slice:
+    """Position of an assistant turn in the tokens of the conversation.
 
     Raises:
         ValueError: if the template renders the turn differently inside the conversation than at its end.
@@ -88,16 +101,16 @@ def _turn(chat: Chat, messages: list[dict[str, str]], turn: int, ids: list[int])
     start = 0
     if turn:
         before = chat(messages[:turn], add_generation_prompt=True)["input_ids"]
-        # The last tokens of the prompt may merge with the answer; the answer starts where the two part.
+        # the last tokens of the prompt may merge with the answer, which then starts at the first different token
         start = _shared_prefix(before, ids)
     if turn == len(messages) - 1:
         return slice(start, len(ids))
     until = chat(messages[: turn + 1])["input_ids"]
     if ids[: len(until)] != until or (turn and start < len(before)):
         raise ValueError(
-            "The tokenizer's chat template renders an earlier assistant turn differently from the last one (it drops the "
-            "reasoning, say), so the answers cannot be found in it. Use a template with {% generation %} marks, or give "
-            "rows with `input_ids` and `labels`."
+            "The tokenizer's chat template renders an earlier assistant turn differently from the last one (for example, "
+            "it drops the reasoning), so the tokens of the answers cannot be located. Use a template with "
+            "{% generation %} marks, or rows with `input_ids` and `labels`."
         )
     return slice(start, len(until))
 
@@ -105,21 +118,25 @@ def _turn(chat: Chat, messages: list[dict[str, str]], turn: int, ids: list[int])
 def _assistant_labels(
     tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], chat: Chat
 ) -> dict[str, list[int]]:
-    """Labels on the assistant's tokens: from the template's generation marks, or else from growing prefixes."""
-    if _has_marks(tokenizer):
+    """Labels on the assistant's tokens, located by the template's generation marks or by rendering growing prefixes."""
+    if _has_generation_marks(tokenizer):
         encoded = chat(messages, return_assistant_tokens_mask=True)
-        ids, mask = encoded["input_ids"], encoded["assistant_masks"]
+        ids = encoded["input_ids"]
+        mask = encoded["assistant_masks"]
         return {"input_ids": ids, "labels": [i if m else IGNORE_INDEX for i, m in zip(ids, mask, strict=True)]}
     ids = chat(messages)["input_ids"]
     labels = [IGNORE_INDEX] * len(ids)
     for turn, message in enumerate(messages):
         if message["role"] == "assistant":
-            where = _turn(chat, messages, turn, ids)
-            labels[where] = ids[where]
+            span = _turn_span(chat, messages, turn, ids)
+            labels[span] = ids[span]
     return {"input_ids": ids, "labels": labels}
 
 
-def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+# ---- Prompts and texts ----
+
+
+def _with_end_token(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     end = tokenizer.eos_token or ""
     return text if text.endswith(end) else text + end
 
@@ -127,13 +144,15 @@ def _ended(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def _completion_labels(
     tokenizer: PreTrainedTokenizerBase, prompt: Any, completion: Any, chat: Chat
 ) -> dict[str, list[int]]:
+    """Labels on the tokens of the completion."""
     if isinstance(prompt, str):
         prompt_ids = tokenizer(prompt)["input_ids"]
-        ids = tokenizer(_ended(prompt + completion, tokenizer))["input_ids"]
+        ids = tokenizer(_with_end_token(prompt + completion, tokenizer))["input_ids"]
     else:
         prompt_ids = chat(prompt, add_generation_prompt=True)["input_ids"]
         ids = chat([*prompt, *completion])["input_ids"]
-    return _labelled_from(ids, _shared_prefix(prompt_ids, ids))
+    start = _shared_prefix(prompt_ids, ids)
+    return {"input_ids": ids, "labels": [IGNORE_INDEX] * start + ids[start:]}
 
 
 def tokenize_row(
@@ -143,9 +162,12 @@ def tokenize_row(
 
     Args:
         row (`dict`): the row.
-        tokenizer (`PreTrainedTokenizerBase`): with a chat template for conversations.
-        answers_only (`bool`): labels on assistant turns or completions only; `text` always has labels everywhere.
-        text_column (`str`): name of the plain text column.
+        tokenizer (`PreTrainedTokenizerBase`): has a chat template if the rows are conversations.
+        answers_only (`bool`): labels on assistant turns or completions only, instead of all tokens; no effect on `text`.
+        text_column (`str`): name of the column of plain texts.
+
+    Raises:
+        ValueError: if the chat template renders earlier assistant turns differently and has no generation marks.
     """
     chat = _chat_of(row, tokenizer)
     if "messages" in row and answers_only:
@@ -155,18 +177,27 @@ def tokenize_row(
     elif "prompt" in row:
         encoded = _completion_labels(tokenizer, row["prompt"], row["completion"], chat)
     else:
-        ids = tokenizer(_ended(row[text_column], tokenizer))["input_ids"]
+        ids = tokenizer(_with_end_token(row[text_column], tokenizer))["input_ids"]
         encoded = {"input_ids": ids, "labels": list(ids)}
     if not answers_only:
         encoded["labels"] = list(encoded["input_ids"])
     return encoded
 
 
+# ---- Datasets ----
+
+
 def check_format(columns: Sequence[str], tokenizer: PreTrainedTokenizerBase, argument: str, text_column: str) -> None:
-    """Raise unless the columns are one of the supported formats.
+    """Check that the columns are those of a supported format.
+
+    Args:
+        columns (`Sequence[str]`): names of the columns of the dataset.
+        tokenizer (`PreTrainedTokenizerBase`): must have a chat template for `messages`.
+        argument (`str`): name of the dataset for messages.
+        text_column (`str`): name of the column of plain texts.
 
     Raises:
-        ValueError: naming the argument and the columns found.
+        ValueError: if they are not; the message has the columns found.
     """
     if "messages" in columns:
         if not tokenizer.chat_template:
@@ -186,7 +217,7 @@ def tokenize(
     answers_only: bool = True,
     text_column: str = "text",
 ) -> Dataset:
-    """A dataset with `input_ids` and `labels` beside its own columns; one that is tokenised already is returned as is.
+    """A dataset with the added columns `input_ids` and `labels`; one that has them already is returned unchanged.
 
     Args:
         dataset (`Dataset`): rows in one of the formats of [`tokenize_row`].
@@ -197,31 +228,33 @@ def tokenize(
         text_column (`str`): see [`tokenize_row`].
 
     Raises:
-        ValueError: if the columns are in no supported format.
+        ValueError: if the columns are in no supported format, or a row has a missing or non-text value.
     """
-    if "input_ids" in dataset.column_names:
-        if "labels" not in dataset.column_names:
+    columns = dataset.column_names
+    if "input_ids" in columns:
+        if "labels" not in columns:
             raise ValueError(f"`{argument}` has `input_ids` but no `labels`; add them, -100 where no loss is wanted.")
         return dataset
-    check_format(dataset.column_names, tokenizer, argument, text_column)
-
-    used = next(
-        names
-        for names in (("messages",), ("prompt", "completion"), (text_column,))
-        if names[0] in dataset.column_names
-    )
+    check_format(columns, tokenizer, argument, text_column)
+    formats = (("messages",), ("prompt", "completion"), (text_column,))
+    used = next(names for names in formats if names[0] in columns)
 
     def encode(row: dict[str, Any], number: int) -> dict[str, list[int]]:
-        empty = [name for name in used if row[name] is None]
-        if empty:
-            raise ValueError(f"Row {number} of `{argument}` has no `{empty[0]}`; fill it or leave the row out.")
-        for name in used:
-            if not isinstance(row[name], str | list):
-                raise ValueError(
-                    f"Row {number} of `{argument}` has {row[name]!r} in `{name}`, which is no text: a CSV or JSON file "
-                    "with numbers there is read as numbers. Write it as JSON with quoted values."
-                )
+        _check_values(row, used, f"Row {number} of `{argument}`")
         encoded = tokenize_row(row, tokenizer, answers_only, text_column)
         return {name: values[:max_length] for name, values in encoded.items()}
 
     return dataset.map(encode, with_indices=True, desc=f"tokenizing {argument}")
+
+
+def _check_values(row: dict[str, Any], columns: Sequence[str], what: str) -> None:
+    """Raise ValueError for a column with a missing value or a number."""
+    empty = [name for name in columns if row[name] is None]
+    if empty:
+        raise ValueError(f"{what} has no `{empty[0]}`; fill it or remove the row.")
+    for name in columns:
+        if not isinstance(row[name], str | list):
+            raise ValueError(
+                f"{what} has {row[name]!r} in `{name}`, which is not text: numbers in a CSV or JSON file are read as "
+                "numbers. Write the file as JSON with quoted values."
+            )

@@ -1,4 +1,4 @@
-"""Rows that are in the pool and in the target or evaluation set: found before a selection, so nobody trains on a test."""
+"""Pool rows that are target or evaluation rows too, found before a selection so that they are not trained on."""
 
 import hashlib
 import re
@@ -6,7 +6,7 @@ import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -20,7 +20,9 @@ from hf_gist.errors import LeakWarning
 
 
 CHUNK_ROWS = 1000
-TARGETS = "target_dataset"
+
+TARGET_SET = "target_dataset"
+"""Key of the target set in [`Leaks`] and in the manifest."""
 
 
 @dataclass
@@ -29,8 +31,8 @@ class Leaks:
 
     Args:
         rows (`dict[str, list[int]]`): name of the other set to the pool rows that are in it too.
-        exact (`dict[str, int]`): how many of them are the same token for token; the others are the same in words.
-        targets_in_evaluation (`int`): target rows that are evaluation rows.
+        exact (`dict[str, int]`): how many of them have the same tokens; the others have the same words only.
+        targets_in_evaluation (`int`): number of target rows that are evaluation rows too.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -43,13 +45,13 @@ class Leaks:
         return torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(every, dtype=torch.long), True)
 
     def extend(self, more: "Leaks", offset: int) -> None:
-        """Add those of a chunk that starts at row `offset`."""
+        """Add the duplicates found in a chunk of the pool that starts at row `offset`."""
         for name, rows in more.rows.items():
             self.rows[name] += [offset + row for row in rows]
             self.exact[name] += more.exact[name]
 
     def report(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The entry in the manifest."""
         found = {
             name: {"rows": rows, "exact": self.exact[name], "same_words": len(rows) - self.exact[name]}
             for name, rows in self.rows.items()
@@ -58,7 +60,7 @@ class Leaks:
 
 
 def normalised(text: str) -> str:
-    """The words of a text: without case, punctuation and spacing."""
+    """A text in lower case, with every run of spaces and punctuation as one space."""
     return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
@@ -66,8 +68,8 @@ def _digest(content: bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def _keys(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[bytes, bytes]]:
-    """For every row, digests of its tokens and of its words (of its tokens again, without a tokenizer)."""
+def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[bytes, bytes]]:
+    """For every row, the digest of its tokens and that of its words; without a tokenizer, the first one twice."""
     for start in range(0, len(dataset), CHUNK_ROWS):
         rows = fetch_rows(dataset, range(start, min(start + CHUNK_ROWS, len(dataset))))
         ids = [[int(token) for token in row["input_ids"]] for row in rows]
@@ -84,8 +86,8 @@ def _has_tokens(dataset: Any) -> bool:
     return isinstance(row, Mapping) and "input_ids" in row
 
 
-def _named(evaluation: Any) -> dict[str, Any]:
-    """Evaluation sets by name; `Trainer` takes several as a dict."""
+def _evaluation_sets(evaluation: Any) -> dict[str, Any]:
+    """Evaluation sets by name; like `Trainer`, this accepts one set or a dict of several."""
     if evaluation is None:
         return {}
     if isinstance(evaluation, Mapping):
@@ -93,12 +95,12 @@ def _named(evaluation: Any) -> dict[str, Any]:
     return {"eval_dataset": evaluation}
 
 
-def _comparable(others: dict[str, Any]) -> dict[str, Any]:
-    """Those whose rows have tokens; of the evaluation sets without, the user is told."""
+def _tokenized_only(others: dict[str, Any]) -> dict[str, Any]:
+    """The sets whose rows have `input_ids`, with a warning for each evaluation set that has none."""
     for name, rows in others.items():
-        if name != TARGETS and not _has_tokens(rows):
+        if name != TARGET_SET and not _has_tokens(rows):
             warnings.warn(
-                f"The rows of `{name}` have no `input_ids`, so the pool was not searched for them: pass them tokenised.",
+                f"The rows of `{name}` have no `input_ids`, so the pool was not searched for them. Pass tokenised rows.",
                 LeakWarning,
                 stacklevel=4,
             )
@@ -106,29 +108,29 @@ def _comparable(others: dict[str, Any]) -> dict[str, Any]:
 
 
 class LeakGuard:
-    """Knows the target and evaluation rows, and finds them in pools.
+    """Searches pools for target and evaluation rows.
 
     Args:
         targets: tokenised targets.
         evaluation (*optional*): tokenised evaluation rows, or a dict of such sets.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): to compare words too; without it, tokens only.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): to compare words too; without it, only tokens are compared.
     """
 
     def __init__(self, targets: Any, evaluation: Any = None, tokenizer: PreTrainedTokenizerBase | None = None) -> None:
-        # a processor of images or sound has no text to compare
+        # the processor of an image or audio model may not decode tokens
         self.tokenizer = tokenizer if hasattr(tokenizer, "batch_decode") else None
-        others = _comparable({TARGETS: targets} | _named(evaluation))
+        others = _tokenized_only({TARGET_SET: targets} | _evaluation_sets(evaluation))
         self.usable = bool(others)
-        keys = {name: list(_keys(rows, self.tokenizer)) for name, rows in others.items()}
+        keys = {name: list(_row_digests(rows, self.tokenizer)) for name, rows in others.items()}
         self.tokens = {name: {key for key, _ in own} for name, own in keys.items()}
         self.words = {name: {key for _, key in own} for name, own in keys.items()}
-        evaluated = set().union(*(own for name, own in self.words.items() if name != TARGETS))
-        self.targets_in_evaluation = sum(key in evaluated for _, key in keys.get(TARGETS, []))
+        evaluated = set().union(*(own for name, own in self.words.items() if name != TARGET_SET))
+        self.targets_in_evaluation = sum(key in evaluated for _, key in keys.get(TARGET_SET, []))
 
     def search(self, pool: Any) -> Leaks:
-        """The rows of a pool that are known."""
+        """The rows of a pool that are target or evaluation rows."""
         leaks = Leaks({name: [] for name in self.words}, dict.fromkeys(self.words, 0), self.targets_in_evaluation)
-        for row, (tokens, words) in enumerate(_keys(pool, self.tokenizer)):
+        for row, (tokens, words) in enumerate(_row_digests(pool, self.tokenizer)):
             for name in self.words:
                 same = tokens in self.tokens[name]
                 if same or words in self.words[name]:
@@ -144,39 +146,44 @@ def find_leaks(
     tokenizer: PreTrainedTokenizerBase | None = None,
     quiet: bool = False,
 ) -> Leaks | None:
-    """Look for pool rows that are target or evaluation rows, and say so.
+    """Search the pool for target and evaluation rows, and warn about those found.
 
     Args:
         pool: tokenised candidates.
         targets: see [`LeakGuard`].
         evaluation (*optional*): see [`LeakGuard`].
         tokenizer (`PreTrainedTokenizerBase`, *optional*): see [`LeakGuard`].
-        quiet (`bool`): do not say so, because it will be said later.
+        quiet (`bool`): return the result without a warning.
 
     Returns:
-        `Leaks`, *optional*: what was found; `None` if the rows have no `input_ids` to compare.
+        `Leaks`, *optional*: the duplicates, the same on every process; `None` if the rows have no `input_ids` to compare.
+
+    Warns:
+        LeakWarning: if there are duplicates, or an evaluation set has no `input_ids`.
     """
     if not _has_tokens(pool):
         return None
     guard = LeakGuard(targets, evaluation, tokenizer)
     if not guard.usable:
         return None
-    found = [guard.search(pool) if PartialState().is_main_process else None]
-    broadcast_object_list(found)
+    box = [guard.search(pool) if PartialState().is_main_process else None]
+    # every process has the result of the main one afterwards
+    broadcast_object_list(box)
+    leaks = cast(Leaks, box[0])
     if not quiet:
-        warn(found[0])
-    return found[0]
+        warn(leaks)
+    return leaks
 
 
 def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
-    """`[N]` bool, the rows of a pool that nothing is to be trained on; `None` if there are none."""
+    """`[N]` bool: the pool rows that must not be trained on; `None` if there are none or the guard is switched off."""
     if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
         return None
     return leaks.mask(size)
 
 
 def warn(leaks: Leaks) -> None:
-    """Say what was found."""
+    """Emit a [`LeakWarning`] for each set that has rows in common with the pool."""
     for name, rows in leaks.rows.items():
         if rows:
             same = leaks.exact[name]
@@ -188,7 +195,7 @@ def warn(leaks: Leaks) -> None:
             )
     if leaks.targets_in_evaluation:
         warnings.warn(
-            f"{leaks.targets_in_evaluation} target rows are evaluation rows: what is measured on those is not held out.",
+            f"{leaks.targets_in_evaluation} target rows are evaluation rows, so metrics on these rows are not held-out results.",
             LeakWarning,
             stacklevel=3,
         )

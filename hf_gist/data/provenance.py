@@ -1,4 +1,4 @@
-"""Where data and models came from, in words that may be published: Hub ids with revisions, names and digests of files."""
+"""Where data and models came from, without local paths: Hub ids with revisions, names and digests of files."""
 
 import hashlib
 import os
@@ -10,12 +10,12 @@ from typing import Any
 from huggingface_hub import constants
 
 
-CACHED = re.compile(r"[/\\](?P<revision>[0-9a-f]{40})[/\\][^/\\]+\.arrow$")
-"""A file that `datasets` made from a Hub repository lies in a folder named after the commit."""
+CACHED_FILE = re.compile(r"[/\\](?P<revision>[0-9a-f]{40})[/\\][^/\\]+\.arrow$")
+"""A file in the cache of `datasets`, in a folder whose name is the commit of the Hub repository."""
 
 
 def public_name(name: str | None) -> str | None:
-    """A Hub id as it is; of a local path only the last part, because the rest is about somebody's machine."""
+    """A Hub id unchanged; of a local path only the last part, because cards and manifests are published."""
     if not name:
         return None
     local = os.path.exists(name) or os.path.isabs(name) or name.startswith((".", "~")) or "\\" in name
@@ -23,7 +23,7 @@ def public_name(name: str | None) -> str | None:
 
 
 def digest(file: str | os.PathLike | None) -> str | None:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, in hexadecimal; `None` without a file."""
     if file is None:
         return None
     with open(file, "rb") as opened:
@@ -34,7 +34,7 @@ def digest(file: str | os.PathLike | None) -> str | None:
 
 
 def _repository_of(revision: str) -> str | None:
-    """The dataset repository that a commit in the download cache belongs to."""
+    """The dataset repository with a given commit, from the download cache; `None` unless there is exactly one."""
     found = {
         path.parts[-3].removeprefix("datasets--").replace("--", "/", 1)
         for path in Path(constants.HF_HUB_CACHE).glob(f"datasets--*/snapshots/{revision}")
@@ -45,17 +45,20 @@ def _repository_of(revision: str) -> str | None:
 def hub_origins(dataset: Any) -> list[dict[str, str]]:
     """The Hub repositories that the rows of a `datasets.Dataset` came from, each with its commit.
 
-    `datasets` keeps neither with the rows. Its cached files lie in folders named after the commit, and the download
-    cache says which repository has that commit. Where either says nothing, nothing is claimed.
+    `datasets` stores neither with the rows. Its cached files are in folders named after the commit, and the download
+    cache has the repository of that commit. Rows for which one of the two is missing are left out.
+
+    Returns:
+        `list[dict[str, str]]`: `id` and `revision` of each repository.
     """
     files = [str(file["filename"]) for file in getattr(dataset, "cache_files", None) or []]
-    revisions = list(dict.fromkeys(match["revision"] for file in files if (match := CACHED.search(file))))
+    revisions = list(dict.fromkeys(match["revision"] for file in files if (match := CACHED_FILE.search(file))))
     known = [(revision, _repository_of(revision)) for revision in revisions]
     return [{"id": repository, "revision": revision} for revision, repository in known if repository]
 
 
 def describe_dataset(dataset: Any) -> dict[str, Any]:
-    """What is known of a dataset, for a manifest: rows, fingerprint, and Hub repositories with their commits."""
+    """A dataset's entry in a manifest: `rows`, `fingerprint`, and if known `hub` (see [`hub_origins`]) and `split`."""
     facts: dict[str, Any] = {"rows": len(dataset), "fingerprint": getattr(dataset, "_fingerprint", None)}
     origins = hub_origins(dataset)
     if origins:
@@ -66,11 +69,11 @@ def describe_dataset(dataset: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class RowSource:
-    """Where rows are: a local file, or a dataset on the Hub.
+    """Where to read rows: a local file, or a dataset on the Hub.
 
     Args:
         file (`str`, *optional*): JSONL, JSON, Parquet or CSV.
-        dataset_name (`str`, *optional*): Hub id; exactly one of the two must be given.
+        dataset_name (`str`, *optional*): Hub id; exactly one of `file` and `dataset_name` must be given.
         split (`str`): split of the Hub dataset.
         config_name (`str`, *optional*): its configuration, if it has several.
         revision (`str`, *optional*): its branch, tag or commit.
@@ -84,11 +87,11 @@ class RowSource:
 
 
 def describe_source(source: RowSource, facts: dict[str, Any]) -> dict[str, Any]:
-    """The facts of [`describe_dataset`], with what was asked for by name.
+    """[`describe_dataset`] extended by the file name and digest, or by the Hub id, revision, split and configuration.
 
     Args:
-        source (`RowSource`): where the rows are.
-        facts (`dict`): of the rows.
+        source (`RowSource`): where the rows were read from.
+        facts (`dict`): the result of [`describe_dataset`] for these rows.
     """
     if source.file is not None:
         return facts | {"file": PurePath(source.file).name, "sha256": digest(source.file)}

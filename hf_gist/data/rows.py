@@ -1,4 +1,4 @@
-"""Rows of a dataset: reading, cutting to columns, lengths and digests."""
+"""Rows of a dataset: reading, selecting columns, lengths and digests."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -12,30 +12,37 @@ from torch.utils.data import Subset
 
 
 Collator = Callable[[list[dict[str, Any]]], dict[str, Any]]
+"""List of rows to batch."""
 
 IGNORE_INDEX = -100
+"""Label of a token without a loss."""
 
 
 def keep_columns(dataset: Any, columns: Sequence[str]) -> Any:
-    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned as it is.
+    """A `datasets.Dataset` or a list of dicts cut to some columns; anything else is returned unchanged.
 
-    Beside `labels`, a column `label` is something else: collators would take it for the labels.
+    If there is a column `labels`, `label` and `label_ids` are dropped, because collators would use them as the labels.
     """
-    names = dataset.column_names if isinstance(dataset, Dataset) else dataset[0] if isinstance(dataset, list) else ()
+    if not isinstance(dataset, Dataset | list):
+        return dataset
+    names = dataset.column_names if isinstance(dataset, Dataset) else dataset[0]
     if "labels" in names:
         columns = [name for name in columns if name not in ("label", "label_ids")]
     if isinstance(dataset, list):
         return [{name: value for name, value in row.items() if name in columns} for row in dataset]
-    if not isinstance(dataset, Dataset):
-        return dataset
-    return dataset.select_columns([name for name in dataset.column_names if name in columns])
+    return dataset.select_columns([name for name in names if name in columns])
 
 
 def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
-    """One column of a dataset.
+    """The values of one column of a dataset.
+
+    Args:
+        dataset: a `datasets.Dataset`, or anything with `len` and an index.
+        column (`str`): name of the column.
+        argument (`str`): the argument that `column` was given as, for the message.
 
     Raises:
-        ValueError: naming `argument` if the dataset has no such column.
+        ValueError: if the dataset has no such column; the message has the columns it has.
     """
     if isinstance(dataset, Dataset):
         if column in dataset.column_names:
@@ -50,26 +57,26 @@ def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
 
 
 def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
-    """The rows at `indices` as a list of dicts, read in one go where the dataset can."""
+    """The rows at `indices` as a list of dicts, read in one call if the dataset has `__getitems__`."""
     if hasattr(dataset, "__getitems__"):
         return dataset.__getitems__(list(indices))
     return [dataset[i] for i in indices]
 
 
 def rows_of(dataset: Any, indices: Sequence[int]) -> Any:
-    """The dataset cut to some rows, without reading them."""
+    """The dataset cut to the rows at `indices`, without reading them."""
     return dataset.select(indices) if isinstance(dataset, Dataset) else Subset(dataset, list(indices))
 
 
 def content_digest(dataset: Any) -> str:
-    """Digest of what the rows hold, so that a dataset made again in the same way is known again."""
+    """SHA-256 of the values of all rows; two datasets with equal columns and values have the same digest."""
     digest = hashlib.sha256(str(len(dataset)).encode())
     if isinstance(dataset, Dataset):
         for batch in dataset.with_format("arrow").iter(batch_size=10_000):
             for name in batch.column_names:
                 column = batch[name].combine_chunks()
                 digest.update(name.encode())
-                # a sink copies only the slice, where the buffers may hold more
+                # serialised, because the buffers of a sliced column may hold values outside of the slice
                 digest.update(pyarrow.record_batch([column], [name]).serialize())
         return digest.hexdigest()
     for index in range(len(dataset)):
@@ -78,7 +85,7 @@ def content_digest(dataset: Any) -> str:
 
 
 def row_lengths(dataset: Any) -> np.ndarray | None:
-    """Tokens of every row `[N]` int32, from `input_ids`; `None` if the rows are tokenised only by the collator."""
+    """Number of `input_ids` of every row `[N]` int32; `None` if the rows have none (the collator tokenizes them)."""
     if isinstance(dataset, Dataset):
         if "input_ids" not in dataset.column_names:
             return None

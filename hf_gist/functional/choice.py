@@ -25,47 +25,71 @@ class ComparisonSpace:
     Args:
         coordinates (`Tensor`): candidates `[N, k]`.
         directions (`Tensor`): target groups `[H, k]`.
-        norms (`Tensor`, *optional*): `[N]` for the plain cosine; by default the norm inside the subspace.
+        norms (`Tensor`, *optional*): whole norms `[N]` for the plain cosine; by default the norm inside the subspace.
     """
 
     coordinates: Tensor
     directions: Tensor
-    norms: Tensor | None
+    norms: Tensor | None = None
 
     @classmethod
     def of(
-        cls, m: Measurements, coordinates: Tensor, groups: list[int], number: int, rank: int, config: GISTConfig
+        cls, m: Measurements, eligible: Tensor, groups: list[int], rank: int | None, unit_directions: bool
     ) -> "ComparisonSpace":
-        # The targets lie in the full-rank basis, so there the plain cosine needs no gradient, only the norms. In a
-        # single direction every cosine is 1 or -1 and tells no row from another.
-        plain = config.score == "cosine" or config.scorer != "gist" or rank == 1
-        k = len(m.singular_values) if plain else rank
-        # LESS averages the cosines with a group's targets: the mean of unit vectors is not normalised again.
-        directions = group_directions(m.target_coordinates[:, :k], groups, number, config.scorer != "less")
-        norms = torch.where(m.scorable, m.norms, torch.zeros(())) if plain else None
-        return cls(coordinates[:, :k], directions, norms)
+        """The space of the subspace cosine or of the plain cosine (paper GIST, Eq. 15-16).
+
+        Args:
+            m (`Measurements`): of candidates and targets.
+            eligible (`Tensor`): candidates that may be selected `[N]` bool.
+            groups (`list[int]`): group of each target row, `M` values in `[0, H)`.
+            rank (`int`, *optional*): compare the first `rank` directions; by default the whole vectors.
+            unit_directions (`bool`): normalise the mean of each group.
+        """
+        k = len(m.singular_values) if rank is None else rank
+        coordinates = torch.where(eligible.unsqueeze(1), m.coordinates[:, :k], torch.zeros(()))
+        directions = group_directions(m.target_coordinates[:, :k], groups, len(set(groups)), unit_directions)
+        # the targets lie in the full-rank basis, so the plain cosine needs no gradient of a candidate, only its norm
+        norms = torch.where(m.scorable, m.norms, torch.zeros(())) if rank is None else None
+        return cls(coordinates, directions, norms)
+
+
+def _baseline_order(m: Measurements, scorable: Tensor, config: GISTConfig) -> list[int]:
+    if config.strategy == "random":
+        return uniform_order(scorable, config.seed)
+    return length_matched_order(m.label_tokens, m.target_label_tokens, scorable, config.seed)
+
+
+def _round_robin_order(space: ComparisonSpace, scorable: Tensor, config: GISTConfig) -> list[int]:
+    rows = rows_in_budget(config.budget, config.budget_unit, len(scorable))
+    limit = None if rows is None else int(rows * config.sample_from_top)
+    return round_robin(space.coordinates, space.directions, scorable, space.norms, limit)
 
 
 def order_candidates(
     m: Measurements, space: ComparisonSpace, scorable: Tensor, config: GISTConfig
 ) -> tuple[Tensor, list[int], Tensor]:
-    """Scores `[N]`, the scorable rows best first, and each row's best matching group `[N]`."""
-    nowhere = torch.tensor(float("-inf"))
+    """Scores and order of the candidates (paper GIST, Eq. 17).
+
+    Args:
+        m (`Measurements`): of candidates and targets.
+        space (`ComparisonSpace`): where they are compared.
+        scorable (`Tensor`): candidates that may be selected `[N]` bool.
+        config (`GISTConfig`): `score`, `strategy`, and what the strategy reads.
+
+    Returns:
+        `tuple[Tensor, list[int], Tensor]`: scores `[N]`, -inf for rows that may not be selected; the scorable rows,
+        best first; and each row's best matching group `[N]`.
+    """
     reduce = "mean" if config.strategy == "mean" else "max"
     scores, best = score_candidates(space.coordinates, space.directions, space.norms, reduce)
     if config.strategy in UNSCORED:
-        if config.strategy == "random":
-            order = uniform_order(scorable, config.seed)
-        else:
-            order = length_matched_order(m.label_tokens, m.target_label_tokens, scorable, config.seed)
+        order = _baseline_order(m, scorable, config)
         scores = torch.full((len(m.norms),), float("-inf"))
         scores[torch.tensor(order, dtype=torch.long)] = 1 - torch.arange(len(order)) / max(1, len(order))
         return scores, order, best
     if config.score == "grad_norm":
         scores = m.norms
-    scores = torch.where(scorable, scores, nowhere)
+    scores = torch.where(scorable, scores, torch.tensor(float("-inf")))
     if config.strategy == "round_robin":
-        limit = rows_in_budget(config.budget, config.budget_unit, len(m.norms))
-        limit = None if limit is None else int(limit * config.sample_from_top)
-        return scores, round_robin(space.coordinates, space.directions, scorable, space.norms, limit), best
+        return scores, _round_robin_order(space, scorable, config), best
     return scores, ranked(scores)[: int(scorable.sum())].tolist(), best

@@ -69,7 +69,8 @@ def score_candidates(
     Returns:
         `tuple[Tensor, Tensor]`: scores `[N]` float32 and the best matching group `[N]`.
     """
-    scores, best = [], []
+    scores = []
+    best = []
     for chunk in _chunks(coordinates, directions, norms):
         top, group = chunk.max(dim=1)
         scores.append(chunk.mean(dim=1) if reduce == "mean" else top)
@@ -118,21 +119,23 @@ def round_robin(
         [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
     )
     # no group looks further down its ranking than there are rows to pick
-    orders = [rows[ranked(column)[:limit]].tolist() for column in per_group.T]
-    taken, picked, position = set(), [], [0] * len(orders)
+    return _take_turns([rows[ranked(column)[:limit]].tolist() for column in per_group.T], limit)
+
+
+def _take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
+    """Each order in turn gives its next row that was not picked before, until `limit` rows are picked."""
+    picked: dict[int, None] = {}
+    remaining = [iter(order) for order in orders]
     while len(picked) < limit:
-        for group, order in enumerate(orders):
-            while position[group] < len(order) and order[position[group]] in taken:
-                position[group] += 1
-            if position[group] == len(order) or len(picked) == limit:
-                continue
-            taken.add(order[position[group]])
-            picked.append(order[position[group]])
-    return picked
+        for order in remaining:
+            row = next((row for row in order if row not in picked), None)
+            if row is not None and len(picked) < limit:
+                picked[row] = None
+    return list(picked)
 
 
 def uniform_order(eligible: Tensor, seed: int) -> list[int]:
-    """The eligible rows `[N]` in a seeded random order: the baseline that every selection has to beat."""
+    """The eligible rows `[N]` in a seeded random order: the baseline for every selection."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(eligible), generator=generator)
     return order[eligible[order]].tolist()
@@ -143,7 +146,7 @@ def length_matched_order(
 ) -> list[int]:
     """A seeded random order in which every prefix has the answer lengths of the target set.
 
-    Gradient selection prefers some lengths; what is left of its gain over these rows is not owed to length.
+    Gradient selection prefers some lengths; its gain over these rows does not come from length.
 
     Args:
         label_tokens (`Tensor`): labelled tokens of the candidates `[N]`.
@@ -153,7 +156,7 @@ def length_matched_order(
         bins (`int`): quantile bins of the target lengths.
 
     Returns:
-        `list[int]`: rows; where a bin runs dry, its turns go to the others.
+        `list[int]`: rows; the turns of an exhausted bin go to the others.
     """
     edges = torch.quantile(target_label_tokens.double(), torch.linspace(0, 1, bins + 1).double()[1:-1]).unique()
     share = torch.bincount(torch.bucketize(target_label_tokens.double(), edges), minlength=len(edges) + 1)

@@ -1,4 +1,4 @@
-"""Per-sample gradients of one parameter in the form that takes the least memory, and what is asked of them."""
+"""Per-sample gradients of one parameter, whole or as factors, and what is computed from them."""
 
 import torch
 from torch import Tensor
@@ -7,10 +7,22 @@ from hf_gist.functional.per_sample import as_batch_of_sequences, bias_gradients,
 
 
 class DenseGradient:
-    """Per-sample gradients of one parameter, whole: `[B, *shape]`."""
+    """Per-sample gradients of one parameter, whole.
+
+    Args:
+        values (`Tensor`): `[B, *shape]`.
+    """
 
     def __init__(self, values: Tensor) -> None:
         self.values = values
+
+    def dense(self) -> "DenseGradient":
+        """Itself."""
+        return self
+
+    def smaller(self) -> "DenseGradient":
+        """Itself."""
+        return self
 
     def dot(self, support: Tensor) -> Tensor:
         """`<G_b, s>` `[B]` in fp32."""
@@ -27,44 +39,58 @@ class DenseGradient:
 
 
 class FactoredGradient:
-    """Per-sample gradients `d_bᵀ a_b` of a linear weight that is larger than its input and output together.
+    """Per-sample gradients `d_bᵀ a_b` of a linear weight, as their factors; computed in the dtype of `d`.
 
     Args:
-        a (`Tensor`): inputs `[B, T, i]`.
+        a (`Tensor`): inputs `[B, T, i]`, see [`hf_gist.functional.per_sample`].
         d (`Tensor`): output gradients `[B, T, o]`.
     """
 
     def __init__(self, a: Tensor, d: Tensor) -> None:
-        self.a, self.d = as_batch_of_sequences(a).to(d.dtype), as_batch_of_sequences(d)
+        self.a = as_batch_of_sequences(a)
+        self.d = as_batch_of_sequences(d)
+
+    def dense(self) -> DenseGradient:
+        """The products `[B, o, i]`."""
+        return DenseGradient(weight_gradients(self.a, self.d))
+
+    def smaller(self) -> "DenseGradient | FactoredGradient":
+        """The form that takes less memory: the factors where the weight is larger than input and output together."""
+        tokens = self.d.shape[1]
+        inputs = self.a.shape[2]
+        outputs = self.d.shape[2]
+        return self if inputs * outputs > tokens * (inputs + outputs) else self.dense()
 
     def dot(self, support: Tensor) -> Tensor:
         """`Σ_t d_bt · (s a_bt)` `[B]` in fp32."""
+        dtype = self.d.dtype
         # fp16 ends at 65,504, and a scaled loss makes a scaled support gradient
-        largest = support.abs().amax().float() if self.a.dtype == torch.float16 else support.new_ones(())
+        largest = support.abs().amax().float() if dtype == torch.float16 else support.new_ones(())
         largest = torch.where(largest > 0, largest, 1.0)
-        mapped = self.a @ (support / largest).to(self.a.dtype).T
+        mapped = self.a.to(dtype) @ (support / largest).to(dtype).T
         return (self.d.float() * mapped.float()).sum((1, 2)) * largest
 
     def squares(self) -> Tensor:
         """`Σ_tu (a_bt · a_bu)(d_bt · d_bu)` `[B]` in fp32."""
-        a, d = self.a.float(), self.d.float()
+        a = self.a.to(self.d.dtype).float()
+        d = self.d.float()
         return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(d, d.transpose(1, 2))).sum((1, 2)).clamp(min=0)
 
     def weighted_sum(self, scales: Tensor) -> Tensor:
-        """`Σ_b scales_b d_bᵀ a_b` `[o, i]`."""
+        """`Σ_b scales_b d_bᵀ a_b` `[o, i]`; the per-sample gradients are not computed."""
         d = self.d * scales.to(self.d.dtype)[:, None, None]
-        return d.flatten(0, 1).T @ self.a.flatten(0, 1)
+        return d.flatten(0, 1).T @ self.a.to(d.dtype).flatten(0, 1)
 
 
 SampleGradient = DenseGradient | FactoredGradient
 
 
 def sample_gradient(kind: str, attribute: str, a: Tensor, d: Tensor) -> SampleGradient:
-    """The smaller form of a parameter's per-sample gradients.
+    """The per-sample gradients of a parameter, in a form that costs nothing to make.
 
     Args:
-        kind (`str`): `"linear"` or `"scale"`.
-        attribute (`str`): `"weight"` or `"bias"`.
+        kind (`str`): of the module, `"linear"` or `"scale"`.
+        attribute (`str`): the parameter's name in the module, `"weight"` or `"bias"`.
         a (`Tensor`): `[B, T, i]`, see [`hf_gist.functional.per_sample`].
         d (`Tensor`): `[B, T, o]`.
     """
@@ -72,18 +98,4 @@ def sample_gradient(kind: str, attribute: str, a: Tensor, d: Tensor) -> SampleGr
         return DenseGradient(scale_gradients(a, d))
     if attribute == "bias":
         return DenseGradient(bias_gradients(d))
-    inputs, outputs, tokens = a.shape[-1], d.shape[-1], d[0].numel() // d.shape[-1]
-    if inputs * outputs > tokens * (inputs + outputs):
-        return FactoredGradient(a, d)
-    return DenseGradient(weight_gradients(a, d))
-
-
-def summed_gradient(kind: str, attribute: str, a: Tensor, d: Tensor, scales: Tensor) -> Tensor:
-    """`Σ_b scales_b G_b` of one parameter, without the per-sample gradients; shapes as in [`sample_gradient`]."""
-    d = as_batch_of_sequences(d) * scales.to(d.dtype)[:, None, None]
-    a = as_batch_of_sequences(a)
-    if kind == "scale":
-        return (a.to(d.dtype) * d).sum((0, 1))
-    if attribute == "bias":
-        return d.sum((0, 1))
-    return d.flatten(0, 1).T @ a.to(d.dtype).flatten(0, 1)
+    return FactoredGradient(a, d)

@@ -1,4 +1,4 @@
-"""What GAST cannot work with, refused by name before the run starts."""
+"""What GAST does not support: a ValueError names it before the run starts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,7 +24,9 @@ def _argument_problems(args: TrainingArguments) -> list[str]:
             "a batch of one sample leaves nothing to choose from; set `per_device_train_batch_size` to 2 or more"
         )
     if args.n_gpu > 1:
-        problems.append("`nn.DataParallel` splits the batch behind the Trainer's back; start with `accelerate launch`")
+        problems.append(
+            "`nn.DataParallel` splits the batch inside the model's forward call; start with `accelerate launch`"
+        )
     if args.torch_compile:
         problems.append("`torch_compile=True` traces around the hooks; turn it off")
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
@@ -75,7 +77,7 @@ _REENTRANT = (
 
 
 def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module) -> None:
-    """Refuse what cannot work.
+    """Check the whole setup of a run.
 
     Args:
         args (`TrainingArguments`): of the trainer.
@@ -86,7 +88,8 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
         ValueError: naming every problem and what to change.
     """
     problems = [*_argument_problems(args), *_distribution_problems(accelerator), *_model_problems(model)]
-    if args.gradient_checkpointing and (args.gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+    options = args.gradient_checkpointing_kwargs
+    if args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
         problems.append(_REENTRANT)
     if problems:
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
@@ -96,10 +99,10 @@ KNOWN_LOSSES = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.tra
 
 
 def check_loss_owner(trainer: type) -> None:
-    """Refuse a trainer class whose own `compute_loss` says nothing about the weights of the samples.
+    """Check that the weight of each sample in the loss is known.
 
     Raises:
-        ValueError: saying what to override.
+        ValueError: for a class with a `compute_loss` of its own, saying what to override.
     """
     owner = next(cls for cls in trainer.__mro__ if "compute_loss" in vars(cls))
     if owner.__module__ not in KNOWN_LOSSES:
@@ -111,7 +114,7 @@ def check_loss_owner(trainer: type) -> None:
 
 
 def check_unmasked(accelerator: Any, unmasked: Sequence[str], support: str) -> None:
-    """Refuse what FSDP2 does not allow: a support pass that leaves no gradient in parameters without a hook.
+    """Check that no parameter without a hook gets a gradient in the support pass under FSDP2, which does not allow that.
 
     Raises:
         ValueError: naming the parameters and what to change.

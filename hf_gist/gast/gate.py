@@ -14,20 +14,8 @@ from torch import Tensor
 
 from hf_gist.functional import masking
 from hf_gist.functional.sample_gradients import SampleGradient, sample_gradient
-
-
-def check_rows(module: str, rows: int, batch_size: int) -> None:
-    """Refuse a module that does not see the batch sample by sample.
-
-    Raises:
-        ValueError: naming it, with what to change.
-    """
-    if rows != batch_size:
-        raise ValueError(
-            f"{module} sees {rows} rows for a batch of {batch_size} samples (packed rows, flattened tokens or experts), "
-            "so it cannot be masked by sample. Turn packing off, or leave the module out of the adapter's "
-            "`target_modules`."
-        )
+from hf_gist.gradients.hooks import check_report
+from hf_gist.gradients.lora import TrackedModule
 
 
 @dataclass
@@ -114,20 +102,16 @@ class Gate:
         self.parameters, self.dtypes = parameters, dtypes
         self.collected: dict[str, SampleGradient] = {}
 
-    def receive(self, module: str, kind: str, parameters: dict[str, str], a: Tensor, d: Tensor) -> None:
+    def receive(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
         """Take the `(a, d)` of one tracked module.
 
         Raises:
-            ValueError: if the batch's samples cannot be told apart in this module.
+            ValueError: see [`hf_gist.gradients.hooks.check_report`].
         """
-        check_rows(module, len(d), self.batch.batch_size)
-        for attribute, name in parameters.items():
-            if name in self.collected:
-                raise ValueError(
-                    f"{module} is used more than once in a forward pass, so it cannot be masked by sample. Leave it "
-                    "out of the adapter's `target_modules`."
-                )
-            self.collected[name] = sample_gradient(kind, attribute, a, d)
+        repeated = not self.collected.keys().isdisjoint(tracked.parameters.values())
+        check_report(tracked, d, self.batch.batch_size, repeated)
+        for attribute, name in tracked.parameters.items():
+            self.collected[name] = sample_gradient(tracked.kind, attribute, a, d).smaller()
 
     def gradients(self) -> list[Tensor | None]:
         """The masked gradient of each parameter, in order; `None` for one that nothing was reported for.

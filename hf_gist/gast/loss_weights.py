@@ -9,11 +9,11 @@ a Trainer's loss is `L = Σ_b w_b ℓ_b`, so the gradient that reaches a matrix 
 | token mean of the batch, over `A` accumulation steps | `n_b / (A Σ_b n_b)` | `n_b` |
 | either of them with label smoothing (`l_t` is then the smoothed loss) | the same | `n_b` |
 | sequence classification, smoothed or not, any problem type | `1 / (A B)` | 1 |
-| `compute_loss_func` | found out on the first batches, see [`LossFunctionProbe`] | `n_b` or 1 |
+| `compute_loss_func` | measured on the first batches, see [`LossFunctionProbe`] | `n_b` or 1 |
 
-(`A` is 1 for the models that take any keyword but ignore `num_items_in_batch`, such as T5's: the Trainer then believes
-that the model has divided already.) Only the proportions matter: alignments are standardised over the batch before anything is drawn, so a factor that all
-samples share, the scale of a gradient scaler included, drops out.
+(`A` is 1 for the models that take any keyword but ignore `num_items_in_batch`, such as T5's: the Trainer then assumes
+that the model has divided already.) Only the proportions matter: alignments are standardised over the batch before
+anything is drawn, so a factor that all samples share, the scale of a gradient scaler included, drops out.
 """
 
 from typing import Any
@@ -22,25 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist.data.batches import check_batch
-from hf_gist.data.rows import IGNORE_INDEX
-from hf_gist.gradients.losses import loss_kind
-
-
-def label_counts(inputs: dict[str, Any], kind: str) -> Tensor:
-    """Labelled tokens `n_b` `[B]` of each sample, as the loss counts them; 1 for classification.
-
-    Args:
-        inputs (`dict`): a collated batch.
-        kind (`str`): from [`hf_gist.gradients.losses.loss_kind`].
-    """
-    labels = inputs["labels"]
-    if kind == "classification":
-        return torch.ones(len(labels), device=labels.device)
-    if "shift_labels" in inputs:
-        labels = inputs["shift_labels"]
-    elif kind == "causal":
-        labels = labels[:, 1:]
-    return (labels != IGNORE_INDEX).sum(1).float()
+from hf_gist.gradients.losses import count_labels, labelled_tokens
 
 
 def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
@@ -53,7 +35,7 @@ def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
     labels = inputs.get("labels")
     if not isinstance(labels, Tensor):
         return torch.ones_like(weights)
-    return (labels != IGNORE_INDEX).view(len(labels), -1).sum(1).float()
+    return count_labels(labels).float()
 
 
 def loss_weights(inputs: dict[str, Any], model: nn.Module, weighting: str) -> Tensor:
@@ -68,5 +50,5 @@ def loss_weights(inputs: dict[str, Any], model: nn.Module, weighting: str) -> Te
         ValueError: if the rows of the batch are not samples.
     """
     check_batch(inputs, len(inputs["labels"]) if isinstance(inputs.get("labels"), Tensor) else 0, "training set")
-    counts = label_counts(inputs, loss_kind(model))
+    counts = labelled_tokens(model, inputs).float()
     return counts if weighting == "tokens" else (counts > 0).float()

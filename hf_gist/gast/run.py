@@ -8,17 +8,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.mask_statistics import MaskStatistics
 from hf_gist.functional.masking import gumbel_noise, kept_count
 from hf_gist.gast.gate import BatchMasks
-from hf_gist.gast.groups import find_groups
+from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.gast.state import load_state, save_state
 from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
 
+
+logger = logging.get_logger(__name__)
 
 CHECK_EFFECT_AFTER = 10
 """Masked batches after which a run that has dropped nothing warns."""
@@ -28,7 +32,7 @@ SCALER_PATIENCE = 100
 
 
 class GASTRun:
-    """What one call of `train` needs to remember.
+    """The state of one `train()` call.
 
     Args:
         model (`nn.Module`): the model in training, without wrappers.
@@ -36,7 +40,7 @@ class GASTRun:
         rank (`int`): index of the process.
         device (`torch.device`): device of the batches.
         sources (`list[str]`, *optional*): names of the sources, if the batches carry them.
-        batch_size (`int`): per-device batch size that the trainer runs with; another one is another run.
+        batch_size (`int`): per-device batch size that the trainer runs with; with another one, a new run begins.
     """
 
     def __init__(
@@ -48,7 +52,10 @@ class GASTRun:
         sources: list[str] | None,
         batch_size: int,
     ) -> None:
-        self.config, self.rank, self.device, self.sources = config, rank, device, sources
+        self.config = config
+        self.rank = rank
+        self.device = device
+        self.sources = sources
         self.groups, self.unmasked = find_groups(model, config.group_by, config.outside_blocks)
         self.names = {name for group in self.groups for name in group.parameters()}
         self.batch_size = batch_size
@@ -63,6 +70,11 @@ class GASTRun:
         self.last: BatchMasks | None = None
         columns = sources if sources is not None else length_columns()
         self.table = SelectionTable.empty([g.name for g in self.groups], columns, device)
+
+    def announce(self) -> None:
+        """Print what is masked together in one line, and log every group."""
+        tqdm.write(summarise_groups(self.groups, self.unmasked))
+        logger.info(describe_groups(self.groups, self.unmasked))
 
     def needs_support(self, step: int) -> bool:
         """Whether a support gradient is due in optimizer step `step`; once a step, however many batches it has."""
@@ -92,7 +104,7 @@ class GASTRun:
             warn_if_zero(support)
 
     def open(self, loss_weights: Tensor) -> BatchMasks:
-        """The masks-to-be of the next batch, from the loss weights of its samples `[B]`."""
+        """What the gates of the next batch need, from the loss weights of its samples `[B]`."""
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
         return BatchMasks(
@@ -106,7 +118,7 @@ class GASTRun:
         )
 
     def close(self, batch: BatchMasks, sources: Tensor | None, label_tokens: Tensor, step: int) -> None:
-        """Take note of a batch whose backward is done.
+        """Count a batch after its backward pass.
 
         Args:
             batch (`BatchMasks`): from [`GASTRun.open`].
@@ -166,7 +178,7 @@ class GASTRun:
         return dataclasses.replace(self.table, kept=total(self.table.kept), seen=total(self.table.seen))
 
     def describe(self, steps: int) -> dict[str, Any]:
-        """What was asked and how much was done in so many optimizer steps, for the report."""
+        """The configuration and the counters after `steps` optimizer steps, for the report."""
         return {
             "config": self.config.to_dict(),
             "steps": steps,
@@ -178,7 +190,8 @@ class GASTRun:
 
     def save(self, folder: str | os.PathLike, total: Callable[[Tensor], Tensor], write: bool) -> None:
         """Write what a resumed run needs; call on every process, with `write` on the one that owns the disk."""
-        table, dropped = self.totals(total), total(self.dropped)
+        table = self.totals(total)
+        dropped = total(self.dropped)
         if not write:
             return
         state = {
@@ -193,27 +206,30 @@ class GASTRun:
         if self.support is not None and self.config.support == "dataset":
             save_support(folder, self.support)
 
-    def load(self, folder: str | os.PathLike) -> dict[str, Any] | None:
-        """Continue from a checkpoint; returns the state found, `None` if the checkpoint was written without GAST.
+    def resume(self, folder: str | os.PathLike) -> None:
+        """Continue from a checkpoint; a warning is logged if it was written without GAST or with another configuration.
 
         Raises:
             ValueError: if the checkpoint masks other groups.
         """
         state = load_state(folder)
         if state is None:
-            return None
+            logger.warning(f"{folder} was written without GAST: its draws start afresh.")
+            return
+        if state["config"] != self.config.to_dict():
+            logger.warning("The GAST configuration differs from that of the checkpoint; the new one is used.")
         if state["groups"] != self.table.groups:
             raise ValueError(
                 f"The checkpoint {folder} was trained with other groups of matrices. Resume with the same adapter and "
                 "the same `group_by` and `outside_blocks`."
             )
-        self.batches, self.supports = state["batches"], state["supports"]
+        self.batches = state["batches"]
+        self.supports = state["supports"]
         self.support_step = state["support_step"]
         if self.config.support == "dataset":
             self.support = load_support(folder, self.device)
-        # The counts of all processes are in the file; one of them carries them on.
+        # The file has the counts of all processes; only one may continue them.
         if state["columns"] == self.table.columns:
             self.table.restore(state, counts=self.rank == 0)
             if self.rank == 0:
                 self.dropped.fill_(state["dropped"])
-        return state

@@ -6,17 +6,19 @@ import torch
 
 
 class SourceCollator:
-    """A data collator that turns a text column into an integer tensor beside what another collator makes.
+    """A data collator that adds a text column as an integer tensor to the batches of another collator.
 
     Args:
         collator: the collator of everything else.
         column (`str`): the text column.
-        names (`list[str]`): the values of the column; the index is what the batch carries.
+        names (`list[str]`): the values of the column; the batch holds their indices.
         key (`str`): name of the tensor `[B]` in the batch.
     """
 
     def __init__(self, collator: Any, column: str, names: list[str], key: str) -> None:
-        self.collator, self.column, self.key = collator, column, key
+        self.collator = collator
+        self.column = column
+        self.key = key
         self.index = {name: index for index, name in enumerate(names)}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:

@@ -22,9 +22,10 @@ HISTORY_FILE = "gast_history.parquet"
 RUN_FILE = "gast_run.json"
 
 PICTURE_FILE = "gast_selection.png"
-"""What the report draws of the table."""
+"""The report's figure of the table."""
 
-MOST_SPANS, FEWEST_SPANS = 24, 4
+MOST_SPANS = 24
+FEWEST_SPANS = 4
 
 MOST_CELLS = 1 << 18
 """The table over time has about this many numbers at most, on the device and in every checkpoint."""
@@ -124,7 +125,7 @@ class SelectionTable:
         }
 
     def restore(self, state: dict[str, Any], counts: bool) -> None:
-        """Go on from [`state`].
+        """Continue from [`state`].
 
         Args:
             state (`dict`): of a table with the same groups and columns.
@@ -164,21 +165,20 @@ class SelectionTable:
 
     @classmethod
     def _from_cells(cls, table: pyarrow.Table) -> "SelectionTable":
-        groups, columns = (table[name].unique().to_pylist() for name in ("layer", "source"))
         if not len(table):
             return cls([], [], torch.zeros(0, 0, 0), torch.zeros(0, 0))
-        first, last = table["first_step"], table["last_step"]
-        span_steps = last[0].as_py() - first[0].as_py() + 1
-        kept, seen = (
-            torch.tensor(table[name].to_numpy(), dtype=torch.float64).view(-1, len(groups), len(columns))
-            for name in ("kept", "seen")
-        )
-        before = first[0].as_py() // span_steps
-        kept, seen = (
-            torch.cat([torch.zeros(before, *counts.shape[1:], dtype=counts.dtype), counts])
-            for counts in (kept, seen[:, 0])
-        )
-        return cls(groups, columns, kept, seen, span_steps)
+        groups = [str(name) for name in table["layer"].unique().to_pylist()]
+        columns = [str(name) for name in table["source"].unique().to_pylist()]
+        first_step = table["first_step"][0].as_py()
+        span_steps = table["last_step"][0].as_py() - first_step + 1
+        before = first_step // span_steps
+
+        def counts(name: str) -> Tensor:
+            """`[P, L, S]`, with the spans before the first one in the file as zeros."""
+            values = torch.tensor(table[name].to_numpy(), dtype=torch.float64).view(-1, len(groups), len(columns))
+            return torch.cat([torch.zeros(before, *values.shape[1:], dtype=values.dtype), values])
+
+        return cls(groups, columns, counts("kept"), counts("seen")[:, 0], span_steps)
 
 
 def _cells(table: SelectionTable, kept: Tensor, seen: Tensor, starts: range | None) -> pyarrow.Table:

@@ -14,6 +14,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
 from hf_gist.functional.budget import rows_in_budget
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
 from hf_gist.gradients.losses import labelled_tokens
 from hf_gist.gradients.models import check_dtype, model_device, to_device
@@ -91,17 +92,19 @@ def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: s
 
 
 def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
-    """Refuse what DeepSpeed would undo without a word: it trains weights and moments of its own.
+    """Check that DeepSpeed, which trains its own copies of weights and moments, would not silently undo a setting.
 
     Raises:
         ValueError: naming the setting.
     """
-    for name, value in (("after_selection", "restart"), ("scorer", "less")):
-        if kind == DistributedType.DEEPSPEED and getattr(config, name) == value:
-            raise ValueError(
-                f"`{name}={value!r}` does not work under DeepSpeed, which keeps the weights it trains and their moments "
-                "to itself; leave it at its default, or use DDP or FSDP2."
-            )
+    if kind != DistributedType.DEEPSPEED:
+        return
+    unsupported = {"after_selection": config.after_selection == "restart", "scorer": scorer_of(config).needs_adam}
+    for name in (name for name, used in unsupported.items() if used):
+        raise ValueError(
+            f"`{name}={getattr(config, name)!r}` does not work under DeepSpeed, which trains its own copies of the "
+            "weights and their moments; leave it at its default, or use DDP or FSDP2."
+        )
 
 
 def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:

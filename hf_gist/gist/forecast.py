@@ -17,11 +17,10 @@ from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import SCORING, TARGETS, Stopwatch
 from hf_gist.data.rows import row_lengths
-from hf_gist.gist.scorers.sketched import SketchedVectors
-from hf_gist.gist.scorers.table import vectors_per_checkpoint
+from hf_gist.gist.scorers.base import ModelVectors
+from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.models import model_device, unwrapped
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.gradients.vectors import GradientVectors
 
 
 SHARE_TO_USE = 0.9
@@ -85,13 +84,11 @@ def activation_bytes(model: nn.Module, tokens: int) -> int:
     return tokens * (layers * (12 * hidden + 4 * inner) * size + 3 * getattr(config, "vocab_size", 0) * FP32)
 
 
-def plan_memory(
-    vectors: GradientVectors | SketchedVectors, targets: int, rows: int, tokens_per_batch: int
-) -> MemoryPlan:
+def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch: int) -> MemoryPlan:
     """Decide where the basis goes.
 
     Args:
-        vectors (`GradientVectors`): what stands for a row.
+        vectors (`ModelVectors`): the row representation.
         targets (`int`): target rows.
         rows (`int`): candidates.
         tokens_per_batch (`int`): padded tokens of a scoring batch.
@@ -139,7 +136,7 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
     Raises:
         ValueError: if there is no room for the basis.
     """
-    if config.strategy in UNSCORED or config.scorer != "gist":
+    if config.strategy in UNSCORED or not scorer_of(config).large_basis:
         return None
     plan = plan_memory(
         vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates,
@@ -171,7 +168,9 @@ def forecast_scoring(
     # as many of the candidates' tokens carry a label, as far as can be known before they are collated
     share = labelled / max(1, int(wanted.sum()))
     done, todo = Sizes(wanted, labelled), Sizes(lengths, int(share * int(lengths.sum())))
-    seconds = expected_seconds(ModelWork.of(dataset_pass.model), config, done, todo, watch.seconds[TARGETS])
+    work = ModelWork.of(dataset_pass.model)
+    forward_only = scorer_of(config).forward_only
+    seconds = expected_seconds(work, config, done, todo, watch.seconds[TARGETS], forward_only)
     watch.forecasts[SCORING] = round(seconds, 1)
     _say(
         dataset_pass,

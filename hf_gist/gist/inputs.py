@@ -10,7 +10,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.leaks import Leaks
 from hf_gist.data.rows import Collator, keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_inputs, group_columns
-from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gradients.models import signature_columns
 
 

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.costs.accounting import selection_ledger
+from hf_gist.costs.accounting import ScoringRun, selection_ledger
+from hf_gist.costs.flops import ModelWork
+from hf_gist.costs.ledger import CostLedger
 from hf_gist.costs.manifest import run_manifest
 from hf_gist.costs.stopwatch import CHOOSING, COUNTING, PREFILTER, SCORING, Stopwatch
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
@@ -17,46 +19,57 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gist.scorers.label_counts import LabelCounts
-from hf_gist.gist.scorers.table import CheckpointVectors, vectors_per_checkpoint
+from hf_gist.gist.scorers.rds_plus import RDS_PLUS
+from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
 from hf_gist.gradients.partial import PartialScores
 from hf_gist.gradients.passes import DatasetPass, RowFacts
+from hf_gist.gradients.vectors import Gradients
 from hf_gist.utils.disk import as_json
 from hf_gist.version import __version__
 
 
+SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
+"""Settings that scores depend on."""
+
 SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
+"""Further settings that the rows passed on by the prefilter depend on."""
+
+PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
+PREFILTERED_BY |= {"prefilter": None, "score_layers": None, "sketch_dim": None, "budget_unit": "rows"}
+"""Settings of the prefilter's own selection; its budget is the `prefilter`."""
 
 
 def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """All that scores depend on, to tell whether unfinished ones may be used."""
-    names = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
-    shortlist: dict[str, Any] = {}
-    if config.prefilter is not None:
-        # what else decides which rows it passes on, by whose places scores are kept
-        shortlist = {name: getattr(config, name) for name in SHORTLISTED_BY} | {
-            "target groups": inputs.target_columns,
-            "leaks": None if inputs.leaks is None else inputs.leaks.report(),
-        }
-    return as_json(
-        {name: getattr(config, name) for name in names}
-        | shortlist
-        | {
-            "hf_gist": __version__,
-            "model": model_identity(dataset_pass.model),
-            "base weights": weights_digest(dataset_pass.model, trainable=False),
-            "adapter": weights_digest(dataset_pass.model, trainable=True),
-            "tokenizer": getattr(getattr(dataset_pass.collator, "tokenizer", None), "name_or_path", None),
-            "compute dtype": dataset_pass.scoring_dtype,
-            "checkpoints": [(c.steps, c.learning_rate) for c in inputs.checkpoints],
-            "train_dataset": content_digest(inputs.pool),
-            "target_dataset": content_digest(inputs.targets),
-        }
-    )
+    settings: dict[str, Any] = {name: getattr(config, name) for name in SCORED_BY}
+    read = {
+        "hf_gist": __version__,
+        "model": model_identity(dataset_pass.model),
+        "base weights": weights_digest(dataset_pass.model, trainable=False),
+        "adapter": weights_digest(dataset_pass.model, trainable=True),
+        "tokenizer": getattr(getattr(dataset_pass.collator, "tokenizer", None), "name_or_path", None),
+        "compute dtype": dataset_pass.scoring_dtype,
+        "checkpoints": [(c.steps, c.learning_rate) for c in inputs.checkpoints],
+        "train_dataset": content_digest(inputs.pool),
+        "target_dataset": content_digest(inputs.targets),
+    }
+    return as_json(settings | _shortlist_key(inputs, config) | read)
+
+
+def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
+    """What else decides which rows the prefilter passes on; saved scores are numbered by those."""
+    if config.prefilter is None:
+        return {}
+    return {name: getattr(config, name) for name in SHORTLISTED_BY} | {
+        "target groups": inputs.target_columns,
+        "leaks": None if inputs.leaks is None else inputs.leaks.report(),
+    }
 
 
 def _warn_unscorable(measurements: Measurements) -> None:
@@ -79,18 +92,19 @@ def _candidate_facts(
     partial: PartialScores | None,
 ) -> RowFacts:
     """Coordinates and facts of every candidate, with the norm of its whole vector."""
-    facts = None
+    found: list[RowFacts] = []
     for number, (at_checkpoint, slices) in enumerate(zip(per_checkpoint, subspace.basis, strict=True)):
         shards = partial.shards(f"stage{number}") if partial is not None else None
         with at_checkpoint.installed():
             now = collect_coordinates(
                 dataset_pass, pool, slices, "scoring candidates", at_checkpoint.candidates, shards
             )
-        if facts is not None:
-            now.coordinates += facts.coordinates
-            now.norms = torch.hypot(facts.norms, now.norms)
-        facts = now
-    return facts
+        if found:
+            before = found.pop()
+            now.coordinates += before.coordinates
+            now.norms = torch.hypot(before.norms, now.norms)
+        found.append(now)
+    return found[0]
 
 
 def chunk_measurements(
@@ -116,11 +130,16 @@ def chunk_measurements(
     )
 
 
+def _dropped(rows: list[int]) -> Gradients:
+    """A receiver for the vectors of a batch that nobody needs."""
+    return lambda name, values: None
+
+
 def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
-    """For the strategies that look at no score: only the labels are counted."""
+    """For the strategies without scores: only the labels are counted."""
     counts = LabelCounts(dataset_pass.model)
-    facts = dataset_pass.scan(inputs.pool, "counting labels", counts, lambda _: None)
-    wanted = dataset_pass.scan(inputs.targets, "counting labels", counts, lambda _: None).label_tokens
+    facts = dataset_pass.scan(inputs.pool, "counting labels", counts, _dropped)
+    wanted = dataset_pass.scan(inputs.targets, "counting labels", counts, _dropped).label_tokens
     empty = torch.zeros(0, dtype=torch.float64)
     return Measurements(
         coordinates=torch.zeros(len(facts.norms), 0),
@@ -135,7 +154,7 @@ def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
 
 
 def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
-    """The measurements, with the rows marked that are in another set too."""
+    """The measurements, with a mask of the rows that are in another set too."""
     if inputs.leaks is None:
         return measured
     return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
@@ -143,11 +162,8 @@ def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
 
 def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
-    cheap = dataclasses.replace(
-        config, scorer="rds_plus", score="subspace_cosine", prefilter=None, score_layers=None, sketch_dim=None
-    )
-    best = {"strategy": "max", "sample_from_top": 1.0, "budget": config.prefilter, "budget_unit": "rows"}
-    cheap = dataclasses.replace(cheap, **best)
+    settings = config.to_dict() | PREFILTERED_BY | {"budget": config.prefilter}
+    cheap = GISTConfig.from_dict(settings)
     measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
 
@@ -164,9 +180,10 @@ def measure(
     Args:
         dataset_pass (`DatasetPass`): model, collator and batching.
         inputs (`Inputs`): pool, targets and what goes with them.
-        config (`GISTConfig`): what stands for a row, and which rows are looked at.
+        config (`GISTConfig`): the row representation, and which rows are scored.
         watch (`Stopwatch`): gets the seconds of each phase.
-        partial (`PartialScores`, *optional*): keeps what is finished, and goes on behind what an earlier run finished.
+        partial (`PartialScores`, *optional*): saves finished batches, and resumes after the last batch that an earlier
+            run saved.
 
     Raises:
         ValueError: if no target has a usable gradient.
@@ -175,25 +192,31 @@ def measure(
         measured = _measure_nothing(dataset_pass, inputs)
         watch.record(COUNTING)
         return measured
-    pool, rows = inputs.pool, None
-    if config.prefilter is not None:
-        rows, label_tokens = _shortlist(dataset_pass, inputs, config)
-        pool = rows_of(pool, rows)
-        watch.record(PREFILTER)
+    if config.prefilter is None:
+        return _measure_all(dataset_pass, inputs, config, watch, partial)
+    rows, label_tokens = _shortlist(dataset_pass, inputs, config)
+    watch.record(PREFILTER)
+    shortlisted = dataclasses.replace(inputs, pool=rows_of(inputs.pool, rows))
+    measured = _measure_all(dataset_pass, shortlisted, config, watch, partial)
+    return measured.expand_to_pool(rows, label_tokens)
+
+
+def _measure_all(
+    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, watch: Stopwatch, partial: PartialScores | None
+) -> Measurements:
+    """Measurements of all rows in `inputs.pool`."""
     per_checkpoint = vectors_per_checkpoint(dataset_pass.model, config, inputs.checkpoints)
     subspace = find_target_subspace(dataset_pass, per_checkpoint, inputs.targets, watch, partial)
-    forecast_scoring(dataset_pass, inputs.targets, pool, subspace.label_tokens, config, watch)
-    measurements = chunk_measurements(
-        dataset_pass, per_checkpoint, dataclasses.replace(inputs, pool=pool), subspace, partial
-    )
+    forecast_scoring(dataset_pass, inputs.targets, inputs.pool, subspace.label_tokens, config, watch)
+    measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace, partial)
     watch.record(SCORING)
-    return measurements if rows is None else measurements.expand_to_pool(rows, label_tokens)
+    return measured
 
 
 def measure_and_choose(
     dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
 ) -> Selection:
-    """[`measure`], then [`Selection.choose`], with a manifest. The inputs are taken as checked."""
+    """[`measure`], then [`Selection.choose`], with a manifest. The inputs are not checked again."""
     watch = Stopwatch(model_device(dataset_pass.model))
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(dataset_pass, inputs, config))
@@ -206,15 +229,15 @@ def measure_and_choose(
     watch.record(CHOOSING)
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
-    ledger = selection_ledger(
-        dataset_pass.model,
-        config,
-        row_lengths(inputs.pool),
-        row_lengths(inputs.targets),
-        measurements,
-        selection.indices,
-        watch,
-        max(1, len(inputs.checkpoints)),
-    )
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    ledger = _ledger(dataset_pass, inputs, selection, watch)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
+
+
+def _ledger(dataset_pass: DatasetPass, inputs: Inputs, selection: Selection, watch: Stopwatch) -> CostLedger:
+    config = selection.config
+    passes = max(1, len(inputs.checkpoints))
+    run = ScoringRun(ModelWork.of(dataset_pass.model), config, scorer_of(config).forward_only, passes)
+    pool = row_lengths(inputs.pool)
+    targets = row_lengths(inputs.targets)
+    return selection_ledger(run, pool, targets, selection.measurements, selection.indices, watch)

@@ -29,6 +29,8 @@ from hf_gist.gist.artifacts import (
     load_measurements,
     save_measurements,
 )
+from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.wording import method_title
 from hf_gist.utils.disk import read, read_json, write, write_json
 
 
@@ -43,6 +45,30 @@ RESELECTABLE = (
     "drop_target_duplicates",
     "target_group_column",
 )
+
+
+def _check_scored(m: Measurements, config: GISTConfig) -> None:
+    if config.strategy not in UNSCORED and len(m.singular_values) == 0:
+        raise ValueError(
+            f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
+        )
+
+
+def _warn_one_direction(config: GISTConfig) -> None:
+    in_subspace = scorer_of(config).in_subspace and config.score == "subspace_cosine"
+    if in_subspace and config.strategy not in UNSCORED:
+        warnings.warn(
+            "The subspace has one direction (rank 1), in which every cosine is 1 or -1 and does not distinguish rows: "
+            "the rows are scored by the plain cosine instead. More varied targets make more directions.",
+            NoEffectWarning,
+            stacklevel=3,
+        )
+
+
+def _energy(m: Measurements, rank: int) -> Tensor:
+    """Energy share of all rows with a gradient `[N]`, including those that may not be selected."""
+    coordinates = torch.where(m.scorable.unsqueeze(1), m.coordinates[:, :rank], torch.zeros(()))
+    return energy_inside(coordinates, torch.where(m.scorable, m.norms, torch.zeros(())))
 
 
 @dataclass(frozen=True)
@@ -82,46 +108,29 @@ class Selection:
 
     @property
     def method(self) -> str:
-        """Name of what chose the rows."""
-        if self.config.strategy in UNSCORED:
-            return {"random": "random draw", "length_matched_random": "length-matched random draw"}[
-                self.config.strategy
-            ]
-        if self.config.score == "grad_norm":
-            return "gradient norm"
-        return {"gist": "GIST", "rds_plus": "RDS+", "less": "LESS"}[self.config.scorer]
+        """Name of the method that selected the rows."""
+        return method_title(self.config)
 
     @classmethod
-    def choose(cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None):
+    def choose(
+        cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None
+    ) -> "Selection":
         """Choose rows from measurements: rank, group directions, scores, strategy, budget (paper Eq. 15-17).
 
         Raises:
             ValueError: if the group column is missing or the budget selects nothing.
         """
-        m, scorable = measurements, measurements.eligible(config.drop_target_duplicates)
-        if config.strategy not in UNSCORED and len(m.singular_values) == 0:
-            raise ValueError(
-                f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
-            )
+        m = measurements
+        _check_scored(m, config)
+        eligible = m.eligible(config.drop_target_duplicates)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
-        coordinates = torch.where(scorable.unsqueeze(1), m.coordinates, torch.zeros(()))
-        space = ComparisonSpace.of(m, coordinates, groups, len(names), rank, config)
-        scores, order, best = order_candidates(m, space, scorable, config)
-        if (
-            rank == 1
-            and config.scorer == "gist"
-            and config.score == "subspace_cosine"
-            and config.strategy not in UNSCORED
-        ):
-            warnings.warn(
-                "The subspace has one direction (rank 1), in which every cosine is 1 or -1 and tells no row from another: "
-                "the rows are scored by the plain cosine instead. More varied targets make more directions.",
-                NoEffectWarning,
-                stacklevel=2,
-            )
-        # of all rows with a gradient, also of those that are not to be selected
-        measured = torch.where(m.scorable.unsqueeze(1), m.coordinates[:, :rank], torch.zeros(()))
+        scorer = scorer_of(config)
+        compared = None if config.score == "cosine" or not scorer.in_subspace or rank == 1 else rank
+        if rank == 1:
+            _warn_one_direction(config)
+        space = ComparisonSpace.of(m, eligible, groups, compared, scorer.unit_directions)
+        scores, order, best = order_candidates(m, space, eligible, config)
         return cls(
             indices=sampled_from_top(
                 order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
@@ -129,7 +138,7 @@ class Selection:
             scores=scores,
             rank=rank,
             explained_variance=float(captured_variance(m.singular_values)[rank - 1]) if rank else 0.0,
-            energy=energy_inside(measured, torch.where(m.scorable, m.norms, torch.zeros(()))),
+            energy=_energy(m, rank),
             best_group=best,
             group_names=names,
             config=config,
@@ -171,7 +180,7 @@ class Selection:
         """Write the manifest with the counts of the selection as JSON."""
         write_json(path, {**self.manifest, **self._counts()})
 
-    def write_scores(self, path: str | os.PathLike) -> None:
+    def write_scores(self, path: str | Path) -> None:
         """Write the table of all rows of the pool as Parquet: source, score, energy, position in the selection."""
         parquet.write_table(pyarrow.table(self._scores_table()), path)
 

@@ -15,7 +15,7 @@ from hf_gist.data.leaks import LeakGuard, Leaks, warn
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.scorers.table import vectors_per_checkpoint
+from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring import chunk_measurements
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.target_subspace import find_target_subspace
@@ -59,8 +59,8 @@ def check_stream_config(config: GISTConfig) -> None:
         raise ValueError(
             "A stream is seen once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
         )
-    if config.scorer == "less":
-        raise ValueError("`scorer='less'` scores at several checkpoints, and a stream is seen once.")
+    if scorer_of(config).needs_adam:
+        raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, and a stream is read once.")
 
 
 def chunks_of(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:

@@ -8,7 +8,7 @@ import torch
 
 from hf_gist.costs.stopwatch import SUBSPACE, TARGETS, Stopwatch
 from hf_gist.functional.subspace import basis_slice, spectrum
-from hf_gist.gist.scorers.table import CheckpointVectors
+from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gradients.collect import collect_vectors
 from hf_gist.gradients.models import model_device
 from hf_gist.gradients.partial import PartialScores

@@ -1,48 +1,94 @@
-"""Hooks that turn tracked modules into reporting ones for as long as a `with` block lasts."""
+"""The hook engine: while a `with` block lasts, every backward pass reports `(a, d)` of each tracked module.
 
-from collections.abc import Callable, Iterator, Sequence
+The caller decides where `(a, d)` of a module goes, and which weight is put into the graph: a detached copy, for passes
+that leave the parameters alone (scoring, the support pass of GAST), or one of its own (the gated weight of GAST).
+"""
+
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
 from torch import Tensor, nn
 
-from hf_gist.functional.per_sample import TrackedLinear, TrackedScale
+from hf_gist.functional.per_sample import Sink, TrackedLinear, TrackedScale
+from hf_gist.functional.sample_gradients import sample_gradient
 from hf_gist.gradients.lora import TrackedModule
 
 
 Report = Callable[[TrackedModule, Tensor, Tensor], None]
 """Receives the tracked module and the `(a, d)` of [`hf_gist.functional.per_sample`]."""
 
+SinkOf = Callable[[TrackedModule], Sink]
+"""Called in every forward pass of a module: where `(a, d)` of this pass goes."""
 
-def _linear_hook(tracked: TrackedModule, report: Report, uncast: dict[TrackedModule, Tensor]):
-    def hook(module: nn.Linear, args: tuple, output: Tensor) -> Tensor | None:
-        a = uncast.pop(tracked, args[0])
-        if not torch.is_grad_enabled():
-            return None
-        # A leaf of our own, so that hooks on the parameter's gradient (DDP's, DeepSpeed's) do not hear of this backward.
-        weight = module.weight.detach().requires_grad_()
-        return TrackedLinear.apply(a, weight, None, output.detach(), partial(report, tracked))
+WeightsOf = Callable[[TrackedModule], tuple[Tensor, Tensor | None]]
+"""Called in every forward pass of a linear module: the weight and the bias that are put into the graph."""
 
-    return hook
+
+def detached_weights(tracked: TrackedModule) -> tuple[Tensor, None]:
+    """A leaf with the values of the weight `[o, i]`, so that the parameter and its gradient are not part of the graph.
+
+    Hooks on the parameter's gradient (of DDP, of DeepSpeed) are therefore not called by the backward pass.
+    """
+    return tracked.module.get_parameter("weight").detach().requires_grad_(), None
+
+
+def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: bool = False) -> None:
+    """Check that a module reported the samples of a batch, and no more than once.
+
+    Args:
+        tracked (`TrackedModule`): the module.
+        d (`Tensor`): the output gradient that it reported, `[B, T, o]` or `[B, o]`.
+        batch_size (`int`): `B`.
+        repeated (`bool`): whether the module has already reported in this backward pass.
+
+    Raises:
+        ValueError: naming the module, with what to change.
+    """
+    if repeated:
+        raise ValueError(
+            f"{tracked.name} is used more than once in a forward pass, so its per-sample gradients cannot be taken. "
+            "Leave it out of the adapter's `target_modules`."
+        )
+    if len(d) != batch_size:
+        raise ValueError(
+            f"{tracked.name} sees {len(d)} rows for a batch of {batch_size} samples (packed rows, flattened tokens or "
+            "experts), so its per-sample gradients cannot be taken. Turn packing off, or leave the module out of the "
+            "adapter's `target_modules`."
+        )
+
+
+# ---- Linear modules ----
+
+
+def _only_casts(tracked: TrackedModule) -> bool:
+    """Whether the LoRA layer of an `A` matrix does nothing with its input but cast it: dropout is inactive."""
+    if tracked.layer is None:
+        return False
+    dropout = tracked.layer.get_submodule(f"lora_dropout.{tracked.adapter}")
+    return not (dropout.training and getattr(dropout, "p", 0.0) > 0)
 
 
 @contextmanager
-def _casting_here(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -> Iterator[None]:
-    """Cast the input of an `A` matrix at its door, where its LoRA layer would, so that what is kept is the input itself.
+def _casting_late(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -> Iterator[None]:
+    """Cast the input of an `A` matrix in a pre-hook instead of in its LoRA layer, so that the input itself is kept.
 
     With a 16-bit model and a 32-bit adapter every LoRA layer makes a 32-bit copy of its input. Queries, keys and values
-    read the same input, and an output projection's is kept by the attention anyway, so that keeping the copies for the
-    backward pass would cost a third more memory than keeping the inputs; the values are the same.
+    read the same input, and the attention keeps that of an output projection anyway: to keep the copies for the
+    backward pass would take a third more memory than to keep the inputs. The values are the same.
+
+    Args:
+        tracked (`TrackedModule`): the `A` matrix.
+        uncast (`dict[TrackedModule, Tensor]`): receives the input before the cast.
     """
-    layer = tracked.layer
+    layer: Any = tracked.layer
     before = layer.cast_input_dtype_enabled
 
-    def cast(module: nn.Linear, args: tuple) -> tuple | None:
-        if args[0].dtype == module.weight.dtype:
-            return None
+    def cast(module: nn.Linear, args: tuple) -> tuple:
         uncast[tracked] = args[0]
         return (args[0].to(module.weight.dtype), *args[1:])
 
@@ -56,6 +102,24 @@ def _casting_here(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -
     finally:
         layer.cast_input_dtype_enabled = before
         handle.remove()
+
+
+def _attach_linear(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf, weights_of: WeightsOf) -> None:
+    uncast: dict[TrackedModule, Tensor] = {}
+
+    def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
+        a = uncast.pop(tracked, args[0])
+        if not torch.is_grad_enabled():
+            return None
+        weight, bias = weights_of(tracked)
+        return TrackedLinear.apply(a, weight, bias, output.detach(), sink_of(tracked))
+
+    if _only_casts(tracked):
+        stack.enter_context(_casting_late(tracked, uncast))
+    stack.callback(tracked.module.register_forward_hook(hook).remove)
+
+
+# ---- Scales ----
 
 
 def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
@@ -75,51 +139,92 @@ def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
     return (base + lora_b(lora_a(x)) * scaling) / norm
 
 
-def shadow_scale(module: nn.Module, args: tuple) -> None:
+def _shadow_scale(module: nn.Module, args: tuple) -> None:
     """A forward pre-hook that hides a magnitude from the graph of its module's output."""
     # The graph of the output must not reach the magnitude, whose gradient is reported per sample. An instance attribute
     # hides the registered parameter without touching it: a change of `requires_grad` would outlive a checkpointed
     # forward that is stopped early, and be seen by the wrappers that shard parameters.
-    module.__dict__["weight"] = module._parameters["weight"].detach()
+    _unshadow_scale(module)
+    module.__dict__["weight"] = module.get_parameter("weight").detach()
 
 
-def unshadow_scale(module: nn.Module) -> None:
-    """Show it again."""
+def _unshadow_scale(module: nn.Module) -> None:
+    """Undo `_shadow_scale`."""
     module.__dict__.pop("weight", None)
 
 
-def _scale_hook(tracked: TrackedModule, report: Report):
+def _attach_scale(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf) -> None:
     def hook(module: nn.Module, args: tuple, kwargs: dict, output: Tensor | None) -> Tensor | None:
-        unshadow_scale(module)
+        _unshadow_scale(module)
         if output is None or not torch.is_grad_enabled():
             return None
         with torch.no_grad():
             z = scale_derivative(module, args, kwargs)
-        return TrackedScale.apply(output, z, partial(report, tracked))
+        return TrackedScale.apply(output, z, sink_of(tracked))
 
-    return hook
+    stack.callback(_unshadow_scale, tracked.module)
+    stack.callback(tracked.module.register_forward_pre_hook(_shadow_scale).remove)
+    # also called when the forward raises, as the recomputation of a checkpoint does to stop early
+    stack.callback(tracked.module.register_forward_hook(hook, with_kwargs=True, always_call=True).remove)
+
+
+# ---- The engine, and two users of it ----
 
 
 @contextmanager
-def reporting(tracked_modules: Sequence[TrackedModule], report: Report) -> Iterator[None]:
-    """While active, every backward hands `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
+def attached(
+    tracked_modules: Iterable[TrackedModule], sink_of: SinkOf, weights_of: WeightsOf = detached_weights
+) -> Iterator[None]:
+    """While active, every backward pass hands `(a, d)` of each tracked module to a sink.
 
     Args:
-        tracked_modules (`Sequence[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
-        report (`Report`): called once per module and backward, from the last module to the first.
+        tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
+        sink_of (`SinkOf`): the sink of a module's forward pass; called once in its backward pass, the last module first.
+        weights_of (`WeightsOf`): what stands for the parameters of a linear module in the graph; they receive no
+            gradient from it.
     """
-    uncast: dict[TrackedModule, Tensor] = {}
     with ExitStack() as stack:
         for tracked in tracked_modules:
-            if tracked.layer is not None:
-                stack.enter_context(_casting_here(tracked, uncast))
             if tracked.kind == "linear":
-                handle = tracked.module.register_forward_hook(_linear_hook(tracked, report, uncast))
+                _attach_linear(stack, tracked, sink_of, weights_of)
             else:
-                stack.callback(unshadow_scale, tracked.module)
-                stack.callback(tracked.module.register_forward_pre_hook(shadow_scale).remove)
-                handle = tracked.module.register_forward_hook(
-                    _scale_hook(tracked, report), with_kwargs=True, always_call=True
-                )
-            stack.callback(handle.remove)
+                _attach_scale(stack, tracked, sink_of)
         yield
+
+
+@contextmanager
+def reporting(tracked_modules: Iterable[TrackedModule], report: Report) -> Iterator[None]:
+    """While active, every backward pass hands `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
+
+    Args:
+        tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
+        report (`Report`): called once per module and backward pass, the last module first.
+    """
+    with attached(tracked_modules, lambda tracked: partial(report, tracked)):
+        yield
+
+
+@contextmanager
+def summing(tracked_modules: Iterable[TrackedModule], scales: Tensor) -> Iterator[dict[str, Tensor]]:
+    """While active, a backward pass sums the samples' gradients `Σ_b scales_b G_b` and adds nothing to `p.grad`.
+
+    Args:
+        tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
+        scales (`Tensor`): `[B]`.
+
+    Yields:
+        `dict[str, Tensor]`: parameter name to its sum, in the parameter's shape; filled in by the backward pass.
+
+    Raises:
+        ValueError: see [`check_report`].
+    """
+    sums: dict[str, Tensor] = {}
+
+    def add(tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
+        check_report(tracked, d, len(scales))
+        for attribute, name in tracked.parameters.items():
+            total = sample_gradient(tracked.kind, attribute, a, d).weighted_sum(scales)
+            sums[name] = sums[name] + total if name in sums else total
+
+    with reporting(tracked_modules, add):
+        yield sums

@@ -36,6 +36,11 @@ class TrackedModule:
     parameters: dict[str, str]
     layer: nn.Module | None = None
 
+    @property
+    def adapter(self) -> str:
+        """Name of the adapter that a LoRA matrix belongs to."""
+        return self.name.rpartition(".")[2]
+
     def numel(self) -> int:
         """Number of trainable values."""
         return sum(getattr(self.module, attribute).numel() for attribute in self.parameters)

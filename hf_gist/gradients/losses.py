@@ -31,12 +31,32 @@ def loss_kind(model: nn.Module) -> str:
     return "seq2seq" if base.config.is_encoder_decoder else "causal"
 
 
+def count_labels(labels: Tensor) -> Tensor:
+    """Labels other than -100 of each row `[B]` int64, wherever they are; `labels` is `[B, ...]`."""
+    return (labels != IGNORE_INDEX).view(len(labels), -1).sum(1)
+
+
 def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Labelled tokens of each row of a batch `[B]`, as the loss counts them; the model is not run."""
-    kind, labels = loss_kind(model), batch["labels"]
+    """Labelled tokens of each row of a batch `[B]` int64, as the loss counts them; the model is not run.
+
+    A causal model predicts every token but the first, whose label therefore does not count; a classifier has one label
+    a row.
+
+    Args:
+        model (`nn.Module`): a peft or transformers model.
+        batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification); labels that a trainer has
+            already shifted (`shift_labels` `[B, T]`) are the ones that count.
+
+    Raises:
+        ValueError: see [`loss_kind`].
+    """
+    kind = loss_kind(model)
+    labels = batch["labels"]
     if kind == "classification":
-        return torch.ones(len(labels), dtype=torch.long)
-    return ((labels[:, 1:] if kind == "causal" else labels) != IGNORE_INDEX).sum(1)
+        return torch.ones(len(labels), dtype=torch.long, device=labels.device)
+    if "shift_labels" in batch:
+        return count_labels(batch["shift_labels"])
+    return count_labels(labels[:, 1:] if kind == "causal" else labels)
 
 
 def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -93,6 +113,27 @@ def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
     return logits[labelled]
 
 
+def _decoder_inputs(base: Any, labels: Tensor) -> Tensor:
+    """The labels `[B, T]` shifted by one, as the decoder of a sequence-to-sequence model reads them.
+
+    Raises:
+        ValueError: for labels that are padded on the left.
+    """
+    if labels.shape[1] > 1 and bool(((labels[:, 0] == IGNORE_INDEX) & (labels[:, -1] != IGNORE_INDEX)).any()):
+        raise ValueError("The labels of a sequence-to-sequence model are padded on the left; pad them on the right.")
+    return base.prepare_decoder_input_ids_from_labels(labels=labels)
+
+
+def _token_losses(caller: nn.Module, base: Any, inputs: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses and labelled tokens, both `[B]`; `labels` `[B, T]` are those of the positions that predict them."""
+    labelled = labels != IGNORE_INDEX
+    head = base.get_output_embeddings()
+    with _head_at(None if _is_trained(head) else head, labelled):
+        logits = caller(**inputs, use_cache=False).logits
+    sample = labelled.nonzero()[:, 0]
+    return mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
+
+
 def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Each sample's own mean token loss, with logits computed at labelled positions only.
 
@@ -101,10 +142,14 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification).
 
     Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, as in [`labelled_tokens`].
+
+    Raises:
+        ValueError: see [`loss_kind`]; also for padding on the left where positions or labels do not allow it.
     """
-    base, kind = unwrapped(model), loss_kind(model)
-    # a sharded model is put together by the hooks of its outermost module
+    base: Any = unwrapped(model)
+    kind = loss_kind(model)
+    # a sharded model is gathered by the hooks of its outermost module
     caller = model if is_sharded(model) else base
     inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
     labels = batch["labels"]
@@ -112,19 +157,10 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         inputs = _with_positions(base, inputs)
     if kind == "classification":
         losses = classification_losses(caller(**inputs).logits, labels, base.config.problem_type)
-        return losses, torch.ones_like(losses, dtype=torch.long)
+        return losses, labelled_tokens(model, batch)
     if kind == "causal":
         # position t predicts token t + 1
         labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
     elif "decoder_input_ids" not in inputs:
-        if labels.shape[1] > 1 and bool(((labels[:, 0] == IGNORE_INDEX) & (labels[:, -1] != IGNORE_INDEX)).any()):
-            raise ValueError(
-                "The labels of a sequence-to-sequence model are padded on the left; pad them on the right."
-            )
-        inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(labels=labels)
-    labelled = labels != IGNORE_INDEX
-    head = base.get_output_embeddings()
-    with _head_at(None if _is_trained(head) else head, labelled):
-        logits = caller(**inputs, use_cache=False).logits
-    sample = labelled.nonzero()[:, 0]
-    return mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
+        inputs["decoder_input_ids"] = _decoder_inputs(base, labels)
+    return _token_losses(caller, base, inputs, labels)

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gist.data.rows import IGNORE_INDEX, Collator
-from hf_gist.gradients.losses import loss_kind
+from hf_gist.data.rows import Collator
+from hf_gist.gradients.losses import labelled_tokens
 from hf_gist.gradients.models import model_device, to_device, unwrapped
 from hf_gist.gradients.modes import scoring_mode
 
@@ -32,9 +32,7 @@ def per_sample_gradients_reference(
     with scoring_mode(model):
         for index in range(len(dataset)):
             batch = to_device(data_collator([dataset[index]]), model_device(model))
-            labels = batch["labels"]
-            shifted = labels[:, 1:] if labels.dim() == 2 and loss_kind(model) == "causal" else labels
-            if labels.dim() == 2 and not (shifted != IGNORE_INDEX).any():
+            if batch["labels"].dim() == 2 and not labelled_tokens(model, batch).any():
                 results.append(None)
                 continue
             loss = unwrapped(model)(**batch).loss

@@ -5,8 +5,8 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hf_gist.functional.per_sample import bias_gradients, scale_gradients, weight_gradients
-from hf_gist.gradients.hooks import reporting
+from hf_gist.functional.sample_gradients import sample_gradient
+from hf_gist.gradients.hooks import check_report, reporting
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
 from hf_gist.gradients.losses import sample_losses
 
@@ -18,32 +18,18 @@ Gradients = Callable[[str, Tensor], None]
 class _Reporter:
     """Turns the `(a, d)` reports of one backward into per-parameter gradients, and checks that each came once."""
 
-    def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients) -> None:
-        self.tracked, self.gradients = tracked, gradients
-        self.seen: set[TrackedModule] = set()
-        self.batch_size = 0
-
-    def start(self, batch_size: int) -> None:
-        self.seen.clear()
+    def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients, batch_size: int) -> None:
+        self.tracked = tracked
+        self.gradients = gradients
         self.batch_size = batch_size
+        self.seen: set[TrackedModule] = set()
 
     def __call__(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
-        if len(d) != self.batch_size or tracked in self.seen:
-            why = (
-                "is used more than once in a forward pass"
-                if tracked in self.seen
-                else (f"sees {len(d)} rows for a batch of {self.batch_size} samples (flattened tokens or experts)")
-            )
-            raise ValueError(f"{tracked.name} {why}, so its per-sample gradients cannot be taken; remove its adapter.")
+        check_report(tracked, d, self.batch_size, repeated=tracked in self.seen)
         self.seen.add(tracked)
         for attribute, name in tracked.parameters.items():
-            if tracked.kind == "scale":
-                gradient = scale_gradients(a, d)
-            elif attribute == "bias":
-                gradient = bias_gradients(d)
-            else:
-                gradient = weight_gradients(a, d)
-            self.gradients(name, gradient.flatten(1).float())
+            gradient = sample_gradient(tracked.kind, attribute, a, d).dense()
+            self.gradients(name, gradient.values.flatten(1).float())
 
     def finish(self) -> None:
         missing = [tracked.name for tracked in self.tracked if tracked not in self.seen]
@@ -71,8 +57,7 @@ def per_sample_backward(
     Raises:
         ValueError: if a tracked module did not report exactly once.
     """
-    reporter = _Reporter(tracked, gradients)
-    reporter.start(len(batch["labels"]))
+    reporter = _Reporter(tracked, gradients, len(batch["labels"]))
     with reporting(tracked, reporter):
         losses, counts = sample_losses(model, batch)
         # The sum over samples keeps every sample's gradient its own: no division by the batch's tokens.
@@ -100,7 +85,8 @@ class GradientVectors:
     """
 
     def __init__(self, model: nn.Module, last_blocks: int | None = None) -> None:
-        self.model, self.tracked = model, find_tracked(model)
+        self.model = model
+        self.tracked = find_tracked(model)
         self._left_out: list[nn.Parameter] = []
         if last_blocks is not None:
             kept = in_last_blocks(self.tracked, last_blocks)

@@ -9,7 +9,10 @@ import torch
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.gist.scorers.gist import GIST
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
+from hf_gist.gist.wording import rule_sentence
 from hf_gist.hub.markdown import Verbatim, code, one_line
 
 
@@ -19,27 +22,12 @@ MOST_SOURCES = 50
 ROLES = {"train_dataset": "pool", "target_dataset": "targets", "support_dataset": "support"}
 """Data sets in a manifest, and what they are to a run."""
 
-SCORES = {
-    "subspace_cosine": "cosine with the target directions inside their subspace",
-    "cosine": "plain cosine of the whole gradients with the target directions",
-    "grad_norm": "norm of the gradient, a baseline that knows no target",
-}
-SCORERS = {
-    "rds_plus": "cosine of the mean last hidden states with those of the targets, a baseline",
-    "less": "cosine of projected Adam-preconditioned gradients with those of the targets, a baseline",
-}
-STRATEGIES = {
-    "max": "the best match over the target groups counts",
-    "mean": "the mean over the target groups counts",
-    "round_robin": "each target group picks its best row in turn",
-}
-
 Facts = list[tuple[str, Verbatim]]
 
 
 def is_gist(selection: Selection) -> bool:
     """Whether the paper's method chose the rows, and not one of the baselines."""
-    return selection.method == "GIST"
+    return selection.method == GIST.title
 
 
 def looks_at_targets(selection: Selection) -> bool:
@@ -59,7 +47,7 @@ def selection_facts(selection: Selection) -> Facts:
     facts = [
         ("Rows kept", f"{len(kept):,} of {len(m.norms):,} ({share(len(kept), len(m.norms))})"),
         ("Labelled tokens kept", f"{tokens:,} of {all_tokens:,} ({share(tokens, all_tokens)})"),
-        ("Rule", _rule(selection)),
+        ("Rule", rule_sentence(config)),
     ]
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
@@ -74,16 +62,6 @@ def selection_facts(selection: Selection) -> Facts:
     return [(label, Verbatim(value)) for label, value in facts]
 
 
-def _rule(selection: Selection) -> str:
-    config = selection.config
-    if config.strategy in UNSCORED:
-        return f"{selection.method}, a baseline that looks at no score"
-    if config.score == "grad_norm":
-        return SCORES["grad_norm"]
-    scored_by = SCORES[config.score] if config.scorer == "gist" else SCORERS[config.scorer]
-    return f"{scored_by}; {STRATEGIES[config.strategy]}"
-
-
 def _subspace(selection: Selection) -> list[tuple[str, str]]:
     config, energy = selection.config, selection.energy
     facts = [
@@ -93,7 +71,7 @@ def _subspace(selection: Selection) -> list[tuple[str, str]]:
             "variance of the target gradients",
         )
     ]
-    if config.scorer == "gist":
+    if scorer_of(config).in_subspace:
         inside = float(energy[torch.tensor(selection.indices)].median())
         everywhere = float(energy[selection.measurements.scorable].median())
         facts.append(
@@ -188,7 +166,7 @@ def select_command(selection: Selection, address: str) -> str:
     flags.append(("adapter_name_or_path", manifest.get("adapter")))
     warmup = manifest.get("warmup") or {}
     names = [field.name for field in dataclasses.fields(WarmupSettings)]
-    if selection.config.scorer != "less":
+    if not scorer_of(selection.config).needs_adam:
         names.remove("less_checkpoints")
     flags += [(name, warmup.get(name)) for name in names]
     flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]

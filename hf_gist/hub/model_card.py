@@ -1,4 +1,4 @@
-"""Model cards: a section on data selection and the metadata that goes with it, in whatever card is there already."""
+"""Model cards: a section on data selection and its metadata, added to the existing card if there is one."""
 
 import re
 from pathlib import Path
@@ -33,7 +33,8 @@ from hf_gist.version import __version__
 
 logger = logging.get_logger(__name__)
 
-BEGIN, END = "<!-- hf-gist:begin -->", "<!-- hf-gist:end -->"
+BEGIN = "<!-- hf-gist:begin -->"
+END = "<!-- hf-gist:end -->"
 
 SECTION = re.compile(rf"^{BEGIN}$.*^{END}$\n?", re.MULTILINE | re.DOTALL)
 
@@ -44,16 +45,100 @@ GAST_MODES = {
 }
 
 
-def draw(selection: Selection, artifacts: Path) -> list[Path]:
-    """The pictures of a selection, drawn unless those there are of this selection."""
-    drawn, written = sorted(artifacts.glob("*.png")), (artifacts / MANIFEST).stat().st_mtime
-    if drawn and all(path.stat().st_mtime >= written for path in drawn):
-        return drawn
+# ---- The section ----
+
+
+def section(run: Run) -> str:
+    """The data selection section of a card, from `BEGIN` to `END`."""
+    defaults = {"sources": None, "command": None, "datasets": dataset_rows(run.manifest)}
+    return render(
+        "model_section.md",
+        **defaults | _selection_part(run) | _gast_part(run),
+        begin=Verbatim(BEGIN),
+        end=Verbatim(END),
+        trained=run.trained,
+        results=run.results,
+        configs=_configs(run),
+        python=_python(run),
+        versions=versions_of(run.manifest),
+        version=__version__,
+        citations=citations(),
+    )
+
+
+def _selection_part(run: Run) -> dict[str, Any]:
+    """The template's values on the selection."""
+    if run.selection is None or run.artifacts is None:
+        return {"selection": None}
+    has_adapter = not run.trained and (run.folder / WARMUP_ADAPTER).is_dir()
+    return selection_values(run.selection, run.artifacts, run.folder) | {
+        "selection": run.selection,
+        "warmup_adapter": WARMUP_ADAPTER if has_adapter else None,
+        "load_adapter": f'PeftModel.from_pretrained(model, "{run.address}", subfolder="{WARMUP_ADAPTER}")',
+        "command": select_command(run.selection, f"hf://{run.address}"),
+    }
+
+
+def _gast_part(run: Run) -> dict[str, Any]:
+    """The template's values on GAST."""
+    if run.gast is None:
+        return {"gast": None}
+    picture = run.folder / PICTURE_FILE
+    return {
+        "gast": run.gast,
+        "gast_mode": Verbatim(GAST_MODES.get(run.gast.mode, "")),
+        "gast_images": pictures([picture] if picture.is_file() else [], run.folder),
+    }
+
+
+def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dict[str, Any]:
+    """The values of the templates `selection.md`, `model_section.md` and `dataset_card.md` on a selection.
+
+    Args:
+        selection (`Selection`): what was selected.
+        artifacts (`Path`): folder of its artifacts; its figures are written there if they are missing or outdated.
+        folder (`Path`): folder of the card.
+    """
+    sources, more_sources = source_counts(selection)
+    kept = len(selection.indices)
+    pool = len(selection.scores)
+    return {
+        "kept": kept,
+        "pool": pool,
+        "share": share(kept, pool),
+        "method": selection.method,
+        "by_target": looks_at_targets(selection),
+        "facts": selection_facts(selection),
+        "datasets": dataset_rows(selection.manifest),
+        "sources": sources,
+        "more_sources": more_sources,
+        "images": pictures(_selection_figures(selection, artifacts), folder),
+    } | _cost_values(artifacts)
+
+
+def _selection_figures(selection: Selection, artifacts: Path) -> list[Path]:
+    """The PNG files of a selection, written unless those in the folder are newer than its manifest."""
+    paths = sorted(artifacts.glob("*.png"))
+    written = (artifacts / MANIFEST).stat().st_mtime
+    if paths and all(path.stat().st_mtime >= written for path in paths):
+        return paths
     try:
         return sorted(save_selection_figures(selection, artifacts))
     except ImportError as error:
-        logger.warning(f"The card has no plots. {error}")
+        logger.warning(f"The card has no figures. {error}")
         return []
+
+
+def _cost_values(artifacts: Path) -> dict[str, Any]:
+    ledger = CostLedger.load(artifacts)
+    if ledger is None:
+        return {"costs": None, "break_even": None}
+    return {"costs": _without_empty_columns(ledger.table()), "break_even": Verbatim(ledger.break_even())}
+
+
+def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
+    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
+    return [[row[i] for i in kept] for row in table]
 
 
 def _configs(run: Run) -> list[dict[str, str]]:
@@ -62,8 +147,9 @@ def _configs(run: Run) -> list[dict[str, str]]:
 
 
 def _python(run: Run) -> str:
-    """How the configurations are used again."""
-    names, lines = [], []
+    """Python code that uses the configurations of the run again."""
+    names = []
+    lines = []
     if run.selection is not None:
         names += ["GISTConfig", "GISTDataSelectorCallback"]
         lines.append(f'gist = GISTConfig.from_pretrained("{run.address}")')
@@ -78,106 +164,76 @@ def _python(run: Run) -> str:
 
 
 def versions_of(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    """Versions of the packages of a run."""
+    """Name and version of the packages that a run used."""
     return [("hf_gist", manifest.get("hf_gist", __version__)), *manifest.get("versions", {}).items()]
 
 
-def section(run: Run) -> str:
-    """The data-selection section of a card, between its marks."""
-    values: dict[str, Any] = {}
-    if run.selection is not None:
-        warmup = WARMUP_ADAPTER if not run.trained and (run.folder / WARMUP_ADAPTER).is_dir() else None
-        values = selection_values(run.selection, run.artifacts, run.folder) | {
-            "warmup_adapter": warmup,
-            "load_adapter": f'PeftModel.from_pretrained(model, "{run.address}", subfolder="{WARMUP_ADAPTER}")',
-            "command": select_command(run.selection, f"hf://{run.address}"),
-        }
-    gast_picture = run.folder / PICTURE_FILE
-    return render(
-        "model_section.md",
-        **{"sources": None, "command": None, "datasets": dataset_rows(run.manifest)} | values,
-        begin=Verbatim(BEGIN),
-        end=Verbatim(END),
-        selection=run.selection,
-        trained=run.trained,
-        gast=run.gast,
-        gast_mode=Verbatim(GAST_MODES.get(run.gast.mode, "")) if run.gast else None,
-        gast_images=pictures([gast_picture] if run.gast and gast_picture.is_file() else [], run.folder),
-        results=run.results,
-        configs=_configs(run),
-        python=_python(run),
-        versions=versions_of(run.manifest),
-        version=__version__,
-        citations=citations(),
-    )
-
-
-def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dict[str, Any]:
-    """What the templates say of a selection whose artifacts are in `artifacts`, on a card in `folder`."""
-    sources, more = source_counts(selection)
-    ledger = CostLedger.load(artifacts)
-    kept, pool = len(selection.indices), len(selection.scores)
-    return {
-        "kept": kept,
-        "pool": pool,
-        "share": share(kept, pool),
-        "method": selection.method,
-        "by_target": looks_at_targets(selection),
-        "facts": selection_facts(selection),
-        "datasets": dataset_rows(selection.manifest),
-        "sources": sources,
-        "more_sources": more,
-        "images": pictures(draw(selection, artifacts), folder),
-        "costs": _without_empty_columns(ledger.table()) if ledger else None,
-        "break_even": Verbatim(ledger.break_even()) if ledger else None,
-    }
-
-
-def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
-    kept = [i for i in range(len(table[0])) if any(row[i] for row in table[1:])]
-    return [[row[i] for i in kept] for row in table]
+# ---- Metadata ----
 
 
 def _as_list(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+    """A metadata field, which may be missing, a single value or several."""
+    if value is None:
+        return []
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _united(*lists: Any) -> list[Any]:
-    return list(dict.fromkeys(item for values in lists for item in _as_list(values)))
+def _union(*lists: list[Any]) -> list[Any]:
+    """All items in order, each once."""
+    return list(dict.fromkeys(item for values in lists for item in values))
 
 
-def _is_private(tag: str) -> bool:
-    """Whether a tag of peft's names a local folder: `base_model:adapter:/home/...`."""
+def _names_local_folder(tag: str) -> bool:
+    """Whether a tag written by peft has a local path: `base_model:adapter:/home/...`."""
     place = str(tag).removeprefix("base_model:").split(":", 1)[-1]
     return str(tag).startswith("base_model:") and public_name(place) != place
 
 
 def merge_metadata(data: ModelCardData, run: Run, title: str) -> None:
-    """Add what is known to the metadata of a card; nothing is claimed twice, and no folder of this machine is named."""
+    """Add the facts of a run to the metadata of a card; values that are local paths are removed.
+
+    Args:
+        data (`ModelCardData`): the metadata, changed in place.
+        run (`Run`): the run.
+        title (`str`): name of the model, if the card has none and there are evaluation results.
+    """
     method = ["gist"] if run.selection is not None and is_gist(run.selection) else []
-    tags = [tag for tag in _as_list(data.tags) if not _is_private(tag)]
-    data.tags = _united(tags, ["hf-gist"], method, ["gast"] if run.gast else [])
+    tags = [tag for tag in _as_list(data.tags) if not _names_local_folder(tag)]
+    data.tags = _union(tags, ["hf-gist"], method, ["gast"] if run.gast else [])
     data.library_name = data.library_name or "peft"
-    bases = [base for base in _as_list(data.base_model) if public_name(base) == base]
-    model = run.manifest.get("model") or {}
-    bases = bases or ([model["name_or_path"]] if model.get("revision") else [])
-    named = [name for name in _as_list(data.datasets) if public_name(name) == name]
-    data.datasets = _united(named, hub_ids(run.manifest)) or None
+    bases = _hub_names(data.base_model) or _base_model(run)
     data.base_model = bases[0] if len(bases) == 1 else bases or None
+    data.datasets = _union(_hub_names(data.datasets), hub_ids(run.manifest)) or None
     kept = [old for old in data.eval_results or [] if not any(old.is_equal_except_value(new) for new in run.results)]
     data.eval_results = [*kept, *run.results] or None
     if data.eval_results:
         data.model_name = data.model_name or title
 
 
+def _hub_names(names: Any) -> list[str]:
+    """Those of the names in a metadata field that are not local paths."""
+    return [name for name in _as_list(names) if public_name(name) == name]
+
+
+def _base_model(run: Run) -> list[str]:
+    """The base model, if it came from the Hub: only then is its revision known."""
+    model = run.manifest.get("model") or {}
+    return [model["name_or_path"]] if model.get("revision") else []
+
+
+# ---- The card ----
+
+
 def write_card(run: Run) -> Path:
-    """Write `README.md` and the configurations beside it; a card that is there keeps all but an older section of ours.
+    """Write `README.md` and the configurations of a run to its folder.
+
+    An existing card keeps its text and metadata; only an earlier data selection section is replaced.
 
     Returns:
         `Path`: the card.
 
     Raises:
-        ValueError: if the card that is there has metadata that cannot be read.
+        ValueError: if the metadata of the existing card cannot be read.
     """
     for config in (run.selection.config if run.selection else None, run.gast):
         if config is not None:
@@ -186,18 +242,26 @@ def write_card(run: Run) -> Path:
         write_json(run.folder / GAST_MANIFEST, run.gast_manifest)
     path = run.folder / README
     title = run.repo_id.split("/")[-1] if run.repo_id else run.folder.absolute().name
-    ours = section(run)
-    if path.is_file():
-        card = ModelCard.load(path)
-        merge_metadata(card.data, run, title)
-        # a function, because a replacement text would have its backslashes read
-        old = card.text
-        card.text = SECTION.sub(lambda _: ours, old) if SECTION.search(old) else f"{old.rstrip()}\n\n{ours}"
-    else:
-        data = ModelCardData()
-        merge_metadata(data, run, title)
-        base = (run.manifest.get("model") or {}).get("name_or_path")
-        body = render("new_card.md", title=title, base_model=base)
-        card = ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n{ours}")
+    card = _updated_card(path, run, title) if path.is_file() else _new_card(run, title)
     write(path, lambda name: Path(name).write_text(str(card), encoding="utf-8"))
     return path
+
+
+def _updated_card(path: Path, run: Run, title: str) -> ModelCard:
+    ours = section(run)
+    card = ModelCard.load(path)
+    merge_metadata(card.data, run, title)
+    if SECTION.search(card.text):
+        # a function, because backslashes in a replacement string would be escape sequences
+        card.text = SECTION.sub(lambda _: ours, card.text)
+    else:
+        card.text = f"{card.text.rstrip()}\n\n{ours}"
+    return card
+
+
+def _new_card(run: Run, title: str) -> ModelCard:
+    data = ModelCardData()
+    merge_metadata(data, run, title)
+    base_model = (run.manifest.get("model") or {}).get("name_or_path")
+    body = render("new_card.md", title=title, base_model=base_model)
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}\n{section(run)}")

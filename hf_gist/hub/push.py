@@ -1,4 +1,4 @@
-"""Uploads to the Hub."""
+"""Uploads to the Hub: a folder as it is, or a run with its model card."""
 
 import os
 
@@ -8,7 +8,42 @@ from hf_gist.config.files import FOLDER, LIBRARY
 from hf_gist.gist.artifacts import TARGETS
 from hf_gist.hub.model_card import write_card
 from hf_gist.hub.run import WARMUP_ADAPTER, find_run
-from hf_gist.report import EXAMPLES, REPORT
+from hf_gist.report import EXAMPLES_FILE, REPORT_FILE
+
+
+SELECTED_FILES = ("selected.parquet", "selected.jsonl")
+"""Names of the file of selected rows that `hf-gist select` writes."""
+
+FILES_WITH_ROWS = (
+    REPORT_FILE,
+    f"{FOLDER}/{EXAMPLES_FILE}",
+    f"{FOLDER}/{TARGETS}",
+    "test_predictions.jsonl",
+    *SELECTED_FILES,
+)
+"""Files in a training's output folder that may contain rows of the data."""
+
+TRAINING_IGNORE_PATTERNS = [
+    "_*",
+    ".*",
+    "checkpoint-*",
+    "training_args.bin",
+    f"{FOLDER}/partial*",
+    *FILES_WITH_ROWS,
+]
+"""Files in a training's output folder that are not uploaded: those that Trainer leaves out, unfinished scores,
+`training_args.bin` (it has local paths), and files with rows."""
+
+SELECTION_ALLOW_PATTERNS = [
+    "README.md",
+    "*.png",
+    "gist_config.json",
+    "manifest.json",
+    "costs.json",
+    "scores.parquet",
+    f"{WARMUP_ADAPTER}/adapter_*",
+]
+"""Files in the output folder of `hf-gist select` that are uploaded: none with rows, and none of the user's own."""
 
 
 def push_folder(
@@ -23,30 +58,33 @@ def push_folder(
     allow_patterns: list[str] | None = None,
     ignore_patterns: list[str] | None = None,
 ) -> str:
-    """Upload a folder, into a repository that is made if need be.
+    """Upload a folder to the Hub. The repository is created if it does not exist.
 
     Args:
         folder (`str` or `PathLike`): what to upload.
         repo_id (`str`): `user/name`.
         repo_type (`str`, defaults to `"model"`): `"model"` or `"dataset"`.
-        private (`bool`, *optional*): whether a new repository is private; by default as the account or organisation has
-            it.
-        token (`str`, *optional*): by default that of `hf auth login`.
-        revision (`str`, *optional*): branch to commit to; it is made if need be.
-        commit_message (`str`, *optional*): by default the Hub's.
-        allow_patterns (`list[str]`, *optional*): only these files.
-        ignore_patterns (`list[str]`, *optional*): not these files.
+        private (`bool`, *optional*): whether a new repository is private; by default the setting of the account or
+            organization.
+        token (`str`, *optional*): access token; by default the one saved by `hf auth login`.
+        revision (`str`, *optional*): branch to commit to, created if it does not exist; by default `main`.
+        commit_message (`str`, *optional*): by default that of `huggingface_hub`.
+        allow_patterns (`list[str]`, *optional*): upload only files that match one of these glob patterns.
+        ignore_patterns (`list[str]`, *optional*): do not upload files that match one of these glob patterns.
 
     Returns:
-        `str`: address of the repository.
+        `str`: URL of the repository.
+
+    Raises:
+        huggingface_hub.errors.HfHubHTTPError: if the Hub rejects the request, for example without write access.
     """
-    api = HfApi(token=token, **LIBRARY)
+    api = HfApi(token=token, library_name=LIBRARY["library_name"], library_version=LIBRARY["library_version"])
     url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     if revision is not None:
         api.create_branch(url.repo_id, repo_type=repo_type, branch=revision, exist_ok=True)
     api.upload_folder(
         repo_id=url.repo_id,
-        folder_path=folder,
+        folder_path=os.fspath(folder),
         repo_type=repo_type,
         revision=revision,
         commit_message=commit_message,
@@ -54,26 +92,6 @@ def push_folder(
         ignore_patterns=ignore_patterns,
     )
     return str(url)
-
-
-SELECTED_FILES = ("selected.parquet", "selected.jsonl")
-
-WITH_TEXT = (REPORT, f"{FOLDER}/{EXAMPLES}", f"{FOLDER}/{TARGETS}", "test_predictions.jsonl", *SELECTED_FILES)
-"""Of a training's output folder: what holds rows of the data."""
-
-NOT_PUSHED = ["_*", ".*", "checkpoint-*", "training_args.bin", f"{FOLDER}/partial*", *WITH_TEXT]
-"""Of a training's output folder: what Trainer leaves out, and what says more of the machine than of the model."""
-
-PUSHED_OF_A_SELECTION = [
-    "README.md",
-    "*.png",
-    "gist_config.json",
-    "manifest.json",
-    "costs.json",
-    "scores.parquet",
-    f"{WARMUP_ADAPTER}/adapter_*",
-]
-"""Of the output folder of `hf-gist select`: no data, and nothing that merely lies beside it."""
 
 
 def push_to_hub(
@@ -84,25 +102,42 @@ def push_to_hub(
     token: str | None = None,
     revision: str | None = None,
 ) -> str:
-    """Write the model card of a run that is over, and upload the run.
+    """Write the model card of a finished run and upload the run to a model repository on the Hub.
 
-    A trainer needs none of this: `trainer.push_to_hub()` does it.
+    For runs without a trainer object, such as a folder on disk; `trainer.push_to_hub()` writes the same card.
 
     Args:
-        folder (`str` or `PathLike`): output folder of a training with GIST or GAST, or of `hf-gist select`. Of the
-            latter only the card, the configuration, the scores and the warm-up adapter are uploaded, and no data.
-        repo_id (`str`): `user/model`; it is made if need be.
-        private (`bool`, *optional*): whether a new repository is private.
-        token (`str`, *optional*): by default that of `hf auth login`.
-        revision (`str`, *optional*): branch to commit to.
+        folder (`str` or `PathLike`): output folder of a training with GIST or GAST, or of `hf-gist select`. From the
+            latter only the card, the configuration, the scores, the figures and the warm-up adapter are uploaded. No
+            file with rows of the data is uploaded from either.
+        repo_id (`str`): `user/model`; the repository is created if it does not exist.
+        private (`bool`, *optional*): whether a new repository is private; by default the setting of the account or
+            organization.
+        token (`str`, *optional*): access token; by default the one saved by `hf auth login`.
+        revision (`str`, *optional*): branch to commit to, created if it does not exist; by default `main`.
 
     Returns:
-        `str`: address of the repository.
+        `str`: URL of the repository.
 
     Raises:
-        ValueError: if the folder holds no run.
+        ValueError: if the folder holds no run of hf_gist, or one of its files is damaged.
+        huggingface_hub.errors.HfHubHTTPError: if the Hub rejects the request, for example without write access.
+
+    Example:
+        ```python
+        from hf_gist import push_to_hub
+
+        push_to_hub("out", "user/model", private=True)
+        ```
     """
     run = find_run(folder, repo_id)
     write_card(run)
-    patterns = {"ignore_patterns": NOT_PUSHED} if run.trained else {"allow_patterns": PUSHED_OF_A_SELECTION}
-    return push_folder(folder, repo_id, private=private, token=token, revision=revision, **patterns)
+    return push_folder(
+        folder,
+        repo_id,
+        private=private,
+        token=token,
+        revision=revision,
+        allow_patterns=None if run.trained else SELECTION_ALLOW_PATTERNS,
+        ignore_patterns=TRAINING_IGNORE_PATTERNS if run.trained else None,
+    )

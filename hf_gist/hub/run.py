@@ -1,6 +1,7 @@
-"""The run that a card is about, found in its output folder."""
+"""The run that a model card describes, read from its output folder."""
 
 import dataclasses
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,24 +17,30 @@ from hf_gist.utils.disk import read_json
 
 
 README = "README.md"
+"""The Hub's file name of a card."""
 
 GAST_MANIFEST = "gast_manifest.json"
 
-WARMUP_ADAPTER, ADAPTER_CONFIG, TRAINER_STATE = "warmup_adapter", "adapter_config.json", "trainer_state.json"
+WARMUP_ADAPTER = "warmup_adapter"
+"""Folder of the adapter that the rows were scored with, in the output folder of `hf-gist select`."""
+
+ADAPTER_CONFIG = "adapter_config.json"
+TRAINER_STATE = "trainer_state.json"
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a model card is about.
+    """A run that a model card describes.
 
     Args:
-        folder (`Path`): where the card lies, beside the adapter.
-        selection (`Selection`, *optional*): if rows were selected.
-        artifacts (`Path`, *optional*): where the selection lies; the folder itself if nothing was trained on it.
-        gast (`GASTConfig`, *optional*): if layers were masked.
-        repo_id (`str`, *optional*): where the model is or will be.
-        results (`list[EvalResult]`): what was measured.
-        gast_manifest (`dict`): model, data sets and versions of a training with masked layers.
+        folder (`Path`): output folder of the run, where the card is written.
+        selection (`Selection`, *optional*): the selection, if rows were selected.
+        artifacts (`Path`, *optional*): folder of the selection's artifacts: `folder` itself for `hf-gist select`, a folder
+            in it for a training.
+        gast (`GASTConfig`, *optional*): the configuration of GAST, if it was used.
+        repo_id (`str`, *optional*): `user/name` of the model on the Hub, if known.
+        results (`list[EvalResult]`): evaluation results of the model.
+        gast_manifest (`dict`): model, datasets and versions of a training with GAST.
     """
 
     folder: Path
@@ -46,33 +53,37 @@ class Run:
 
     @property
     def trained(self) -> bool:
-        """Whether a training used the selection; `hf-gist select` trains nothing on it."""
+        """Whether a model was trained; `hf-gist select` trains only the warm-up adapter."""
         return self.selection is None or self.artifacts != self.folder
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """Where model and data came from: of the selection, if there is one."""
+        """Model, datasets and versions: the manifest of the selection, or that of GAST if nothing was selected."""
         return self.gast_manifest if self.selection is None else self.selection.manifest
 
     @property
     def address(self) -> str:
-        """Where the model is on the Hub, or a stand-in for it."""
+        """`user/name` of the model on the Hub, or a placeholder."""
         return self.repo_id or "user/model"
 
 
-def find_run(folder: str | Path, repo_id: str | None = None) -> Run:
-    """The run in the output folder of a training or of `hf-gist select`.
+def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
+    """Read the run in the output folder of a training or of `hf-gist select`.
+
+    Args:
+        folder (`str` or `PathLike`): the output folder.
+        repo_id (`str`, *optional*): `user/name` of the model on the Hub, for the card.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: if the folder holds no run, or one of its files is damaged.
     """
     folder = Path(folder)
     artifacts = next((place for place in (folder / FOLDER, folder) if (place / MANIFEST).is_file()), None)
     gast = GASTConfig.from_pretrained(folder) if (folder / GASTConfig.FILE).is_file() else None
     if artifacts is None and gast is None:
         raise ValueError(
-            f"{folder} holds no run of hf_gist: no {MANIFEST} of a selection, in it or in {FOLDER}/, and no "
-            f"{GASTConfig.FILE}."
+            f"{folder} holds no run of hf_gist: there is no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
+            f"{GASTConfig.FILE} (a training with GAST)."
         )
     selection = Selection.load(artifacts) if artifacts is not None else None
     gast_manifest = read_json(folder / GAST_MANIFEST) if (folder / GAST_MANIFEST).is_file() else {}
@@ -81,17 +92,20 @@ def find_run(folder: str | Path, repo_id: str | None = None) -> Run:
 
 
 def _results_on_disk(run: Run) -> list[EvalResult]:
-    """What the trainer's saved state says was measured; a card of the trainer itself knows the data sets better."""
+    """Evaluation results of a card that a trainer has written, or else from the trainer's saved state.
+
+    The card is preferred because the trainer knows the evaluation sets and the saved state does not.
+    """
     readme = run.folder / README
     if readme.is_file() and ModelCard.load(readme).data.eval_results:
         return ModelCard.load(readme).data.eval_results
-    states = [run.folder / TRAINER_STATE, *run.folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
-    states = [read_json(path) for path in states if path.is_file()]
+    paths = [run.folder / TRAINER_STATE, *run.folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
+    states = [read_json(path) for path in paths if path.is_file()]
     adapter = run.folder / ADAPTER_CONFIG
     if not states or not adapter.is_file():
         return []
     last = max(states, key=lambda state: state["global_step"])
     if last.get("best_global_step") not in (None, last["global_step"]):
-        # the adapter may be that of the best step or of the last, and nothing here says which
+        # the adapter may be that of the best or of the last step, and no file records which
         return []
     return evaluation_results(last["log_history"], last["global_step"], read_json(adapter).get("task_type"))

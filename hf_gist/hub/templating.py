@@ -1,4 +1,4 @@
-"""The templates of the cards: every value that they print is escaped, unless it is Markdown made here."""
+"""The templates of the cards: every value is escaped, except Markdown that this package made (`Verbatim`)."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from hf_gist.hub.markdown import Verbatim, code, fenced, text
 
 
 TEMPLATES = Path(__file__).parent / "templates"
-IMAGE = re.compile(r"[\w-]+\.png")
+PLAIN_PNG_NAME = re.compile(r"[\w-]+\.png")
 
 
 def _count(value: Any) -> str:
@@ -41,21 +41,26 @@ def _environment() -> jinja2.Environment:
 
 
 def render(template: str, **values: Any) -> str:
-    """A template with its values, without runs of empty lines.
+    """Fill in a template; several empty lines in a row become one.
+
+    Args:
+        template (`str`): file name in `hub/templates`.
+        values: the template's variables.
 
     Raises:
-        jinja2.UndefinedError: if the template asks for a value that is not given.
+        jinja2.UndefinedError: if a variable of the template is missing.
     """
-    return squeezed(_environment().get_template(template).render(**values))
+    return _squeeze_empty_lines(_environment().get_template(template).render(**values))
 
 
-def squeezed(markdown: str) -> str:
+def _squeeze_empty_lines(markdown: str) -> str:
     """At most one empty line in a row, except inside code blocks, and one newline at the end."""
-    lines, fence = [], None
+    lines: list[str] = []
+    fence = None
     for line in markdown.strip().splitlines():
-        run = re.match(r"`{3,}", line)
-        if run and (fence is None or line.strip() == fence):
-            fence = run.group() if fence is None else None
+        ticks = re.match(r"`{3,}", line)
+        if ticks and (fence is None or line.strip() == fence):
+            fence = ticks.group() if fence is None else None
         if fence is None and not line.strip() and lines and not lines[-1].strip():
             continue
         lines.append(line if fence else line.rstrip())
@@ -63,17 +68,22 @@ def squeezed(markdown: str) -> str:
 
 
 def citations() -> str:
-    """BibTeX of both papers."""
+    """BibTeX entries of both papers."""
     return (TEMPLATES / "citations.bib").read_text(encoding="utf-8")
 
 
 def pictures(paths: list[Path], folder: Path) -> list[dict[str, Verbatim]]:
-    """Images of a card, by paths relative to it; only files with plain names."""
+    """Title and relative path of the images of a card.
+
+    Args:
+        paths (`list[Path]`): PNG files; those with other characters than letters, digits, `_` and `-` are left out.
+        folder (`Path`): the folder of the card.
+    """
     return [
         {
             "title": Verbatim(path.stem.replace("_", " ").capitalize()),
             "path": Verbatim(path.relative_to(folder).as_posix()),
         }
         for path in paths
-        if IMAGE.fullmatch(path.name)
+        if PLAIN_PNG_NAME.fullmatch(path.name)
     ]

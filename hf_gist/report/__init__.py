@@ -1,14 +1,14 @@
-"""What a selection or a GAST training looks like to a person: a line, a table, pictures, and one HTML page."""
+"""A selection or a GAST training as one line, a table, figures and an HTML page."""
 
 from hf_gist.report.best_effort import keep_examples, not_fatal, report_at_end, report_training, withhold_text
-from hf_gist.report.examples import EXAMPLES, read_examples
-from hf_gist.report.page import REPORT, save_selection_figures, write_report
+from hf_gist.report.examples import EXAMPLES_FILE, read_examples
+from hf_gist.report.page import REPORT_FILE, save_selection_figures, write_report
 from hf_gist.report.text import summary_line, summary_table
 
 
 __all__ = [
-    "EXAMPLES",
-    "REPORT",
+    "EXAMPLES_FILE",
+    "REPORT_FILE",
     "keep_examples",
     "not_fatal",
     "read_examples",

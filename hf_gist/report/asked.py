@@ -9,29 +9,14 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import COSTS, CostLedger, in_units
 from hf_gist.gist.artifacts import MANIFEST
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
+from hf_gist.gist.wording import STRATEGIES, score_sentence
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short
 
 
-SCORES = {
-    "subspace_cosine": "cosine with the targets inside their subspace (the paper's score)",
-    "cosine": "plain cosine of the full gradients",
-    "grad_norm": "norm of the gradient",
-}
-SCORERS = {
-    "gist": "its LoRA gradient",
-    "rds_plus": "the weighted mean of its last hidden states",
-    "less": "its Adam-preconditioned gradient, randomly projected",
-}
-STRATEGIES = {
-    "max": "the best match with any target group",
-    "mean": "the mean over the target groups",
-    "round_robin": "each target group picks its best row in turn",
-    "random": "a random draw",
-    "length_matched_random": "a random draw with the answer lengths of the targets",
-}
 ROWS_NAMED = 20
 
 
@@ -42,12 +27,12 @@ def asked(selection: Selection) -> Section:
     unscored = config.strategy in UNSCORED
     rows = [
         ["budget", _budget(config)],
-        ["rows are chosen by", STRATEGIES[config.strategy]],
+        ["rows are chosen by", STRATEGIES[config.strategy].sentence],
     ]
     if not unscored:
         rows += [
-            ["score", SCORES[config.score] if config.scorer == "gist" else "plain cosine"],
-            ["what stands for a row", SCORERS[config.scorer]],
+            ["score", score_sentence(config)],
+            ["row representation", scorer_of(config).sentence],
             ["target groups", _groups(selection)],
             ["rank", _rank(selection)],
         ]

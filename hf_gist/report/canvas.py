@@ -1,4 +1,4 @@
-"""One drawing for two uses: PNG files, and SVG inside the page whose colours follow the page's light or dark scheme."""
+"""A plot as a matplotlib figure, as a PNG file, and as SVG whose colours follow the page's light or dark scheme."""
 
 import io
 import warnings
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from hf_gist.report.parts import Plot
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH = 4.8
-"""Inches: at this width the letters of a figure are readable on a phone without scaling."""
+"""Of a figure, in inches: at this width its text is readable on a phone without zooming."""
 
 LIGHT = {
     "paper": "#fefefe",
@@ -28,9 +28,9 @@ LIGHT = {
     "kept": "#c2560b",
     "line": "#1f5fa9",
 }
-"""What is drawn, by its role. The page has a variable of each name, and a second set of values for its dark scheme."""
+"""Colours by role. The page has a CSS variable for each role, with other values in its dark scheme."""
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "hf_gist",
     "text.parse_math": False,
@@ -65,10 +65,10 @@ class NoFigures(ImportError):
 
 @contextmanager
 def drawn(plot: Plot) -> Iterator["Figure"]:
-    """A plot as a matplotlib figure; it must be saved inside the `with`.
+    """A plot as a matplotlib figure, to be saved inside the `with` block.
 
     Raises:
-        NoFigures: if matplotlib is not installed, saying how to install it.
+        NoFigures: if matplotlib is not installed; the message has the command that installs it.
     """
     try:
         import matplotlib
@@ -76,7 +76,7 @@ def drawn(plot: Plot) -> Iterator["Figure"]:
     except ImportError as error:
         raise NoFigures(NoFigures.HINT) from error
     with matplotlib.rc_context(STYLE), warnings.catch_warnings():
-        # names in a script that the bundled font lacks; a browser has its own fonts
+        # names may use a script that matplotlib's font lacks; in the SVG the browser's fonts are used
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = Figure(figsize=(WIDTH, plot.height), layout="constrained")
         plot.draw(figure)
@@ -84,19 +84,19 @@ def drawn(plot: Plot) -> Iterator["Figure"]:
 
 
 def save_png(figure: "Figure", path: Path) -> Path:
-    """Write a figure on its light paper."""
+    """Write a figure with a light background as a PNG file."""
     write(path, partial(figure.savefig, dpi=200, format="png"))
-    # laid out; doing it again for the SVG would give the same
+    # the layout is computed; without this it would be computed again for the SVG
     figure.set_layout_engine("none")
     return path
 
 
 def to_svg(figure: "Figure", key: str, title: str) -> str:
-    """A figure as SVG to stand in an HTML page: no size, no ids that others have, colours by name, and a title.
+    """A figure as SVG for an HTML page: without a size, with unique ids, with CSS variables as colours, and with a title.
 
     Args:
         figure (`Figure`): drawn with the colours of `LIGHT`.
-        key (`str`): beginning of all ids.
+        key (`str`): prefix of all ids.
         title (`str`): its accessible name.
     """
     buffer = io.BytesIO()
@@ -106,21 +106,25 @@ def to_svg(figure: "Figure", key: str, title: str) -> str:
     root = ElementTree.fromstring(buffer.getvalue())
     for parent in list(root.iter()):
         for child in list(parent):
-            # the style sheet in it would style the whole page
-            if _name(child.tag) in ("metadata", "style"):
+            # a style sheet inside the SVG would apply to the whole page
+            if _local_name(child.tag) in ("metadata", "style"):
                 parent.remove(child)
     for element in root.iter():
-        element.tag = _name(element.tag)
-        element.attrib = {_name(name): _value(_name(name), value, key) for name, value in element.attrib.items()}
+        element.tag = _local_name(element.tag)
+        element.attrib = {
+            _local_name(name): _attribute(_local_name(name), value, key) for name, value in element.attrib.items()
+        }
     root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": title, "id": key}
     return ElementTree.tostring(root, encoding="unicode")
 
 
-def _name(name: str) -> str:
+def _local_name(name: str) -> str:
+    """A tag or attribute name without its XML namespace."""
     return name.rsplit("}", 1)[-1]
 
 
-def _value(name: str, value: str, key: str) -> str:
+def _attribute(name: str, value: str, key: str) -> str:
+    """The value of an attribute, with prefixed ids and with CSS variables as colours."""
     if name == "id":
         return f"{key}-{value}"
     if name == "href" and value.startswith("#"):

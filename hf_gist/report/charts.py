@@ -1,6 +1,7 @@
-"""The figures of a selection: spectrum, scores, sources, lengths and energy, each with its words and its table."""
+"""The figures of a selection: spectrum, scores, sources, lengths and energy, each with a caption and a table."""
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -11,193 +12,274 @@ from hf_gist.functional.subspace import captured_variance
 from hf_gist.gist.artifacts import SCORES
 from hf_gist.gist.selection import Selection
 from hf_gist.report.draw import Bars, Histogram, Spectrum
-from hf_gist.report.parts import Plot, Section, Table
+from hf_gist.report.parts import NoPlot, Plot, Section, Table
 from hf_gist.report.wording import count, percent, short
 
 
-BINS, TABLE_BINS = 60, 20
-SOURCES_DRAWN, SOURCES_LISTED = 12, 100
+BINS = 60
+"""Bins of a drawn histogram."""
+
+BINS_LISTED = 20
+"""Rows of a histogram's table; divides `BINS`."""
+
+SOURCES_DRAWN = 12
+SOURCES_LISTED = 100
 DIRECTIONS_LISTED = 40
-OTHER = "other sources"
 
 
-def spectrum(selection: Selection) -> Section:
-    """Singular values of the target gradients, with the chosen rank."""
-    key, title = "spectrum", "Target gradient spectrum"
+# ---- Spectrum ----
+
+
+def spectrum(selection: Selection) -> Plot | NoPlot:
+    """Share of the target gradients' variance by number of singular directions, with the chosen rank."""
+    title = "Target gradient spectrum"
     if not selection.rank:
-        return Section(key, title, missing="Nothing was scored, so there is no spectrum.")
-    singular, rank = selection.singular_values, selection.rank
-    shares = captured_variance(singular)
+        return NoPlot(title, "Nothing was scored, so there is no spectrum.")
+    total = len(selection.singular_values)
+    shares = captured_variance(selection.singular_values)
     sentence = (
-        f"The first {count(rank)} of {count(len(singular))} singular directions, the chosen rank, hold "
+        f"The first {count(selection.rank)} of {count(total)} singular directions, the chosen rank, hold "
         f"{percent(selection.explained_variance)} of the target gradients' variance; the first alone holds "
         f"{percent(float(shares[0]))}."
     )
+    table = _spectrum_table(selection.singular_values, shares, selection.rank)
+    return Plot(title, sentence, Spectrum(shares.numpy(), selection.rank), table)
+
+
+def _spectrum_table(singular_values: Tensor, shares: Tensor, rank: int) -> Table:
+    total = len(singular_values)
     rows = [
-        [str(k + 1), f"{float(singular[k]):.4g}", percent(float(shares[k])), "yes" if k < rank else "no"]
-        for k in _some(len(singular), DIRECTIONS_LISTED, rank - 1)
+        [str(k + 1), f"{float(singular_values[k]):.4g}", percent(float(shares[k])), "yes" if k < rank else "no"]
+        for k in _spaced_indices(total, DIRECTIONS_LISTED, rank - 1)
     ]
-    note = f"Some of {count(len(singular))} directions." if len(rows) < len(singular) else ""
-    table = Table("Singular values", rows, ["direction", "singular value", "share of variance up to it", "used"], note)
-    return Section(key, title, plots=[Plot(key, title, sentence, Spectrum(shares.numpy(), rank), table)])
+    note = f"{count(len(rows))} of {count(total)} directions, evenly spaced." if len(rows) < total else ""
+    return Table(
+        "Singular values", rows, ["direction", "singular value", "cumulative share of variance", "used"], note
+    )
 
 
-def _some(size: int, limit: int, wanted: int) -> list[int]:
-    """Up to `limit` of `size` numbers, evenly spread, with `wanted` and its successor among them."""
+def _spaced_indices(size: int, limit: int, wanted: int) -> list[int]:
+    """At most `limit` evenly spaced indices below `size`, among them `wanted` and the next one."""
     if size <= limit:
         return list(range(size))
-    spread = {round(place) for place in np.linspace(0, size - 1, limit - 2)}
-    return sorted(spread | {wanted, min(wanted + 1, size - 1)})
+    spaced = {round(place) for place in np.linspace(0, size - 1, limit - 2)}
+    return sorted(spaced | {wanted, min(wanted + 1, size - 1)})
 
 
 # ---- Scores and energy ----
 
 
-def _is_cut(selection: Selection) -> bool:
-    """Whether everything above the lowest selected score was selected."""
-    return selection.config.strategy != "round_robin" and selection.config.sample_from_top == 1
-
-
-def scores(selection: Selection) -> Section:
-    """Scores of the pool, with the cut."""
-    key, title = "scores", "Scores and the cut"
+def scores(selection: Selection) -> Plot | NoPlot:
+    """Histogram of the pool's scores, with the lowest selected score."""
+    title = "Scores and the cut"
     if selection.config.strategy in UNSCORED:
-        return Section(key, title, missing=f"The rows were chosen by a {selection.method}, which looks at no score.")
+        return NoPlot(title, f"The rows were chosen by a {selection.method}, which does not use scores.")
     finite = selection.scores[torch.isfinite(selection.scores)]
     kept = selection.scores[selection.indices]
-    cut = float(kept.min())
-    if _is_cut(selection):
-        ending = f"The cut is at {cut:.3f}: every row above it was selected."
-    else:
-        above = int((finite >= cut).sum())
-        ending = (
-            f"The lowest selected score is {cut:.3f}. It is no threshold: {count(above)} rows have at least this score, "
-            "and the strategy chose among them."
-        )
     sentence = (
         f"The scores of {count(len(finite))} rows lie between {float(finite.min()):.3f} and {float(finite.max()):.3f}, "
         f"with a median of {float(finite.median()):.3f}; the median of the {count(len(kept))} selected rows is "
-        f"{float(kept.median()):.3f}. {ending}"
+        f"{float(kept.median()):.3f}. {_cut_sentence(selection, finite, float(kept.min()))}"
     )
-    label = "norm of the gradient" if selection.config.score == "grad_norm" else "score: alignment with the targets"
-    cut_label = "cut" if _is_cut(selection) else "lowest selected"
-    return Section(key, title, plots=[_histogram(key, title, sentence, finite, kept, label, cut, cut_label)])
+    label = "gradient norm" if selection.config.score == "grad_norm" else "score: alignment with the targets"
+    cut_label = "cut" if _is_threshold(selection) else "lowest selected"
+    drawing = _histogram(finite, kept, label, cut=(float(kept.min()), cut_label))
+    return Plot(title, sentence, drawing, _histogram_table(title, drawing))
 
 
-def energy(selection: Selection) -> Section:
-    """Energy fractions of the pool and of the selection."""
-    key, title = "energy", "Energy fraction"
+def _is_threshold(selection: Selection) -> bool:
+    """Whether every row above the lowest selected score was selected."""
+    return selection.config.strategy != "round_robin" and selection.config.sample_from_top == 1
+
+
+def _cut_sentence(selection: Selection, finite: Tensor, cut: float) -> str:
+    if _is_threshold(selection):
+        return f"The cut is at {cut:.3f}: every row above it was selected."
+    above = int((finite >= cut).sum())
+    return (
+        f"The lowest selected score is {cut:.3f}. It is not a threshold: {count(above)} rows have at least this score, "
+        "and the strategy chose among them."
+    )
+
+
+def energy(selection: Selection) -> Plot | NoPlot:
+    """Histogram of the energy fractions of the pool and of the selection."""
+    title = "Energy fraction"
     if not selection.rank:
-        return Section(key, title, missing="Nothing was scored, so there is no subspace to be inside of.")
-    pool, kept = selection.energy[selection.measurements.scorable], selection.energy[selection.indices]
+        return NoPlot(title, "Nothing was scored, so there is no target subspace.")
+    pool = selection.energy[selection.measurements.scorable]
+    kept = selection.energy[selection.indices]
     sentence = (
         f"The share of a row's squared gradient norm that lies in the subspace has a median of "
         f"{percent(float(kept.median()))} for the selected rows and {percent(float(pool.median()))} for the pool."
     )
     text = [
-        "A score inside the subspace says how well a row points along the targets there, not how much of its gradient "
-        "is there. This is that share: where it is small, most of the row's gradient does something else."
+        "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
+        "how much of the gradient lies in the subspace. The energy fraction is that share: where it is small, most of "
+        "the row's gradient is outside the subspace, and such a score ignores that part."
     ]
-    label = "share inside the subspace"
-    return Section(key, title, text=text, plots=[_histogram(key, title, sentence, pool, kept, label, limits=(0, 1))])
+    drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))
+    return Plot(title, sentence, drawing, _histogram_table(title, drawing), text=text)
 
 
 def _histogram(
-    key: str,
-    title: str,
-    sentence: str,
     pool: Tensor,
     kept: Tensor,
     label: str,
-    cut: float | None = None,
-    cut_label: str = "",
+    cut: tuple[float | None, str] = (None, ""),
     limits: tuple[float, float] | None = None,
-) -> Plot:
+) -> Histogram:
+    """Counts of `pool` `[N]` and `kept` `[K]` in `BINS` equal bins.
+
+    Args:
+        pool (`Tensor`): values of the pool.
+        kept (`Tensor`): values of the selected rows.
+        label (`str`): name of the value.
+        cut (`tuple`): lowest selected value, if it is to be marked, and its name.
+        limits (`tuple`, *optional*): of the bins; by default the smallest and the largest value of the pool.
+    """
     low, high = limits or (float(pool.min()), float(pool.max()))
-    # rows that all score alike still need a bin of some width
-    high = high if high > low else low + max(1e-6, abs(low) * 1e-6)
+    if high <= low:
+        # all rows have the same value: the bins still need a width
+        high = low + max(1e-6, abs(low) * 1e-6)
     edges = np.linspace(low, high, BINS + 1)
-    drawn = Histogram(
-        edges, *(np.histogram(v.double().numpy(), edges)[0] for v in (pool, kept)), label, cut, cut_label
-    )
-    wide = BINS // TABLE_BINS
-    rows = [
-        [f"{edges[i]:.3f} to {edges[i + wide]:.3f}", *(count(v[i : i + wide].sum()) for v in (drawn.pool, drawn.kept))]
-        for i in range(0, BINS, wide)
-    ]
-    return Plot(key, title, sentence, drawn, Table(title, rows, [label, "pool rows", "selected rows"]))
+    pool_counts, kept_counts = (np.histogram(values.double().numpy(), edges)[0] for values in (pool, kept))
+    return Histogram(edges, pool_counts, kept_counts, label, *cut)
 
 
-# ---- Sources and lengths ----
-
-
-def sources(selection: Selection) -> Section:
-    """Sources in the pool and in the selection."""
-    key, title = "sources", "Pool against selection, by source"
-    names = selection.measurements.sources
-    if names is None:
-        return Section(key, title, missing="No source is known. Name the pool's column with `source_column`.")
-    pool, kept = Counter(names), Counter(names[i] for i in selection.indices)
-    order = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))
-    shares = {name: (pool[name] / len(names), kept[name] / len(selection.indices)) for name in order}
-    first = order[0]
-    sentence = (
-        f"{short(first)!r} has the most selected rows: {percent(shares[first][1])} of the selection and "
-        f"{percent(shares[first][0])} of the pool. {count(sum(kept[name] > 0 for name in order))} of "
-        f"{count(len(order))} sources have selected rows."
-    )
+def _histogram_table(title: str, histogram: Histogram) -> Table:
+    step = BINS // BINS_LISTED
+    edges = histogram.edges
     rows = [
         [
-            short(name),
-            count(pool[name]),
-            percent(of_pool),
-            count(kept[name]),
-            percent(of_kept),
-            f"{of_kept / of_pool:.2f}",
+            f"{edges[i]:.3f} to {edges[i + step]:.3f}",
+            count(histogram.pool[i : i + step].sum()),
+            count(histogram.kept[i : i + step].sum()),
         ]
-        for name, (of_pool, of_kept) in list(shares.items())[:SOURCES_LISTED]
+        for i in range(0, BINS, step)
     ]
+    return Table(title, rows, [histogram.label, "pool rows", "selected rows"])
+
+
+# ---- Sources ----
+
+
+def sources(selection: Selection) -> Plot | NoPlot:
+    """Share of each source in the pool and in the selection."""
+    title = "Pool and selection by source"
+    names = selection.measurements.sources
+    if names is None:
+        return NoPlot(title, "No source is known. Set `source_column` to the column of the pool that names it.")
+    pool = Counter(names)
+    kept = Counter(names[i] for i in selection.indices)
+    order = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))
+    first = order[0]
+    sentence = (
+        f"{short(first)!r} has the most selected rows: {percent(kept[first] / kept.total())} of the selection and "
+        f"{percent(pool[first] / pool.total())} of the pool. {count(sum(kept[name] > 0 for name in order))} of "
+        f"{count(len(order))} sources have selected rows."
+    )
+    bars = _source_bars(order, pool, kept)
+    height = 1.1 + 0.3 * len(bars.names)
+    return Plot(title, sentence, bars, _source_table(title, order, pool, kept), height)
+
+
+def _source_table(title: str, order: Sequence[str], pool: Counter[str], kept: Counter[str]) -> Table:
+    rows = []
+    for name in order[:SOURCES_LISTED]:
+        of_pool = pool[name] / pool.total()
+        of_kept = kept[name] / kept.total()
+        cells = [count(pool[name]), percent(of_pool), count(kept[name]), percent(of_kept), f"{of_kept / of_pool:.2f}"]
+        rows.append([short(name), *cells])
     left = len(order) - len(rows)
     note = f"{count(left)} more sources with fewer selected rows are in {SCORES}." if left else ""
-    header = ["source", "pool rows", "of pool", "selected rows", "of selection", "times its share of the pool"]
+    header = ["source", "pool rows", "of pool", "selected rows", "of selection", "ratio of the two shares"]
+    return Table(title, rows, header, note)
+
+
+def _source_bars(order: Sequence[str], pool: Counter[str], kept: Counter[str]) -> Bars:
+    """The first sources by name, and the others as one bar if they are too many."""
     drawn = order if len(order) <= SOURCES_DRAWN else order[: SOURCES_DRAWN - 1]
-    table = np.array([shares[name] for name in drawn])
     labels = [short(name, 22) for name in drawn]
+    of_pool, of_kept = ([counts[name] / counts.total() for name in drawn] for counts in (pool, kept))
     if len(drawn) < len(order):
-        table = np.vstack([table, 1 - table.sum(0)])
-        labels.append(f"{count(len(order) - len(drawn))} {OTHER}")
-    bars = Bars(labels, {"pool": ("pool", table[:, 0]), "selected": ("kept", table[:, 1])}, True, "source")
-    height = 1.1 + 0.3 * len(labels)
-    return Section(key, title, plots=[Plot(key, title, sentence, bars, Table(title, rows, header, note), height)])
+        labels.append(f"{count(len(order) - len(drawn))} other sources")
+        of_pool.append(1 - sum(of_pool))
+        of_kept.append(1 - sum(of_kept))
+    series = {"pool": ("pool", np.array(of_pool)), "selected": ("kept", np.array(of_kept))}
+    return Bars(labels, series, horizontal=True, label="source")
 
 
-def lengths(selection: Selection) -> Section:
-    """Labelled tokens in the pool, in the selection and in the target set."""
-    key, title = "lengths", "Pool against selection, by length"
+# ---- Lengths ----
+
+
+def lengths(selection: Selection) -> Plot:
+    """Labelled tokens of the rows in the pool, in the selection and in the target set."""
+    title = "Pool and selection by length"
     m = selection.measurements
-    sets = {"pool": m.label_tokens, "selected": m.label_tokens[selection.indices], "targets": m.target_label_tokens}
-    last = int(np.ceil(np.log2(max(2, max(int(v.max()) for v in sets.values() if len(v)) + 1))))
-    # 0, 1, 2, 3-4, 5-8, 9-16, ...
-    edges = np.array([0, 1, *(2**power + 1 for power in range(last + 1))])
-    counts = {name: np.histogram(v.numpy(), edges)[0] for name, v in sets.items()}
-    used = np.nonzero(sum(counts.values()))[0]
-    bins = range(used[0], used[-1] + 1)
-    names = [_range(edges[i], edges[i + 1] - 1) for i in bins]
-    colours = {"pool": "pool", "selected": "kept", "targets": "line"}
-    series = {name: (colours[name], counts[name][bins.start : bins.stop] / max(1, len(v))) for name, v in sets.items()}
-    medians = {name: int(v.median()) if len(v) else 0 for name, v in sets.items()}
+    tokens = {"pool": m.label_tokens, "selected": m.label_tokens[selection.indices], "targets": m.target_label_tokens}
+    names, counts = _length_counts(tokens)
+    medians = {name: int(values.median()) if len(values) else 0 for name, values in tokens.items()}
     sentence = (
         f"The median row has {count(medians['selected'])} labelled tokens in the selection, {count(medians['pool'])} in "
         f"the pool and {count(medians['targets'])} in the target set."
     )
+    shares = {name: own / max(1, len(tokens[name])) for name, own in counts.items()}
+    colours = {"pool": "pool", "selected": "kept", "targets": "line"}
+    series = {name: (colours[name], own) for name, own in shares.items()}
+    bars = Bars(names, series, horizontal=False, label="labelled tokens")
+    return Plot(title, sentence, bars, _length_table(title, names, counts, shares), 3.2)
+
+
+def _length_table(
+    title: str, names: Sequence[str], counts: dict[str, np.ndarray], shares: dict[str, np.ndarray]
+) -> Table:
+    """One row per length bin, with the number and the share of the rows of each set."""
     rows = [
-        [names[at], *(cell for name in sets for cell in (count(counts[name][i]), percent(series[name][1][at])))]
-        for at, i in enumerate(bins)
+        [name, *(cell for key in counts for cell in (count(counts[key][at]), percent(shares[key][at])))]
+        for at, name in enumerate(names)
     ]
     header = ["labelled tokens", "pool rows", "of pool", "selected rows", "of selection", "target rows", "of targets"]
-    plot = Plot(key, title, sentence, Bars(names, series, False, "labelled tokens"), Table(title, rows, header), 3.2)
-    return Section(key, title, plots=[plot])
+    return Table(title, rows, header)
+
+
+def _length_counts(tokens: dict[str, Tensor]) -> tuple[list[str], dict[str, np.ndarray]]:
+    """Names of the length bins 0, 1, 2, 3-4, 5-8, 9-16, ... between the shortest and the longest row, and rows in each.
+
+    Args:
+        tokens (`dict[str, Tensor]`): name of a set to the labelled tokens of its rows.
+    """
+    longest = max(int(values.max()) for values in tokens.values() if len(values))
+    last = int(np.ceil(np.log2(max(2, longest + 1))))
+    edges = np.array([0, 1, *(2**power + 1 for power in range(last + 1))])
+    counts = {name: np.histogram(values.numpy(), edges)[0] for name, values in tokens.items()}
+    used = np.nonzero(np.sum(list(counts.values()), axis=0))[0]
+    first = int(used[0])
+    stop = int(used[-1]) + 1
+    names = [_range(edges[i], edges[i + 1] - 1) for i in range(first, stop)]
+    return names, {name: own[first:stop] for name, own in counts.items()}
 
 
 def _range(first: int, last: int) -> str:
     return count(first) if first == last else f"{count(first)}-{count(last)}"
+
+
+# ---- All of them ----
+
+
+FIGURES: dict[str, Callable[[Selection], Plot | NoPlot]] = {
+    "spectrum": spectrum,
+    "scores": scores,
+    "sources": sources,
+    "lengths": lengths,
+    "energy": energy,
+}
+"""The figures of a selection by key, in order. The page, the PNG files and TensorBoard show all of them."""
+
+
+def figure_section(key: str, selection: Selection) -> Section:
+    """The section of one of [`FIGURES`]."""
+    plot = FIGURES[key](selection)
+    if isinstance(plot, NoPlot):
+        return Section(key, plot.title, missing=plot.reason)
+    return Section(key, plot.title, text=plot.text, plots={key: plot})

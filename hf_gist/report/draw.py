@@ -1,4 +1,4 @@
-"""The drawings themselves: a curve, histograms, bars and heat maps, each into a matplotlib figure."""
+"""Drawing into a matplotlib figure: a curve, histograms, bars and heat maps."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ from hf_gist.report.canvas import LIGHT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,12 @@ class Spectrum:
     rank: int
 
     def __call__(self, figure: "Figure") -> None:
-        axes, total = figure.subplots(), len(self.shares)
+        axes = figure.subplots()
+        total = len(self.shares)
         axes.plot(range(1, total + 1), self.shares, marker="o", markersize=2.5, color=LIGHT["line"])
         axes.axvline(self.rank, color=LIGHT["kept"], linestyle="--")
         left = self.rank > total / 2
-        # at the foot of the line, where the curve never is
+        # near the bottom, where it cannot overlap the curve
         axes.annotate(
             f"rank {self.rank:,}: {self.shares[self.rank - 1]:.1%}",
             (self.rank, 0.04),
@@ -45,15 +47,15 @@ class Spectrum:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows of the pool by a number, with the selected ones in front.
+    """Histogram of a value over the pool, with that of the selected rows in front.
 
     Args:
         edges (`np.ndarray`): `[n + 1]`.
         pool (`np.ndarray`): rows in each bin `[n]`.
         kept (`np.ndarray`): selected rows in each bin `[n]`.
-        label (`str`): name of the number.
-        cut (`float`, *optional*): the lowest selected value.
-        cut_label (`str`): what to call it.
+        label (`str`): name of the value.
+        cut (`float`, *optional*): the lowest selected value, drawn as a line.
+        cut_label (`str`): name of that line.
     """
 
     edges: np.ndarray
@@ -89,27 +91,33 @@ class Bars:
     Args:
         names (`Sequence[str]`): `n` categories.
         series (`dict[str, tuple[str, np.ndarray]]`): name of each set to the role of its colour and its shares `[n]`.
-        sideways (`bool`): one line for each category, for long names.
+        horizontal (`bool`): horizontal bars, for long names.
         label (`str`): name of the categories.
     """
 
     names: Sequence[str]
     series: dict[str, tuple[str, np.ndarray]]
-    sideways: bool
+    horizontal: bool
     label: str
 
     def __call__(self, figure: "Figure") -> None:
-        from matplotlib.ticker import PercentFormatter
-
         axes = figure.subplots()
-        largest = max(float(shares.max()) for _, shares in self.series.values())
-        percent = PercentFormatter(1, decimals=0 if largest > 0.1 else None)
-        places, thickness = np.arange(len(self.names)), 0.8 / len(self.series)
+        draw = axes.barh if self.horizontal else axes.bar
+        places = np.arange(len(self.names))
+        thickness = 0.8 / len(self.series)
         for number, (name, (colour, shares)) in enumerate(self.series.items()):
             offset = (number - (len(self.series) - 1) / 2) * thickness
-            draw = axes.barh if self.sideways else axes.bar
             draw(places + offset, shares, thickness, color=LIGHT[colour], label=name)
-        if self.sideways:
+        self._label_axes(axes, places)
+        axes.grid(axis="x" if self.horizontal else "y")
+        figure.legend(loc="outside upper left", ncols=3)
+
+    def _label_axes(self, axes: "Axes", places: np.ndarray) -> None:
+        from matplotlib.ticker import PercentFormatter
+
+        largest = max(float(shares.max()) for _, shares in self.series.values())
+        percent = PercentFormatter(1, decimals=0 if largest > 0.1 else None)
+        if self.horizontal:
             axes.set_yticks(places, self.names)
             axes.invert_yaxis()
             axes.xaxis.set_major_formatter(percent)
@@ -118,21 +126,19 @@ class Bars:
             axes.set_xticks(places, self.names, rotation=45, ha="right", rotation_mode="anchor")
             axes.yaxis.set_major_formatter(percent)
             axes.set(ylabel="share of rows", xlabel=self.label)
-        axes.grid(axis="x" if self.sideways else "y")
-        figure.legend(loc="outside upper left", ncols=3)
 
 
 @dataclass(frozen=True)
 class HeatMaps:
-    """Shares by layer and something else, one small map beside the other.
+    """Shares by layer (rows of a map) and by a second variable (its columns), as one or several maps.
 
     Args:
-        values (`np.ndarray`): `[n, L, x]`; NaN where there is nothing.
-        titles (`Sequence[str]`): `n`; without more than one map, none is shown.
+        values (`np.ndarray`): `n` maps of `L` layers and `x` columns `[n, L, x]`; NaN where there is no sample.
+        titles (`Sequence[str]`): `n` titles; a single map shows none.
         layers (`Sequence[str]`): `L` names.
-        columns (`Sequence[str]`): names of the columns, if they have any.
-        extent (`tuple[float, float]`, *optional*): first and last value of the columns, if they are a scale.
-        label (`str`): name of the columns.
+        label (`str`): name of the second variable.
+        columns (`Sequence[str]`): names of the `x` columns, if the second variable is categorical.
+        extent (`tuple[float, float]`, *optional*): limits of the second variable, if it is numeric.
     """
 
     values: np.ndarray
@@ -143,34 +149,35 @@ class HeatMaps:
     extent: tuple[float, float] | None = None
 
     def __call__(self, figure: "Figure") -> None:
-        number, layers, width = self.values.shape
+        number = len(self.values)
         across = 1 if number == 1 else 2
         grid = figure.subplots(-(-number // across), across, squeeze=False, sharex=True, sharey=True)
-        finite = self.values[np.isfinite(self.values)]
-        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-        left, right = self.extent if self.extent is not None else (-0.5, width - 0.5)
-        image = None
-        for place, axes in enumerate(grid.flat):
-            if place >= number:
-                axes.set_axis_off()
-                continue
-            # drawn pixel by pixel: the browser scales it, and its size does not grow with the figure
-            image = axes.imshow(
-                self.values[place],
-                aspect="auto",
-                cmap="viridis",
-                vmin=low,
-                vmax=high,
-                interpolation="none",
-                extent=(left, right, layers - 0.5, -0.5),
-            )
-            if number > 1:
-                axes.set_title(self.titles[place], fontsize=9)
-            axes.spines[:].set_visible(False)
-            self._ticks(axes)
+        for axes in grid.flat[number:]:
+            axes.set_axis_off()
+        images = [self._map(axes, place) for place, axes in enumerate(grid.flat[:number])]
         figure.supxlabel(self.label, fontsize=10)
-        bar = figure.colorbar(image, ax=list(grid.flat), label="share kept", location="top", shrink=0.7, aspect=30)
+        bar = figure.colorbar(images[0], ax=list(grid.flat), label="share kept", location="top", shrink=0.7, aspect=30)
         bar.outline.set_visible(False)
+
+    def _map(self, axes: "Axes", place: int) -> "AxesImage":
+        """Draw one map; all of them have the same colour scale."""
+        _, layers, width = self.values.shape
+        left, right = self.extent if self.extent is not None else (-0.5, width - 0.5)
+        edges = (left, right, layers - 0.5, -0.5)
+        low, high = self._value_range()
+        # without interpolation the image has one pixel per value, however large the figure
+        image = axes.imshow(
+            self.values[place], aspect="auto", cmap="viridis", interpolation="none", vmin=low, vmax=high, extent=edges
+        )
+        if len(self.values) > 1:
+            axes.set_title(self.titles[place], fontsize=9)
+        axes.spines[:].set_visible(False)
+        self._ticks(axes)
+        return image
+
+    def _value_range(self) -> tuple[float, float]:
+        finite = self.values[np.isfinite(self.values)]
+        return (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
 
     def _ticks(self, axes: "Axes") -> None:
         every = -(-len(self.layers) // 24)

@@ -1,8 +1,8 @@
-"""Rows to read: the best and the worst of each target group, with their text, which no other artifact holds."""
+"""Rows to read: the rows with the highest and lowest scores of each target group, and their text."""
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,39 @@ from hf_gist.report.parts import TextSpan
 from hf_gist.utils.disk import read_json, write_json
 
 
-EXAMPLES = "examples.json"
+EXAMPLES_FILE = "examples.json"
 
-GROUPS, ROWS, TARGETS = 8, 3, 2
-"""Groups to show, rows of each at either end, and target rows of each."""
+GROUPS_SHOWN = 8
+ROWS_PER_END = 3
+"""Rows shown of each group with the highest scores, and as many with the lowest."""
 
-TOKENS, CHARACTERS, PIECES = 250, 900, 6
-"""How much of a row is kept: tokens read and characters kept of each piece, and pieces."""
+TARGETS_PER_GROUP = 2
+"""Target rows shown of each group."""
 
-NO_TOKENIZER = "The rows are token numbers, and no tokenizer is known to turn them into text."
-NO_TEXT = "The row holds no text that is known here: no `messages`, `prompt` and `completion`, or `text`."
+TOKENS_DECODED = 250
+"""Tokens of a text span that are decoded at most."""
+
+CHARACTERS_KEPT = 900
+"""Characters of a text span that are written at most."""
+
+SPANS_PER_ROW = 6
+
+NO_TOKENIZER = "The rows hold token ids, and no tokenizer is known to decode them."
+NO_TEXT = "The rows have no text in a known format: `messages`, `prompt` and `completion`, or `text`."
+NO_ROWS = "The selection was made from saved scores without the rows, so their text is not known."
 
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """The rows of one target group that are worth reading.
+    """The rows of one target group to show.
 
     Args:
-        name (`str`): of the group.
-        targets (`list[int]`): target rows of it, by number in the target set.
-        size (`int`): scorable rows whose best match it is.
-        kept (`int`): selected ones of them.
-        best (`list[int]`): those with the highest scores, selected or not.
-        worst (`list[int]`): those with the lowest scores, the lowest first.
+        name (`str`): name of the group.
+        targets (`list[int]`): its first target rows, by number in the target set.
+        size (`int`): scorable rows that match this group best.
+        kept (`int`): how many of them were selected.
+        best (`list[int]`): pool rows with the highest scores, selected or not.
+        worst (`list[int]`): pool rows with the lowest scores, the lowest first.
     """
 
     name: str
@@ -52,35 +62,40 @@ class ExampleGroup:
 def example_groups(selection: Selection) -> list[ExampleGroup]:
     """The target groups that most selected rows match best, with their best and worst rows.
 
-    A row belongs to the group it matches best. A random draw knows no groups: its first rows stand in one.
+    A row belongs to the group it matches best. A random draw has no groups: its first rows are returned as one group.
     """
     if selection.config.strategy in UNSCORED:
         kept = selection.indices
-        return [ExampleGroup("", [], len(selection.scores), len(kept), kept[: 2 * ROWS], [])]
-    m, scores = selection.measurements, selection.scores
+        return [ExampleGroup("", [], len(selection.scores), len(kept), kept[: 2 * ROWS_PER_END], [])]
+    number = len(selection.group_names)
+    sizes = torch.bincount(selection.best_group[_selectable(selection)], minlength=number).tolist()
+    kept = torch.bincount(selection.best_group[selection.indices], minlength=number).tolist()
+    order = sorted(range(number), key=lambda group: (-kept[group], -sizes[group], group))
+    return [_example_group(selection, group, sizes[group], kept[group]) for group in order[:GROUPS_SHOWN]]
+
+
+def _selectable(selection: Selection) -> torch.Tensor:
+    """Numbers of the rows that could have been selected: those with a finite score."""
+    return torch.isfinite(selection.scores).nonzero().flatten()
+
+
+def _example_group(selection: Selection, group: int, size: int, kept: int) -> ExampleGroup:
+    m = selection.measurements
     of_target, names = m.groups(selection.config.target_group_column)
-    # what could have been selected
-    possible = torch.isfinite(scores).nonzero().flatten()
-    sizes = torch.bincount(selection.best_group[possible], minlength=len(names))
-    kept = torch.bincount(selection.best_group[selection.indices], minlength=len(names))
-    order = sorted(range(len(names)), key=lambda group: (-int(kept[group]), -int(sizes[group]), group))
-    found = []
-    for group in order[:GROUPS]:
-        rows = possible[selection.best_group[possible] == group]
-        rows = rows[torch.sort(scores[rows], descending=True, stable=True).indices].tolist()
-        targets = [number for number, own in zip(m.target_numbers, of_target, strict=True) if own == group]
-        worst = rows[ROWS:][::-1][:ROWS]
-        found.append(
-            ExampleGroup(names[group], targets[:TARGETS], int(sizes[group]), int(kept[group]), rows[:ROWS], worst)
-        )
-    return found
+    targets = [number for number, own in zip(m.target_numbers, of_target, strict=True) if own == group]
+    rows = _selectable(selection)
+    rows = rows[selection.best_group[rows] == group]
+    by_score = rows[torch.sort(selection.scores[rows], descending=True, stable=True).indices].tolist()
+    best = by_score[:ROWS_PER_END]
+    worst = by_score[ROWS_PER_END:][::-1][:ROWS_PER_END]
+    return ExampleGroup(names[group], targets[:TARGETS_PER_GROUP], size, kept, best, worst)
 
 
 # ---- Text of a row ----
 
 
-def pieces_of(row: Any, tokenizer: Any = None) -> list[TextSpan]:
-    """The text of a row, in pieces with and without a loss; empty if there is none.
+def text_spans(row: Any, tokenizer: Any = None) -> list[TextSpan]:
+    """The text of a row, split into spans with and without a loss; empty if the row has no text.
 
     Args:
         row (`dict`): tokenised, or in the `messages`, `prompt` and `completion`, or `text` format.
@@ -89,83 +104,83 @@ def pieces_of(row: Any, tokenizer: Any = None) -> list[TextSpan]:
     if not isinstance(row, dict):
         return []
     if "input_ids" in row:
-        return _decoded(row, tokenizer) if hasattr(tokenizer, "decode") else []
+        return _decoded_spans(row, tokenizer) if hasattr(tokenizer, "decode") else []
     if isinstance(row.get("messages"), list):
-        return _turns(row["messages"])
+        return _message_spans(row["messages"])
     if "prompt" in row and "completion" in row:
-        return [*_any(row["prompt"], "prompt"), *_any(row["completion"], "answer")][:PIECES]
-    return [_piece("text", row["text"])] if isinstance(row.get("text"), str) else []
+        spans = [*_raw_spans(row["prompt"], "prompt"), *_raw_spans(row["completion"], "answer")]
+        return spans[:SPANS_PER_ROW]
+    return [_span("text", row["text"])] if isinstance(row.get("text"), str) else []
 
 
-def _piece(kind: str, text: str, more: bool = False) -> TextSpan:
+def _span(kind: str, text: str, more: bool = False) -> TextSpan:
     text = text.strip()
-    return TextSpan(kind, text[:CHARACTERS], more or len(text) > CHARACTERS)
+    return TextSpan(kind, text[:CHARACTERS_KEPT], more or len(text) > CHARACTERS_KEPT)
 
 
-def _any(value: Any, kind: str) -> list[TextSpan]:
-    return _turns(value) if isinstance(value, list) else [_piece(kind, str(value))]
+def _raw_spans(value: Any, kind: str) -> list[TextSpan]:
+    """Spans of a prompt or a completion: a text, or a list of messages."""
+    return _message_spans(value) if isinstance(value, list) else [_span(kind, str(value))]
 
 
-def _turns(messages: Sequence[Any]) -> list[TextSpan]:
-    turns = [message for message in messages if isinstance(message, dict)][:PIECES]
+def _message_spans(messages: Sequence[Any]) -> list[TextSpan]:
+    messages = [message for message in messages if isinstance(message, dict)][:SPANS_PER_ROW]
     return [
-        _piece("answer" if turn.get("role") == "assistant" else "prompt", str(turn.get("content") or ""))
-        for turn in turns
+        _span("answer" if message.get("role") == "assistant" else "prompt", str(message.get("content") or ""))
+        for message in messages
     ]
 
 
-def _decoded(row: dict[str, Any], tokenizer: Any) -> list[TextSpan]:
-    ids, labels = _plain(row["input_ids"]), _plain(row.get("labels"))
-    learned = _learned(row, ids, labels)
-    if learned is None:
-        prompt = _tokens("text" if labels is None else "prompt", ids, tokenizer)
-        return [prompt] if labels is None else [prompt, _own_labels(labels, tokenizer)]
-    pieces, start = [], 0
+def _decoded_spans(row: dict[str, Any], tokenizer: Any) -> list[TextSpan]:
+    """Spans of a tokenised row: consecutive tokens with a loss, or without."""
+    ids = _as_list(row["input_ids"])
+    labels = _as_list(row.get("labels"))
+    has_loss = _loss_mask(row, ids, labels)
+    if has_loss is None:
+        if labels is None:
+            return [_decoded_span("text", ids, tokenizer)]
+        return [_decoded_span("prompt", ids, tokenizer), _separate_labels(labels, tokenizer)]
+    spans = []
+    start = 0
     for end in range(1, len(ids) + 1):
-        if end == len(ids) or learned[end] != learned[start]:
-            pieces.append(_tokens("answer" if learned[start] else "prompt", ids[start:end], tokenizer))
+        if end == len(ids) or has_loss[end] != has_loss[start]:
+            spans.append(_decoded_span("answer" if has_loss[start] else "prompt", ids[start:end], tokenizer))
             start = end
-        if len(pieces) == PIECES:
+        if len(spans) == SPANS_PER_ROW:
             break
-    return pieces
+    return spans
 
 
-def _own_labels(labels: Any, tokenizer: Any) -> TextSpan:
-    """Labels that are no part of the input: a sequence of their own, a class, or numbers."""
+def _separate_labels(labels: Any, tokenizer: Any) -> TextSpan:
+    """Labels that are not tokens of the input: another sequence (encoder-decoder), a class, or numbers."""
     if isinstance(labels, list) and all(isinstance(label, int) for label in labels):
-        return _tokens("answer", [label for label in labels if label != IGNORE_INDEX], tokenizer)
-    return _piece("answer", f"label {labels}")
+        return _decoded_span("answer", [label for label in labels if label != IGNORE_INDEX], tokenizer)
+    return _span("answer", f"label {labels}")
 
 
-def _learned(row: dict[str, Any], ids: list[int], labels: Any) -> list[bool] | None:
-    """Which tokens carry a loss; `None` if the row does not say."""
+def _loss_mask(row: dict[str, Any], ids: list[int], labels: Any) -> list[bool] | None:
+    """Which tokens have a loss, from `labels` or from the masks of TRL; `None` if neither is there for each token."""
     if labels is not None:
         same = isinstance(labels, list) and len(labels) == len(ids)
         same = same and all(a in (IGNORE_INDEX, b) for a, b in zip(labels, ids, strict=True))
         return [label != IGNORE_INDEX for label in labels] if same else None
-    masks = [_plain(row[name]) for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
+    masks = [_as_list(row[name]) for name in ("completion_mask", "assistant_masks") if row.get(name) is not None]
     masks = [mask for mask in masks if len(mask) == len(ids)]
     return [all(values) for values in zip(*masks, strict=True)] if masks else None
 
 
-def _plain(values: Any) -> Any:
+def _as_list(values: Any) -> Any:
+    """A tensor, an array or a tuple as a list; anything else as it is."""
     values = values.tolist() if hasattr(values, "tolist") else values
     return list(values) if isinstance(values, tuple) else values
 
 
-def _tokens(kind: str, ids: list[int], tokenizer: Any) -> TextSpan:
-    return _piece(kind, str(tokenizer.decode(ids[:TOKENS], skip_special_tokens=True)), len(ids) > TOKENS)
+def _decoded_span(kind: str, ids: list[int], tokenizer: Any) -> TextSpan:
+    text = str(tokenizer.decode(ids[:TOKENS_DECODED], skip_special_tokens=True))
+    return _span(kind, text, len(ids) > TOKENS_DECODED)
 
 
-# ---- The file ----
-
-
-def _digest(m: Measurements) -> str:
-    """Knows the scored rows again, so that no text is shown for a row of another pool."""
-    digest = hashlib.sha256()
-    for tensor in (m.norms, m.label_tokens, m.target_coordinates):
-        digest.update(tensor.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+# ---- Reading the file ----
 
 
 @dataclass
@@ -178,31 +193,46 @@ class Examples:
         missing (`str`): why texts are missing.
     """
 
-    rows: dict[int, list[TextSpan]]
-    targets: dict[int, list[TextSpan]]
+    rows: dict[int, list[TextSpan]] = field(default_factory=dict)
+    targets: dict[int, list[TextSpan]] = field(default_factory=dict)
     missing: str = ""
 
 
+def _fingerprint(m: Measurements) -> str:
+    """Fingerprint of the scored rows, so that no text is shown for rows of another pool."""
+    digest = hashlib.sha256()
+    for tensor in (m.norms, m.label_tokens, m.target_coordinates):
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_examples(folder: Path, selection: Selection) -> Examples:
-    """The texts that were kept beside a selection.
+    """The row texts in `examples.json`.
+
+    Args:
+        folder (`Path`): the folder of the selection.
+        selection (`Selection`): texts that belong to other scores than these are not returned.
 
     Raises:
         ValueError: if the file is damaged.
     """
-    path = folder / EXAMPLES
+    path = folder / EXAMPLES_FILE
     if not path.is_file():
-        return Examples({}, {}, f"There is no {EXAMPLES} in the folder, so only row numbers are known.")
+        return Examples(missing=f"There is no {EXAMPLES_FILE} in the folder, so only row numbers are known.")
     values = read_json(path)
     try:
-        if values["scores"] != _digest(selection.measurements):
-            return Examples({}, {}, f"{EXAMPLES} belongs to other scores than the selection in this folder.")
-        rows, targets = (
-            {int(number): [TextSpan(**piece) for piece in pieces] for number, pieces in values[name].items()}
-            for name in ("rows", "targets")
-        )
-        return Examples(rows, targets, str(values["missing"]))
+        if values["scores"] != _fingerprint(selection.measurements):
+            return Examples(missing=f"{EXAMPLES_FILE} belongs to other scores than the selection in this folder.")
+        return Examples(_texts(values["rows"]), _texts(values["targets"]), str(values["missing"]))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} cannot be read ({error!r}); delete it, or select again.") from error
+
+
+def _texts(values: dict[str, Any]) -> dict[int, list[TextSpan]]:
+    return {int(number): [TextSpan(**span) for span in spans] for number, spans in values.items()}
+
+
+# ---- Writing the file ----
 
 
 def save_examples(
@@ -214,37 +244,43 @@ def save_examples(
     earlier: Path | None = None,
     withheld: str = "",
 ) -> None:
-    """Write `examples.json`: the text of the rows in [`example_groups`], of which alone the pool is read.
+    """Write `examples.json`: the text of the rows in [`example_groups`]. No other row is read.
 
     Args:
         folder (`Path`): the folder of the selection.
         selection (`Selection`): what was selected.
-        pool: the rows it was selected from; `None` if they are not at hand.
-        targets: the target rows, likewise.
+        pool: the rows it was selected from; `None` if they are not loaded.
+        targets: the target rows; `None` if they are not loaded.
         tokenizer (*optional*): for tokenised rows.
-        earlier (`Path`, *optional*): folder of an earlier choice from the same scores, whose texts serve again.
-        withheld (`str`): why no text may be written.
+        earlier (`Path`, *optional*): folder of an earlier selection from the same scores, whose texts are used again.
+        withheld (`str`): the reason why no text may be written, if there is one.
     """
-    groups, before = example_groups(selection), Examples({}, {})
-    if earlier is not None:
-        before = read_examples(earlier, selection)
-    wanted = (
-        (pool, sorted({row for group in groups for row in group.best + group.worst}), before.rows),
-        (targets, sorted({row for group in groups for row in group.targets}), before.targets),
-    )
-    texts, missing = [], withheld
-    for dataset, numbers, known in wanted:
-        rows = [] if dataset is None or withheld else fetch_rows(dataset, numbers)
-        found = {} if withheld else {number: known.get(number, []) for number in numbers}
-        found |= {n: pieces_of(row, tokenizer) or found[n] for n, row in zip(numbers, rows, strict=bool(rows))}
-        missing = missing or ("" if all(found.values()) and found else _why_missing(rows, tokenizer))
-        texts.append({number: [asdict(piece) for piece in pieces] for number, pieces in found.items()})
-    values = {"scores": _digest(selection.measurements), "missing": missing, "rows": texts[0], "targets": texts[1]}
-    write_json(folder / EXAMPLES, values)
+    examples = Examples(missing=withheld)
+    if not withheld:
+        groups = example_groups(selection)
+        before = Examples() if earlier is None else read_examples(earlier, selection)
+        numbers = sorted({row for group in groups for row in group.best + group.worst})
+        examples.rows, missing = _collect_texts(pool, numbers, before.rows, tokenizer)
+        numbers = sorted({row for group in groups for row in group.targets})
+        examples.targets, targets_missing = _collect_texts(targets, numbers, before.targets, tokenizer)
+        examples.missing = missing or targets_missing
+    write_json(folder / EXAMPLES_FILE, {"scores": _fingerprint(selection.measurements)} | asdict(examples))
+
+
+def _collect_texts(
+    dataset: Any, numbers: list[int], known: dict[int, list[TextSpan]], tokenizer: Any
+) -> tuple[dict[int, list[TextSpan]], str]:
+    """Texts of the rows `numbers`, read from `dataset` or taken from `known`, and why some are missing."""
+    rows = [] if dataset is None else fetch_rows(dataset, numbers)
+    texts = {number: known.get(number, []) for number in numbers}
+    for number, row in zip(numbers, rows, strict=bool(rows)):
+        texts[number] = text_spans(row, tokenizer) or texts[number]
+    complete = bool(texts) and all(texts.values())
+    return texts, "" if complete else _why_missing(rows, tokenizer)
 
 
 def _why_missing(rows: Sequence[Any], tokenizer: Any) -> str:
     if not rows:
-        return "The rows were chosen again from scores, and their text was not at hand."
+        return NO_ROWS
     tokens_only = isinstance(rows[0], dict) and "input_ids" in rows[0] and not hasattr(tokenizer, "decode")
     return NO_TOKENIZER if tokens_only else NO_TEXT

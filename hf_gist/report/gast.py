@@ -1,9 +1,11 @@
-"""The part of the page on GAST: which samples trained which layer, in the whole run and over time."""
+"""The GAST sections of the page: which samples updated which layer, in the whole run and over time."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.gast.table import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
@@ -14,22 +16,28 @@ from hf_gist.report.wording import count, percent, plural, short
 from hf_gist.utils.disk import read, read_json
 
 
-KEY, TITLE = PICTURE_FILE.removesuffix(".png"), "GAST: who trained which layer"
-COLUMNS_DRAWN, LAYERS_LISTED, SPANS_LISTED = 10, 100, 24
+KEY = PICTURE_FILE.removesuffix(".png")
+TITLE = "GAST: which samples updated which layer"
+COLUMNS_DRAWN = 10
+LAYERS_LISTED = 100
+SPANS_LISTED = 24
 
 
 def gast_sections(folder: Path) -> list[Section]:
-    """What a GAST run left in its output folder.
+    """The sections on a GAST run.
+
+    Args:
+        folder (`Path`): output folder of the training.
 
     Raises:
         ValueError: if a file is damaged.
     """
-    table, run = SelectionTable.read(folder), _run(folder)
-    return [_asked(table, run), _layers(table)]
+    table = SelectionTable.read(folder)
+    return [_settings(table, _run(folder)), _layers(table)]
 
 
 def _run(folder: Path) -> tuple[GASTConfig, int, int] | None:
-    """Configuration, optimizer steps and support gradients of the run, if they were written down."""
+    """Configuration, optimizer steps and support gradients of the run; `None` if they were not written."""
     path = folder / RUN_FILE
     if not path.is_file():
         return None
@@ -39,11 +47,12 @@ def _run(folder: Path) -> tuple[GASTConfig, int, int] | None:
     )
 
 
-def _asked(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) -> Section:
-    kept, seen = float(table.kept.sum()), float(table.seen.sum()) * len(table.groups)
+def _settings(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) -> Section:
+    kept = float(table.kept.sum())
+    seen = float(table.seen.sum()) * len(table.groups)
     rows = [
         ["layers (groups of matrices)", count(len(table.groups))],
-        ["samples with a label seen", count(table.seen.sum())],
+        ["samples with a label seen", count(float(table.seen.sum()))],
         ["share kept by a layer", percent(kept / max(1.0, seen))],
     ]
     folded = []
@@ -53,38 +62,44 @@ def _asked(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) -> Se
         rows = [["mode", config.mode], ["asked to keep", f"{keep} of a batch"], ["support", config.support], *rows]
         rows += [["optimizer steps", count(steps)], ["support gradients", count(supports)]]
         folded = [settings_table(config)]
-    return Section("gast", "GAST: what was asked and done", tables=[Table("Asked and done", rows)], folded=folded)
+    return Section("gast", "GAST: settings and totals", tables=[Table("Settings and totals", rows)], folded=folded)
 
 
-def _drawn(table: SelectionTable) -> tuple[list[str], torch.Tensor, torch.Tensor]:
-    """The columns with the most samples, the others added up: names, kept `[P, L, S']` and seen `[P, S']`."""
+def _largest_columns(table: SelectionTable) -> tuple[list[str], Tensor, Tensor]:
+    """The columns with the most samples, and the sum of the others: names, kept `[P, L, S']` and seen `[P, S']`."""
     order = table.seen.sum(0).argsort(descending=True, stable=True)
     if len(order) <= COLUMNS_DRAWN:
         order = order.sort().values
         return [table.columns[i] for i in order.tolist()], table.kept, table.seen
-    first, others = order[: COLUMNS_DRAWN - 1], order[COLUMNS_DRAWN - 1 :]
+    first = order[: COLUMNS_DRAWN - 1]
+    others = order[COLUMNS_DRAWN - 1 :]
     kept = torch.cat([table.kept[..., first], table.kept[..., others].sum(-1, keepdim=True)], -1)
     seen = torch.cat([table.seen[..., first], table.seen[..., others].sum(-1, keepdim=True)], -1)
     return [*(table.columns[i] for i in first.tolist()), f"{len(others):,} others"], kept, seen
 
 
-def _layers(table: SelectionTable) -> Section:
-    if not table.seen.any():
-        return Section(KEY, TITLE, missing="No batch was masked, so no layer kept or dropped anything.")
-    names, kept, seen = _drawn(table)
+def _drawn_table(table: SelectionTable) -> SelectionTable:
+    """The table cut to the columns that are drawn."""
+    names, kept, seen = _largest_columns(table)
     used = seen.sum(0) > 0
     names = [name for name, shown in zip(names, used.tolist(), strict=True) if shown]
-    small = SelectionTable(table.groups, names, kept[..., used], seen[:, used], table.span_steps)
+    return SelectionTable(table.groups, names, kept[..., used], seen[:, used], table.span_steps)
+
+
+def _layers(table: SelectionTable) -> Section:
+    if not table.seen.any():
+        return Section(KEY, TITLE, missing="No batch was masked, so every layer was updated by all samples.")
+    drawn = _drawn_table(table)
     text = [
-        "A layer keeps some samples of each batch and learns from those alone. A layer that prefers some kind of sample "
-        "is brighter there; equal colours mean that the kinds are treated alike.",
-        f"The numbers behind it are in {TABLE_FILE} and, over time, in {HISTORY_FILE}.",
+        "A layer keeps some samples of each batch and is updated by those alone. Where a layer kept a larger share of one "
+        "kind of sample, its cell is brighter; equal colours mean that the kinds were treated alike.",
+        f"The numbers are in {TABLE_FILE} and, over time, in {HISTORY_FILE}.",
     ]
-    return Section(KEY, TITLE, text=text, plots=[_whole_run(small), _over_time(small)])
+    return Section(KEY, TITLE, text=text, plots={key: make(drawn) for key, make in FIGURES.items()})
 
 
 def _layer_names(table: SelectionTable) -> list[str]:
-    """Names without what they all begin with."""
+    """Module names without their common prefix."""
     parts = [name.split(".") for name in table.groups]
     shared = 0
     while len(parts) > 1 and all(len(p) > shared + 1 and p[shared] == parts[0][shared] for p in parts):
@@ -92,50 +107,66 @@ def _layer_names(table: SelectionTable) -> list[str]:
     return [short(".".join(p[shared:]), 24) for p in parts]
 
 
-def _whole_run(table: SelectionTable) -> Plot:
-    rates, layers = table.rates(), _layer_names(table)
-    at = int(rates.flatten().nan_to_num(-1).argmax())
-    lowest = int(rates.flatten().nan_to_num(2).argmin())
-    most, least = (divmod(place, len(table.columns)) for place in (at, lowest))
-    sentence = (
-        f"Layer {layers[most[0]]} kept the largest share, {percent(float(rates[most]))} of the samples of "
-        f"{short(table.columns[most[1]])!r}; layer {layers[least[0]]} the smallest, {percent(float(rates[least]))} of "
-        f"{short(table.columns[least[1]])!r}."
-    )
+# ---- The whole run ----
+
+
+def whole_run(table: SelectionTable) -> Plot:
+    """Share of the samples of each column that each layer kept in the whole run."""
+    rates = table.rates()
+    layers = _layer_names(table)
     columns = [short(name, 20) for name in table.columns]
     drawn = HeatMaps(rates[None].numpy(), [""], layers, "", columns)
-    rows = [
-        [layer, *(percent(rate) for rate in row)]
-        for layer, row in list(zip(layers, rates.tolist(), strict=True))[:LAYERS_LISTED]
-    ]
-    left = len(layers) - len(rows)
-    note = f"{plural(left, 'more layer')} in {TABLE_FILE}." if left else ""
-    listed = Table("Share of the samples kept, by layer", rows, ["layer", *columns], note)
-    return Plot(KEY, "Share of samples kept by each layer", sentence, drawn, listed, _height(len(layers), 1))
+    rows = [[layer, *(percent(rate) for rate in row)] for layer, row in zip(layers, rates.tolist(), strict=True)]
+    left = len(layers) - LAYERS_LISTED
+    note = f"{plural(left, 'more layer')} in {TABLE_FILE}." if left > 0 else ""
+    header = ["layer", *columns]
+    listed = Table("Share of the samples kept, by layer", rows[:LAYERS_LISTED], header, note)
+    return Plot(
+        "Share of samples kept by each layer", _extremes(table, layers), drawn, listed, _height(len(layers), 1)
+    )
 
 
-def _over_time(table: SelectionTable) -> Plot:
+def _extremes(table: SelectionTable, layers: Sequence[str]) -> str:
+    """Which layer kept the largest share of a column, and which the smallest."""
+    rates = table.rates()
+    highest = divmod(int(rates.flatten().nan_to_num(-1).argmax()), len(table.columns))
+    lowest = divmod(int(rates.flatten().nan_to_num(2).argmin()), len(table.columns))
+    return (
+        f"Layer {layers[highest[0]]} kept the largest share, {percent(float(rates[highest]))} of the samples of "
+        f"{short(table.columns[highest[1]])!r}; layer {layers[lowest[0]]} the smallest, {percent(float(rates[lowest]))} "
+        f"of {short(table.columns[lowest[1]])!r}."
+    )
+
+
+# ---- Over time ----
+
+
+def over_time(table: SelectionTable) -> Plot:
+    """Share of the samples of each column that each layer kept, by optimizer step."""
     starts, rates = table.rates_over_time()
-    layers, columns = _layer_names(table), [short(name, 26) for name in table.columns]
-    first, last = starts[0], starts[-1] + table.span_steps
+    layers = _layer_names(table)
+    columns = [short(name, 26) for name in table.columns]
     sentence = (
         f"Each map is one kind of sample: layers from top to bottom, time from left to right with "
-        f"{plural(table.span_steps, 'optimizer step')} to a column; a gap means that there was no such sample. "
+        f"{plural(table.span_steps, 'optimizer step')} per column; a gap means that there was no such sample. "
         f"{_largest_change(table)}"
     )
-    values = rates.permute(2, 1, 0).numpy()
-    drawn = HeatMaps(values, columns, layers, "optimizer step", extent=(first, last))
-    by_kind = (table.kept.sum(1) / (table.seen * len(layers)))[first // table.span_steps :][: len(starts)]
-    rows = [
-        [
-            f"{count(start)}-{count(start + table.span_steps - 1)}",
-            *("none" if np.isnan(r) else percent(r) for r in row),
-        ]
-        for start, row in list(zip(starts, by_kind.tolist(), strict=True))[:SPANS_LISTED]
-    ]
-    listed = Table("Share of the samples kept, mean over the layers", rows, ["steps", *columns])
+    limits = (starts[0], starts[-1] + table.span_steps)
+    drawn = HeatMaps(rates.permute(2, 1, 0).numpy(), columns, layers, "optimizer step", extent=limits)
+    caption = "Share of the samples kept, mean over the layers"
+    listed = Table(caption, _rows_over_time(table, starts), ["steps", *columns])
     height = _height(min(len(layers), 16), -(-len(columns) // 2))
-    return Plot("gast_history", "Share of samples kept by each layer, over time", sentence, drawn, listed, height)
+    return Plot("Share of samples kept by each layer, over time", sentence, drawn, listed, height)
+
+
+def _rows_over_time(table: SelectionTable, starts: range) -> list[list[str]]:
+    """For each span of steps, the mean share over the layers of each column's samples."""
+    shares = table.kept.sum(1) / (table.seen * len(table.groups))
+    rows = []
+    for start in starts[:SPANS_LISTED]:
+        cells = ["none" if np.isnan(share) else percent(share) for share in shares[start // table.span_steps].tolist()]
+        rows.append([f"{count(start)}-{count(start + table.span_steps - 1)}", *cells])
+    return rows
 
 
 def _largest_change(table: SelectionTable) -> str:
@@ -157,5 +188,10 @@ def _largest_change(table: SelectionTable) -> str:
     )
 
 
-def _height(layers: int, down: int) -> float:
-    return min(1.6 + down * (0.5 + 0.11 * layers), 14)
+def _height(layers: int, maps_down: int) -> float:
+    """Height in inches of a figure with `maps_down` heat maps below each other."""
+    return min(1.6 + maps_down * (0.5 + 0.11 * layers), 14)
+
+
+FIGURES: dict[str, Callable[[SelectionTable], Plot]] = {KEY: whole_run, "gast_history": over_time}
+"""The figures of a GAST run by key, in order."""

@@ -1,10 +1,9 @@
-"""One HTML file that holds everything: found in a folder, drawn, and written without a script or an outside request."""
+"""The report: one HTML file without scripts or outside requests, and its figures as PNG files."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -13,8 +12,9 @@ from hf_gist.config.files import FOLDER
 from hf_gist.gast.table import HISTORY_FILE
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.selection import Selection
-from hf_gist.report import asked, charts
+from hf_gist.report import asked
 from hf_gist.report.canvas import LIGHT, NoFigures, drawn, save_png, to_svg
+from hf_gist.report.charts import FIGURES, figure_section
 from hf_gist.report.examples import read_examples
 from hf_gist.report.gast import gast_sections
 from hf_gist.report.parts import Plot, Section
@@ -24,9 +24,10 @@ from hf_gist.utils.disk import write
 from hf_gist.version import __version__
 
 
-REPORT = "report.html"
-TEMPLATE = "report.html.jinja"
-STREAM = "stream.json"
+REPORT_FILE = "report.html"
+TEMPLATE_FILE = "report.html.jinja"
+STREAM_FILE = "stream.json"
+"""Written by `hf-gist select --streaming`, which writes no manifest."""
 
 DARK = {
     "paper": "#12161d",
@@ -37,167 +38,207 @@ DARK = {
     "kept": "#ff9d55",
     "line": "#7ab5f3",
 }
-"""The dark values of `canvas.LIGHT`."""
+"""The colours of the dark scheme, by the roles of `canvas.LIGHT`."""
 
 
-# ---- Finding ----
+# ---- Input ----
 
 
 def selection_folder(folder: Path) -> Path | None:
-    """Where a selection lies: in the folder itself, or below the output folder of a Trainer."""
+    """The folder of the selection's artifacts: `folder` itself, or `gist` in it (output folder of a Trainer)."""
     return next((place for place in (folder, folder / FOLDER) if (place / MANIFEST).is_file()), None)
 
 
 def _check(folder: Path) -> None:
+    """Raise ValueError for a folder without artifacts."""
     if not folder.is_dir():
         raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or of a training.")
-    if selection_folder(folder) is None and not (folder / HISTORY_FILE).is_file():
-        if (folder / STREAM).is_file():
-            raise ValueError(
-                f"`{folder}` holds a selection from a stream (`--streaming`), which keeps no scores to report on. Select "
-                "without `--streaming` for a report."
-            )
+    if selection_folder(folder) is not None or (folder / HISTORY_FILE).is_file():
+        return
+    if (folder / STREAM_FILE).is_file():
         raise ValueError(
-            f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-            f"{HISTORY_FILE} (a GAST training). Give the output folder of `hf-gist select` or of a training."
+            f"`{folder}` holds a selection from a stream (`--streaming`), which stores no scores to report on. Select "
+            "without `--streaming` to get a report."
         )
+    raise ValueError(
+        f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
+        f"{HISTORY_FILE} (a GAST training). Give the output folder of `hf-gist select` or of a training."
+    )
+
+
+def _output_path(folder: Path, output_file: str | os.PathLike | None) -> Path:
+    path = Path(output_file) if output_file is not None else folder / REPORT_FILE
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"`--output_file {path}` must be a file in an existing folder.")
+    return path
 
 
 # ---- Content ----
 
 
 def selection_sections(selection: Selection, folder: Path) -> list[Section]:
-    """All there is to say of a selection whose artifacts lie in `folder`."""
+    """All sections on a selection, in order.
+
+    Args:
+        selection (`Selection`): what was selected.
+        folder (`Path`): the folder of its artifacts.
+
+    Raises:
+        ValueError: if an artifact is damaged.
+    """
     return [
         asked.asked(selection),
-        charts.spectrum(selection),
-        charts.scores(selection),
-        charts.sources(selection),
-        charts.lengths(selection),
-        charts.energy(selection),
+        *(figure_section(key, selection) for key in FIGURES),
         rows_to_read(selection, read_examples(folder, selection)),
         asked.leaks(selection),
         asked.costs(selection, folder),
     ]
 
 
+# ---- Figures ----
+
+
+def _plots(sections: Sequence[Section]) -> dict[str, Plot]:
+    """The plots of all sections by key."""
+    return {key: plot for section in sections for key, plot in section.plots.items()}
+
+
 def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
-    """Every figure as a PNG file in `folder`, and as SVG by its key."""
-    found = {}
-    for plot in _plots(sections):
+    """Write every figure as a PNG file to `folder`, and return it as SVG by its key.
+
+    Raises:
+        NoFigures: if matplotlib is not installed.
+    """
+    figures = {}
+    for key, plot in _plots(sections).items():
         with drawn(plot) as figure:
-            save_png(figure, folder / f"{plot.key}.png")
-            # our own drawing: what is text in it was escaped by the XML writer
-            found[plot.key] = Markup(to_svg(figure, f"plot-{plot.key}", plot.title))
-    return found
-
-
-def _plots(sections: Sequence[Section]) -> list[Plot]:
-    return [plot for section in sections for plot in section.plots]
+            save_png(figure, folder / f"{key}.png")
+            # safe as markup: the XML writer has escaped all text in it
+            figures[key] = Markup(to_svg(figure, f"plot-{key}", plot.title))
+    return figures
 
 
 def save_selection_figures(selection: Selection, folder: str | Path) -> list[Path]:
-    """Write the figures of a selection as PNG files: `spectrum`, `scores`, `sources`, `lengths` and `energy`.
+    """Write the figures of a selection as PNG files, `KEY.png` for each key of `charts.FIGURES`.
 
     Args:
-        selection (`Selection`): what to draw; what it has no data for is left out.
-        folder (`str` or `Path`): where to write.
+        selection (`Selection`): what was selected; figures that it has no data for are left out.
+        folder (`str` or `Path`): where to write; created if it does not exist.
 
     Returns:
         `list[Path]`: the files.
 
     Raises:
-        ImportError: if matplotlib is not installed, saying how to install it.
+        ImportError: if matplotlib is not installed; the message has the command that installs it.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    makers = (charts.spectrum, charts.scores, charts.sources, charts.lengths, charts.energy)
     files = []
-    for plot in _plots([make(selection) for make in makers]):
+    for key, plot in _plots([figure_section(key, selection) for key in FIGURES]).items():
         with drawn(plot) as figure:
-            files.append(save_png(figure, folder / f"{plot.key}.png"))
+            files.append(save_png(figure, folder / f"{key}.png"))
     return files
 
 
 # ---- Writing ----
 
 
-def _shown(value: Any) -> Any:
-    """What the template writes: nothing hidden in it, whatever it is and wherever it came from."""
+def _escape_hidden(value: object) -> Markup | str:
+    """A value for the template, with invisible characters made visible; markup made here stays as it is."""
     return value if isinstance(value, Markup) else visible(str(value))
 
 
-def render(sections: Sequence[Section], figures: dict[str, Markup], absent: Sequence[tuple[str, str]]) -> str:
-    """The page.
-
-    Args:
-        sections (`Sequence[Section]`): in order; those without data are named at the end.
-        figures (`dict[str, Markup]`): SVG by the key of the plot; none where matplotlib is missing.
-        absent (`Sequence[tuple[str, str]]`): further things that are not there, and why.
-    """
-    environment = Environment(
+def _environment() -> Environment:
+    return Environment(
         loader=PackageLoader("hf_gist.report"),
         autoescape=True,
-        finalize=_shown,
+        finalize=_escape_hidden,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: Sequence[tuple[str, str]]) -> str:
+    """The HTML of the page.
+
+    Args:
+        sections (`Sequence[Section]`): in order; those without content are listed at the end.
+        figures (`Mapping[str, Markup]`): SVG by the key of the plot; empty if matplotlib is not installed.
+        absent (`Sequence[tuple[str, str]]`): title and reason of further content that there is none of.
+    """
     missing = [(section.title, section.missing) for section in sections if section.missing]
-    return environment.get_template(TEMPLATE).render(
-        sections=[section for section in sections if not section.missing],
-        absent=[*missing, *absent],
-        figures=figures,
-        hint=NoFigures.HINT if not figures else "",
-        light=LIGHT,
-        dark=DARK,
-        version=__version__,
+    return (
+        _environment()
+        .get_template(TEMPLATE_FILE)
+        .render(
+            sections=[section for section in sections if not section.missing],
+            absent=[*missing, *absent],
+            figures=figures,
+            hint="" if figures else NoFigures.HINT,
+            light=LIGHT,
+            dark=DARK,
+            version=__version__,
+        )
     )
 
 
 def write_report(
     folder: str | os.PathLike, output_file: str | os.PathLike | None = None, selection: Selection | None = None
 ) -> Path:
-    """Write what is known of a selection, a GAST training or both as one HTML file, and its figures as PNG files.
+    """Write a report on a selection, a GAST training or both as one HTML file, and its figures as PNG files.
 
-    The page holds no script and asks for nothing: everything is inside it. Without matplotlib it has the numbers as
-    tables and says how to get the figures.
+    The page has no scripts and makes no requests. Without matplotlib it has the numbers as tables, and the command that
+    installs matplotlib.
 
     Args:
-        folder (`str` or `Path`): output folder of `hf-gist select` or of a Trainer. The PNG files go beside the artifacts.
-        output_file (`str` or `Path`, *optional*): where to write; by default `report.html` in `folder`.
-        selection (`Selection`, *optional*): the selection in the folder, if it is in memory already.
+        folder (`str` or `Path`): output folder of `hf-gist select` or of a Trainer. The PNG files are written next to the
+            artifacts.
+        output_file (`str` or `Path`, *optional*): where to write the page; by default `report.html` in `folder`.
+        selection (`Selection`, *optional*): the selection in `folder`, if it is loaded already.
 
     Returns:
         `Path`: the page.
 
     Raises:
-        ValueError: if the folder has no artifacts, or one of them is damaged.
+        ValueError: if the folder has no artifacts, one of them is damaged, or `output_file` cannot be a file.
     """
     folder = Path(folder)
     _check(folder)
-    path = Path(output_file) if output_file is not None else folder / REPORT
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"`--output_file {path}` must be a file in a folder that exists.")
-    sections, absent, figures = [], [], {}
-    place = selection_folder(folder)
-    try:
-        if place is None:
-            absent.append(("Selection", f"There is no {MANIFEST}, so nothing was selected in this folder."))
-        else:
-            sections += selection_sections(selection or Selection.load(place), place)
-            figures |= _draw(sections, place)
-        if (folder / HISTORY_FILE).is_file():
-            gast = gast_sections(folder)
-            sections += gast
-            figures |= _draw(gast, folder)
-        else:
-            absent.append(("GAST", f"There is no {HISTORY_FILE}, which a GAST training writes at its end."))
-    except NoFigures:
-        figures = {}
-    text = render(sections, figures, absent)
-    write(path, partial(_write_text, text))
+    path = _output_path(folder, output_file)
+    by_folder, absent = _content(folder, selection)
+    sections = [section for group, _ in by_folder for section in group]
+    write(path, partial(_write_text, render(sections, _all_figures(by_folder), absent)))
     return path
+
+
+def _content(
+    folder: Path, selection: Selection | None
+) -> tuple[list[tuple[list[Section], Path]], list[tuple[str, str]]]:
+    """The sections on the selection and on GAST, each with the folder of its figures, and what is absent and why."""
+    by_folder = []
+    absent = []
+    artifacts = selection_folder(folder)
+    if artifacts is not None:
+        by_folder.append((selection_sections(selection or Selection.load(artifacts), artifacts), artifacts))
+    else:
+        absent.append(("Selection", f"There is no {MANIFEST}, so nothing was selected in this folder."))
+    if (folder / HISTORY_FILE).is_file():
+        by_folder.append((gast_sections(folder), folder))
+    else:
+        absent.append(("GAST", f"There is no {HISTORY_FILE}, which a GAST training writes when it ends."))
+    return by_folder, absent
+
+
+def _all_figures(by_folder: Sequence[tuple[Sequence[Section], Path]]) -> dict[str, Markup]:
+    """The figures of all sections as SVG, written as PNG files too; empty if matplotlib is not installed."""
+    figures: dict[str, Markup] = {}
+    try:
+        for sections, folder in by_folder:
+            figures |= _draw(sections, folder)
+    except NoFigures:
+        return {}
+    return figures
 
 
 def _write_text(text: str, name: str) -> None:

@@ -1,6 +1,6 @@
-"""What a page is made of, before it is drawn or written: sections with tables, figures and rows to read."""
+"""What the page consists of before it is drawn and written: sections with tables, figures and rows to read."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,13 +11,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of ready-made words; the first cell of each row names it.
+    """A table of formatted cells; the first cell of each row is its heading.
 
     Args:
-        caption (`str`): what it holds.
-        rows (`list[list[str]]`): cells.
-        header (`list[str]`, *optional*): names of the columns; without it, each row is a name and a value.
-        note (`str`): what was left out.
+        caption (`str`): the title of the table.
+        rows (`Sequence[Sequence[str]]`): cells.
+        header (`Sequence[str]`): names of the columns; without it, each row is a name and a value.
+        note (`str`): what the table leaves out.
     """
 
     caption: str
@@ -28,31 +28,45 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, and the same in words and numbers for those who do not see it.
+    """A figure, with the same content as a sentence and as a table for readers who do not see it.
 
     Args:
-        key (`str`): name of the PNG file and beginning of all ids.
-        title (`str`): what it is.
-        sentence (`str`): what it shows, with the numbers.
+        title (`str`): its heading and accessible name.
+        sentence (`str`): the caption: the result, with its numbers.
         draw (`Callable`): draws it into a matplotlib figure.
-        table (`Table`): what was drawn.
+        table (`Table`): the numbers that are drawn.
         height (`float`): in inches.
+        text (`Sequence[str]`): paragraphs above the figure.
     """
 
-    key: str
     title: str
     sentence: str
     draw: "Callable[[Figure], None]"
     table: Table
     height: float = 3.0
+    text: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class NoPlot:
+    """A figure that the artifacts have no data for.
+
+    Args:
+        title (`str`): the heading that the figure would have.
+        reason (`str`): why there is none, as a sentence.
+    """
+
+    title: str
+    reason: str
 
 
 @dataclass(frozen=True)
 class TextSpan:
-    """A stretch of a row's text.
+    """A part of a row's text.
 
     Args:
-        kind (`str`): `"prompt"` (no loss on it), `"answer"` (what is learned), or `"text"` if nothing tells them apart.
+        kind (`str`): `"prompt"` (no loss on it), `"answer"` (its tokens are trained on), or `"text"` if the row does not
+            distinguish them.
         text (`str`): its beginning.
         cut (`bool`): whether there is more.
     """
@@ -63,43 +77,55 @@ class TextSpan:
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One row to read: what is known of it in one line, and its text if there is one."""
+class RowText:
+    """One row to read.
+
+    Args:
+        label (`str`): row number, score and other facts, on one line.
+        spans (`Sequence[TextSpan]`): its text, if known.
+        missing (`str`): why there is no text.
+    """
 
     label: str
-    pieces: Sequence[TextSpan] = ()
+    spans: Sequence[TextSpan] = ()
     missing: str = ""
 
 
 @dataclass(frozen=True)
-class ReadingGroup:
-    """The rows to read of one target group."""
+class RowGroup:
+    """The rows to read of one target group.
+
+    Args:
+        title (`str`): the name of the group.
+        sentence (`str`): how many rows match it best, and how many of them were selected.
+        parts (`Sequence[tuple[str, Sequence[RowText]]]`): a heading (`"Best"`) and its rows, several times.
+    """
 
     title: str
     sentence: str
-    parts: Sequence[tuple[str, Sequence[Reading]]]
+    parts: Sequence[tuple[str, Sequence[RowText]]]
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A section of the page.
 
     Args:
-        key (`str`): its id.
+        key (`str`): its HTML id.
         title (`str`): its heading.
         text (`Sequence[str]`): paragraphs.
-        tables (`Sequence[Table]`): shown openly.
-        plots (`Sequence[Plot]`): figures.
-        folded (`Sequence[Table]`): behind a summary line.
-        groups (`Sequence[ReadingGroup]`): rows to read.
-        missing (`str`): why the section has nothing to show.
+        tables (`Sequence[Table]`): always visible.
+        plots (`Mapping[str, Plot]`): figures by key; the key is the name of the PNG file and the prefix of the SVG's ids.
+        folded (`Sequence[Table]`): collapsed tables.
+        groups (`Sequence[RowGroup]`): rows to read.
+        missing (`str`): why the section has no content; it is then listed at the end of the page.
     """
 
     key: str
     title: str
     text: Sequence[str] = ()
     tables: Sequence[Table] = ()
-    plots: Sequence[Plot] = ()
+    plots: Mapping[str, Plot] = field(default_factory=dict)
     folded: Sequence[Table] = ()
-    groups: Sequence[ReadingGroup] = ()
-    missing: str = field(default="")
+    groups: Sequence[RowGroup] = ()
+    missing: str = ""

@@ -1,15 +1,19 @@
-"""What a selection looks like on a terminal: a line and a table."""
+"""A selection on a terminal: a line and a table."""
 
 from collections import Counter
-
-import torch
 
 from hf_gist.gist.selection import Selection
 
 
 def summary_line(selection: Selection, steps: int | None = None) -> str:
-    """One sentence on what was kept."""
-    kept, size = len(selection.indices), len(selection.scores)
+    """One sentence: method, rows kept and rank.
+
+    Args:
+        selection (`Selection`): what was selected.
+        steps (`int`, *optional*): optimizer steps of the training on it, if one follows.
+    """
+    kept = len(selection.indices)
+    size = len(selection.scores)
     line = f"{selection.method}: kept {kept:,} of {size:,} rows ({kept / size:.2%})"
     if selection.method == "GIST":
         line += (
@@ -20,31 +24,43 @@ def summary_line(selection: Selection, steps: int | None = None) -> str:
 
 
 def summary_table(selection: Selection) -> str:
-    """Kept rows, rank, variance kept, and each source's share of the selection against its share of the pool."""
-    m, kept = selection.measurements, torch.tensor(selection.indices)
+    """A plain text table: rows and tokens kept, rank, variance, energy, and the sources of the selection and the pool."""
+    m = selection.measurements
+    tokens = int(m.label_tokens[selection.indices].sum())
     lines = [
-        f"{'kept rows':<28}{len(selection.indices):>12,} of {len(selection.scores):,}",
-        f"{'kept label tokens':<28}{int(m.label_tokens[kept].sum()):>12,} of {int(m.label_tokens.sum()):,}",
+        _line("kept rows", f"{len(selection.indices):,}", f"of {len(selection.scores):,}"),
+        _line("kept label tokens", f"{tokens:,}", f"of {int(m.label_tokens.sum()):,}"),
     ]
     if selection.rank:
-        lines += [
-            f"{'rank':<28}{selection.rank:>12} of {len(selection.singular_values)}",
-            f"{'target variance kept':<28}{selection.explained_variance:>12.1%}",
-            f"{'energy in the subspace':<28}{float(selection.energy[kept].median()):>12.1%} median of the kept rows, "
-            f"{float(selection.energy[m.scorable].median()):.1%} of all",
-        ]
+        lines += _subspace_lines(selection)
     if m.scored is not None:
-        lines.append(f"{'passed on by the prefilter':<28}{int(m.scored.sum()):>12,}")
-    unscorable = int((~m.scorable & (torch.tensor(True) if m.scored is None else m.scored)).sum())
+        lines.append(_line("passed on by the prefilter", f"{int(m.scored.sum()):,}"))
+    unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
     if unscorable:
-        lines.append(f"{'rows that cannot be scored':<28}{unscorable:>12,}")
+        lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
     if m.sources is not None:
         lines += ["", *_source_lines(m.sources, selection.indices)]
     return "\n".join(lines)
 
 
+def _line(name: str, value: str, more: str = "") -> str:
+    return f"{name:<28}{value:>12} {more}".rstrip()
+
+
+def _subspace_lines(selection: Selection) -> list[str]:
+    kept = float(selection.energy[selection.indices].median())
+    scored = float(selection.energy[selection.measurements.scorable].median())
+    return [
+        _line("rank", str(selection.rank), f"of {len(selection.singular_values)}"),
+        _line("target variance kept", f"{selection.explained_variance:.1%}"),
+        _line("energy in the subspace", f"{kept:.1%}", f"median of the kept rows, {scored:.1%} of all scored rows"),
+    ]
+
+
 def _source_lines(sources: list[str], indices: list[int]) -> list[str]:
-    pool, kept = Counter(sources), Counter(sources[i] for i in indices)
+    """Rows kept of each source, and its share of the selection and of the pool."""
+    pool = Counter(sources)
+    kept = Counter(sources[i] for i in indices)
     width = max(24, *(len(name) for name in pool))
     lines = [f"{'source':<{width}}{'kept':>10}{'of kept':>10}{'of pool':>10}"]
     for name, count in sorted(pool.items(), key=lambda item: (-kept[item[0]], item[0])):

@@ -1,25 +1,27 @@
-"""Numbers as people read them, and text of unknown origin made harmless to look at."""
+"""Numbers formatted for the page, and text of unknown origin with its invisible characters made visible."""
 
 import unicodedata
+from typing import SupportsInt
 
 
 JOINERS = "\u200c\u200d"
-"""Invisible characters that some scripts and emoji need; all other format characters are shown by their number."""
+"""Invisible characters that some scripts and emoji need; all other format characters are shown as escape sequences."""
 
 HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs"}
+"""Unicode categories that are shown as escape sequences: control, format, unassigned, private use, surrogate."""
 
 
 def visible(text: str, limit: int = 2000) -> str:
-    r"""A text in which nothing is hidden: control characters, direction overrides and lone surrogates become `\u202e`.
+    r"""A text with control characters, direction overrides and lone surrogates as escape sequences (`\u202e`).
 
-    Line ends and tabs stay.
+    Line ends and tabs are kept.
 
     Args:
-        text (`str`): any text, however long; only its beginning is looked at.
+        text (`str`): any text, however long; only its beginning is read.
         limit (`int`): longer texts are cut, and end with an ellipsis.
 
     Returns:
-        `str`: a text that can be written as UTF-8.
+        `str`: a text that can be encoded as UTF-8.
     """
     shown = "".join(_visible(character) for character in text[:limit].replace("\r\n", "\n"))
     return shown + "…" if len(text) > limit else shown
@@ -32,12 +34,12 @@ def _visible(character: str) -> str:
 
 
 def short(text: str, limit: int = 60) -> str:
-    """A name on one line."""
+    """A name on one line, cut to `limit` characters."""
     return visible(text[: limit + 1].replace("\n", " ").replace("\t", " "), limit)
 
 
-def count(number: int | float) -> str:
-    """`12,345`."""
+def count(number: SupportsInt) -> str:
+    """`12,345`; fractions are cut off."""
     return f"{int(number):,}"
 
 
@@ -47,7 +49,7 @@ def plural(number: int, noun: str) -> str:
 
 
 def percent(share: float) -> str:
-    """`5.0%`; a tiny share is not shown as nothing."""
+    """`5.0%`; a share above 0 that would be rounded to 0.0% is `below 0.1%`."""
     if 0 < share < 0.0005:
         return "below 0.1%"
     return f"{share:.1%}"

@@ -10,16 +10,19 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from hf_gist.config.files import FOLDER, save_config
 from hf_gist.costs.manifest import training_manifest
 from hf_gist.errors import NoEffectWarning
+from hf_gist.gast.run import GASTRun
+from hf_gist.gast.table import RUN_FILE, SelectionTable
 from hf_gist.gist.selection import Selection
 from hf_gist.hub.card_metrics import evaluation_results
 from hf_gist.hub.model_card import write_card
 from hf_gist.hub.run import GAST_MANIFEST, Run
 from hf_gist.report import withhold_text
-from hf_gist.training.caller import calling_trainer
+from hf_gist.training.parts import output_folder
 from hf_gist.utils.disk import write_json
 
 
-MARK = "_hf_gist_card"
+COMPLETES_CARDS = "completes_gist_cards"
+"""Attribute of a trainer that completes its cards already."""
 
 
 def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
@@ -30,10 +33,18 @@ def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
     )
 
 
-def save_gast(trainer: Trainer) -> None:
-    """Write the configuration and the manifest of a GAST training, from which its card can be made later."""
-    folder = Path(trainer.args.output_dir)
-    save_config(trainer.gast_config, folder)
+def save_gast(trainer: Trainer, run: GASTRun, table: SelectionTable) -> None:
+    """Write what a GAST training leaves, from which its report and its card can be made later.
+
+    Args:
+        trainer (`Trainer`): after the training.
+        run (`GASTRun`): its state.
+        table (`SelectionTable`): which samples updated which layer, over all processes.
+    """
+    folder = output_folder(trainer.args)
+    table.write(folder)
+    write_json(folder / RUN_FILE, run.describe(trainer.state.global_step))
+    save_config(run.config, folder)
     write_json(folder / GAST_MANIFEST, _gast_manifest(trainer))
 
 
@@ -45,7 +56,8 @@ def _run_of(trainer: Trainer) -> Run | None:
     gast = None if gast is None or gast.mode == "all" else gast
     if selection is None and gast is None:
         return None
-    state, folder = trainer.state, Path(trainer.args.output_dir)
+    state = trainer.state
+    folder = output_folder(trainer.args)
     best = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step
     manifest = _gast_manifest(trainer)
     return Run(
@@ -90,39 +102,49 @@ class CardCallback(TrainerCallback):
         complete_card(self.trainer)
 
 
-def attach(trainer: Trainer) -> None:
-    """Have every card that a trainer writes completed, and no row of the data uploaded by it; once is enough."""
-    if getattr(trainer, MARK, False):
-        return
-    setattr(trainer, MARK, True)
-    # `push_to_hub` calls it after the last event that a callback gets, right before the upload
-    original, push = trainer.create_model_card, trainer.push_to_hub
+def complete_cards(trainer: Trainer | None, output_dir: Path) -> None:
+    """Patch a trainer so that it completes every card that it writes and uploads no text of the data; idempotent.
 
-    @functools.wraps(original)
-    def create_model_card(*args: Any, **kwargs: Any) -> None:
-        original(*args, **kwargs)
-        complete_card(trainer)
+    A [`GASTMixin`] trainer does both by itself. On any other the instance is patched: `push_to_hub` calls
+    `create_model_card` after the last event that a callback gets, right before the upload.
 
-    @functools.wraps(push)
-    def push_without_text(*args: Any, **kwargs: Any) -> Any:
-        # it uploads the whole folder, and a training without `push_to_hub=True` did not know that this would happen
-        if trainer.is_world_process_zero():
-            withhold_text(trainer.args.output_dir)
-        return push(*args, **kwargs)
-
-    trainer.create_model_card, trainer.push_to_hub = create_model_card, push_without_text
-    trainer.add_callback(CardCallback(trainer))
-
-
-def attach_to_caller(output_dir: str) -> None:
-    """[`attach`] to the Trainer that is calling back; says so if there is none."""
-    trainer = calling_trainer()
+    Args:
+        trainer (`Trainer`, *optional*): that calls back; a warning says what to do if it was not found.
+        output_dir (`Path`): its output folder.
+    """
     if trainer is None:
         warnings.warn(
             "The Trainer of this run was not found, so its model card will have no section on the selection. Afterwards "
             f"`hf-gist card {output_dir}` adds it.",
             NoEffectWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
-    else:
-        attach(trainer)
+        return
+    if getattr(trainer, COMPLETES_CARDS, False):
+        return
+    setattr(trainer, COMPLETES_CARDS, True)
+    create, push = trainer.create_model_card, trainer.push_to_hub
+
+    @functools.wraps(create)
+    def create_model_card(*args: Any, **kwargs: Any) -> None:
+        create(*args, **kwargs)
+        complete_card(trainer)
+
+    @functools.wraps(push)
+    def push_to_hub(*args: Any, **kwargs: Any) -> Any:
+        withhold_rows(trainer)
+        return push(*args, **kwargs)
+
+    # through `setattr`, because a method of an instance is not meant to be assigned
+    setattr(trainer, "create_model_card", create_model_card)  # noqa: B010
+    setattr(trainer, "push_to_hub", push_to_hub)  # noqa: B010
+    trainer.add_callback(CardCallback(trainer))
+
+
+def withhold_rows(trainer: Trainer) -> None:
+    """Remove the text of the data from a trainer's output folder before the whole folder is uploaded.
+
+    A training without `push_to_hub=True` did not know that this would happen, and wrote rows into its report.
+    """
+    if trainer.is_world_process_zero():
+        withhold_text(output_folder(trainer.args))

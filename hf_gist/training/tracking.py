@@ -10,7 +10,7 @@ from transformers import TrainerState, TrainingArguments
 from hf_gist.costs.stopwatch import SCORING
 from hf_gist.gist.selection import Selection
 from hf_gist.report import not_fatal, save_selection_figures
-from hf_gist.training.caller import calling_trainer
+from hf_gist.training.parts import TrainerParts, output_folder
 
 
 def selection_metrics(selection: Selection) -> dict[str, float]:
@@ -38,12 +38,14 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
     return metrics | ({"gist_scoring_seconds": phases[SCORING]} if SCORING in phases else {})
 
 
-def track_selection(args: TrainingArguments, state: TrainerState, selection: Selection) -> None:
+def track_selection(parts: TrainerParts, state: TrainerState, selection: Selection) -> None:
     """Log the numbers through the Trainer, to all of its trackers, and the figures to TensorBoard if it is one of them.
 
     To be called on every process, from an event of a callback.
     """
-    metrics, trainer = selection_metrics(selection), calling_trainer()
+    args = parts.args
+    trainer = parts.trainer
+    metrics = selection_metrics(selection)
     if trainer is None:
         state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
     else:
@@ -51,7 +53,7 @@ def track_selection(args: TrainingArguments, state: TrainerState, selection: Sel
         due = trainer.control.should_log
         trainer.log(dict(metrics))
         trainer.control.should_log = due
-    if state.is_world_process_zero and "tensorboard" in args.report_to:
+    if state.is_world_process_zero and "tensorboard" in (args.report_to or ()):
         with not_fatal("The figures for TensorBoard were", "Its numbers are there."):
             _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)
 
@@ -61,7 +63,7 @@ def _tensorboard_folder(args: TrainingArguments) -> Path:
     asked = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if asked:
         return Path(asked).expanduser()
-    folder = Path(args.output_dir) / "runs"
+    folder = output_folder(args) / "runs"
     events = sorted(folder.rglob("events.out.tfevents.*"), key=lambda path: path.stat().st_mtime)
     return events[-1].parent if events else folder
 

@@ -1,1 +1,1 @@
-"""Files and terminal output; nothing here knows about models or data."""
+"""Files, terminal output and a progress bar; independent of the rest of the package."""

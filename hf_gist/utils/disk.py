@@ -1,4 +1,4 @@
-"""Files: written to a temporary name and renamed, and read with errors that name them."""
+"""Files: written to a temporary name and renamed, read and written with errors that have the path."""
 
 import json
 import os
@@ -11,10 +11,14 @@ from safetensors import SafetensorError
 
 
 def write(path: Path, writer: Callable[[str], Any]) -> None:
-    """Call `writer` with a temporary name beside `path`, then rename: the file is there whole or not at all.
+    """Write a file atomically: `writer` writes to a temporary path in the same folder, which is then renamed.
+
+    Args:
+        path (`Path`): the file.
+        writer (`Callable[[str], Any]`): writes to the path that it is called with.
 
     Raises:
-        OSError: naming the file, if it cannot be written; what stood under its name before is still there.
+        OSError: with the path, if it cannot be written; an earlier file of this name is unchanged.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -27,10 +31,13 @@ def write(path: Path, writer: Callable[[str], Any]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Say in the error what could not be written; a full disk comes as three types of error, none with the name.
+    """Add the path to errors in writing: libraries report a full disk in several types of errors, without the path.
+
+    Args:
+        path (`Path`): the file or folder that is written inside the `with` block.
 
     Raises:
-        OSError: naming the file or folder.
+        OSError: with the path, for an `OSError` or `SafetensorError` inside the block.
     """
     try:
         yield
@@ -39,30 +46,42 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON as [`write`] does."""
+    """Write a value as JSON, atomically; values that JSON cannot represent are written as their `str`.
+
+    Raises:
+        OSError: see [`write`].
+    """
     text = json.dumps(value, indent=2, default=str) + "\n"
     write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
 def read(path: Path, reader: Callable[[str], Any]) -> Any:
-    """Read one artifact.
+    """Read an artifact.
+
+    Args:
+        path (`Path`): the file.
+        reader (`Callable[[str], Any]`): reads the path that it is called with.
 
     Raises:
-        ValueError: naming the file, if it is missing or damaged.
+        ValueError: with the path, if the file is missing or damaged.
     """
     if not path.is_file():
         raise ValueError(f"{path} does not exist; it is written at the end of a selection. Is this the right folder?")
     try:
         return reader(str(path))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); write the selection again.") from error
+        raise ValueError(f"{path} cannot be read ({error}). Repeat the run that wrote it.") from error
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON as [`read`] does."""
+    """Read a JSON file.
+
+    Raises:
+        ValueError: see [`read`].
+    """
     return read(path, lambda name: json.loads(Path(name).read_text(encoding="utf-8")))
 
 
 def as_json(value: Any) -> Any:
-    """A value as it comes back from JSON, to compare with what was read."""
+    """A value as it would be read back from JSON (tuples as lists), to compare it with one from a file."""
     return json.loads(json.dumps(value, default=str))

@@ -1,4 +1,4 @@
-"""A quiet Trainer: one bar that goes away, and nothing printed."""
+"""A Trainer with one progress bar, which is removed at the end, and without printed logs."""
 
 from typing import Any
 
@@ -15,10 +15,10 @@ from transformers import (
 
 
 class StepBar(TrainerCallback):
-    """A bar of optimizer steps that goes away at the end; none where the output is no terminal.
+    """A progress bar of optimizer steps that is removed at the end; not shown if the output is not a terminal.
 
     Args:
-        title (`str`): what is being trained.
+        title (`str`): label of the bar.
     """
 
     def __init__(self, title: str) -> None:
@@ -34,19 +34,21 @@ class StepBar(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """One step further; a selection may have changed the number of steps."""
-        self.bar.total = state.max_steps
-        self.bar.update()
+        """Advance the bar; the callback of GIST may have changed the number of steps."""
+        if self.bar is not None:
+            self.bar.total = state.max_steps
+            self.bar.update()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Close the bar."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
 
 def with_step_bar(trainer: Trainer, title: str) -> Trainer:
-    """The trainer with a [`StepBar`] in place of its own bar and printed log."""
+    """Replace the trainer's progress bar and printed logs by a [`StepBar`]; returns the same trainer."""
     for noisy in (ProgressCallback, PrinterCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(StepBar(title))

@@ -1,5 +1,6 @@
 """`hf-gist select` as a user runs it."""
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ from datasets import Dataset
 from hf_gist import GISTConfig, Selection
 from hf_gist.commands import select as select_command
 from hf_gist.commands import workspace
-from hf_gist.commands.main import main
+from hf_gist.commands.main import COMMANDS, main
 from tests.helpers.words import chats, save_model
 
 
@@ -242,7 +243,7 @@ def test_exit_codes(files, tmp_path, monkeypatch, capsys, error, code):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr("hf_gist.commands.main.run_select", fail)
+    monkeypatch.setitem(COMMANDS, "select", dataclasses.replace(COMMANDS["select"], run=fail))
     assert main(flags(files, tmp_path)) == code
     assert "Traceback" not in capsys.readouterr().err
     if code == 1:

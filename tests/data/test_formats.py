@@ -86,7 +86,7 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template(packed):
 
 def test_numbers_are_no_text():
     rows = Dataset.from_list([{"prompt": "w1", "completion": 7}])
-    with pytest.raises(ValueError, match="Row 0 of `train_file` has 7 in `completion`, which is no text"):
+    with pytest.raises(ValueError, match="Row 0 of `train_file` has 7 in `completion`, which is not text"):
         tokenize(rows, tokenizer(), None, "train_file")
 
 

@@ -7,7 +7,7 @@ import torch
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.functional import mask_statistics, masking
-from hf_gist.functional.sample_gradients import DenseGradient, FactoredGradient, sample_gradient, summed_gradient
+from hf_gist.functional.sample_gradients import DenseGradient, FactoredGradient, sample_gradient
 
 
 VALID = torch.ones(4, dtype=torch.bool)
@@ -117,8 +117,10 @@ def test_dense_and_factored_gradients_agree(shape):
         assert torch.allclose(
             getattr(dense, method)(*arguments), getattr(factored, method)(*arguments), rtol=1e-3, atol=1e-3
         )
-    assert isinstance(sample_gradient("linear", "weight", a, d), FactoredGradient) == (inputs == 40)
-    assert torch.allclose(summed_gradient("linear", "weight", a, d, scales), dense.weighted_sum(scales), atol=1e-4)
+    found = sample_gradient("linear", "weight", a, d)
+    assert isinstance(found.smaller(), FactoredGradient) == (inputs == 40)
+    assert torch.equal(found.dense().values, dense.values)
+    assert torch.allclose(found.weighted_sum(scales), dense.weighted_sum(scales), atol=1e-4)
 
 
 def test_alignments_of_half_precision_do_not_overflow():

@@ -1,15 +1,26 @@
 """Baselines against plain computations: RDS+, LESS, random draws, and the cheaper scorings."""
 
+from typing import Literal, get_args, get_type_hints
+
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
 from hf_gist.functional.ranking import length_matched_order, uniform_order
 from hf_gist.functional.sketch import CountSketch
+from hf_gist.gist.checks import check_distribution
+from hf_gist.gist.scorers.base import CheckpointVectors, Scorer
 from hf_gist.gist.scorers.less import LESS_SIZE, adam_checkpoint, check_optimizer
+from hf_gist.gist.scorers.table import SCORERS
+from hf_gist.gist.stream import check_stream_config
+from hf_gist.gist.wording import SCORES, STRATEGIES
 from hf_gist.gradients.models import adapter_parameters
+from hf_gist.hub.card_facts import is_gist, select_command, selection_facts
 from hf_gist.report import save_selection_figures, summary_line, summary_table
+from hf_gist.report.asked import asked
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
@@ -263,6 +274,7 @@ def test_score_layers_scores_by_the_last_blocks_and_stops_there():
 
 
 def test_optimizers_with_moments_of_another_kind_are_refused_before_the_first_step():
+    Accelerator()  # AcceleratedOptimizer reads its state
     weights = [torch.nn.Parameter(torch.zeros(3))]
     for kind in (torch.optim.Adam, torch.optim.AdamW):
         check_optimizer(kind(weights))
@@ -316,3 +328,71 @@ def test_sketched_scores_are_those_of_the_sketched_gradients():
     got = selected(GISTConfig(budget=4, score="cosine", sketch_dim=100, seed=3), model, pool, targets)
     vectors = [sketch_matrix(CountSketch(100, 3), gradients(model, rows)) for rows in (pool, targets)]
     torch.testing.assert_close(got.scores.double(), best_cosine(*vectors), rtol=0, atol=1e-5)
+
+
+# ---- The table ----
+
+
+def test_the_table_and_the_configuration_have_the_same_scorers():
+    assert tuple(SCORERS) == get_args(get_type_hints(GISTConfig)["scorer"])
+    assert all(name == scorer.name for name, scorer in SCORERS.items())
+    # what GISTConfig's rules on `score` and `sketch_dim` rely on
+    assert [name for name, scorer in SCORERS.items() if scorer.in_subspace or scorer.large_basis] == ["gist"]
+
+
+def test_every_score_and_strategy_has_words():
+    hints = get_type_hints(GISTConfig)
+    assert tuple(SCORES) == get_args(hints["score"]) and tuple(STRATEGIES) == get_args(hints["strategy"])
+
+
+class FirstTokens:
+    """Represents a row by its first token, which needs no model."""
+
+    def __init__(self, model):
+        self.model = model
+        self.sizes = {"first": 40}
+
+    def __call__(self, batch, gradients):
+        gradients("first", torch.nn.functional.one_hot(batch["input_ids"][:, 0] % 40, 40).float())
+        labelled = (batch["labels"] != -100).sum(1)
+        return torch.zeros(len(labelled)), labelled
+
+
+def first_tokens(model, config, checkpoints):
+    vectors = FirstTokens(model)
+    return [CheckpointVectors(vectors, vectors, model)]
+
+
+def test_a_new_scorer_is_one_entry(monkeypatch, tmp_path):
+    """Selecting, saving, the report and the card know a scorer from its entry in the table alone."""
+    scorer = Scorer("first_token", "First token", "its first token (a baseline)", first_tokens, forward_only=True)
+    monkeypatch.setitem(SCORERS, scorer.name, scorer)
+    # the names are written in the configuration, which does not know the table
+    monkeypatch.setitem(GISTConfig.__annotations__, "scorer", Literal["gist", "rds_plus", "less", "first_token"])
+    targets = token_rows(3, seed=2)
+    got = selected(GISTConfig(scorer="first_token", budget=4), targets=targets, output_dir=tmp_path)
+    wanted = {row["input_ids"][0] % 40 for row in targets}
+    first = torch.tensor([row["input_ids"][0] % 40 in wanted for row in token_rows(24, seed=1)])
+    torch.testing.assert_close(got.scores, first.float())
+    assert Selection.load(tmp_path).indices == got.indices
+    scoring = next(phase for phase in got.costs.phases if phase.phase == "scoring")
+    assert scoring.forward_flops > 0 and scoring.backward_flops == 0
+    assert summary_line(got).startswith("First token: kept 4 of 24 rows")
+    asked_for = dict(asked(got).tables[0].rows)
+    assert asked_for["row representation"] == "its first token (a baseline)"
+    assert asked_for["score"] == "plain cosine with the target directions"
+    facts = dict(selection_facts(got))
+    assert "row representation: its first token (a baseline)" in facts["Rule"] and "Subspace" in facts
+    assert "Gradient energy in it" not in facts and not is_gist(got)
+    assert "--less_checkpoints" not in select_command(got, "hf://user/model")
+
+
+def test_a_new_scorer_with_adam_state_has_its_limits(monkeypatch):
+    scorer = Scorer("first_token", "First token", "its first token", first_tokens, needs_adam=True)
+    monkeypatch.setitem(SCORERS, scorer.name, scorer)
+    monkeypatch.setitem(GISTConfig.__annotations__, "scorer", Literal["gist", "first_token"])
+    config = GISTConfig(scorer="first_token", budget=2)
+    with pytest.raises(ValueError, match="`scorer='first_token'` scores at several checkpoints"):
+        check_stream_config(config)
+    with pytest.raises(ValueError, match="`scorer='first_token'` does not work under DeepSpeed"):
+        check_distribution(DistributedType.DEEPSPEED, config)

@@ -1,20 +1,16 @@
 """The fast per-sample gradients against the public batch-of-one oracle."""
 
 import copy
-import dataclasses
 import random
-from unittest.mock import patch
 
 import pytest
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 
 from hf_gist import per_sample_gradients_reference
 from hf_gist.data.batches import plan_batches
 from hf_gist.functional import token_losses
-from hf_gist.functional.per_sample import TrackedLinear
 from hf_gist.gradients.collect import collect_vectors
 from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.losses import sample_losses
@@ -22,7 +18,7 @@ from hf_gist.gradients.models import unwrapped
 from hf_gist.gradients.modes import checkpointing, scoring_mode
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import per_sample_backward
-from tests.helpers.tiny import ARCHITECTURES, LINEARS, VOCABULARY, PaddingCollator, base_model, lora_model, token_rows
+from tests.helpers.tiny import ARCHITECTURES, VOCABULARY, PaddingCollator, base_model, lora_model, token_rows
 
 
 def worst_relative_error(model, rows, collator, reference_model=None):
@@ -128,51 +124,6 @@ def test_bf16_autocast_stays_close_to_fp32():
     assert (cosine > 0.995).all() and not torch.equal(whole, other)
 
 
-def sixteen_bit(model):
-    """The base model in bfloat16 and the adapter in float32, as peft leaves them."""
-    for parameter in model.parameters():
-        if not parameter.requires_grad:
-            parameter.data = parameter.data.to(torch.bfloat16)
-    return model
-
-
-def gradients_and_inputs(model, tracked, batch, forwards=1):
-    """Every parameter's per-sample gradients, and the dtype in which the input of each A matrix was kept."""
-    kept, found, ran = {}, {}, []
-    take = TrackedLinear.forward
-
-    def spy(ctx, a, weight, bias, y, sink):
-        kept[sink.args[0].name] = a.dtype
-        return take(ctx, a, weight, bias, y, sink)
-
-    mlp = unwrapped(model).model.layers[0].mlp
-    handle = mlp.register_forward_pre_hook(lambda *_: ran.append(1))
-    with scoring_mode(model), checkpointing(model), patch.object(TrackedLinear, "forward", staticmethod(spy)):
-        per_sample_backward(model, batch, tracked, lambda name, values: found.update({name: values.clone()}))
-    handle.remove()
-    assert len(ran) == forwards
-    return found, {name: dtype for name, dtype in kept.items() if ".lora_A." in name}
-
-
-@pytest.mark.parametrize("checkpointed", [False, True])
-@pytest.mark.parametrize("variant", [{}, {"use_dora": True}, {"lora_bias": True}], ids=str)
-def test_inputs_of_a_sixteen_bit_model_are_kept_as_they_are_and_change_nothing(variant, checkpointed):
-    model = sixteen_bit(lora_model(lora_dropout=0.1, **variant))
-    if checkpointed:
-        model.enable_input_require_grads()
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-    batch, tracked = PaddingCollator()(token_rows(6)), find_tracked(model)
-    plain = [dataclasses.replace(module, layer=None) for module in tracked]
-    expected, copies = gradients_and_inputs(model, plain, batch, 1 + checkpointed)
-    found, inputs = gradients_and_inputs(model, tracked, batch, 1 + checkpointed)
-    assert set(copies.values()) == {torch.float32}
-    assert set(inputs.values()) == {torch.float32 if "use_dora" in variant else torch.bfloat16}
-    assert set(found) == set(expected)
-    for name, values in expected.items():
-        assert values.abs().max() > 0 and torch.equal(found[name], values)
-    assert all(m.cast_input_dtype_enabled for m in model.modules() if isinstance(m, LoraLayer))
-
-
 def test_checkpointing_in_eval_mode_drops_nothing_out():
     torch.manual_seed(0)
     # a decoder whose blocks drop out by their own flag
@@ -201,16 +152,6 @@ def test_checkpointing_in_eval_mode_drops_nothing_out():
     for name, values in found[0].items():
         assert values.abs().max() > 0
         torch.testing.assert_close(found[1][name], values, rtol=1e-5, atol=1e-7)
-
-
-def test_two_active_adapters_share_an_input_that_their_layer_casts():
-    model = lora_model()
-    model.add_adapter("second", LoraConfig(r=2, target_modules=LINEARS))
-    model.base_model.set_adapter(["default", "second"])
-    tracked = find_tracked(sixteen_bit(model))
-    assert {m.layer for m in tracked} == {None}
-    found, _ = gradients_and_inputs(model, tracked, PaddingCollator()(token_rows(4)))
-    assert len(found) == len(tracked) and any(".second." in name for name in found)
 
 
 def test_losses_are_the_models_own():

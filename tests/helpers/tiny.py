@@ -158,3 +158,11 @@ class PaddingCollator:
             if isinstance(labels[0], int)
             else self._pad([list(s) for s in labels], -100, self.label_side),
         }
+
+
+def sixteen_bit(model):
+    """The base model in bfloat16 and the adapter in float32, as peft leaves them."""
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+    return model

@@ -45,7 +45,7 @@ def test_the_card_is_valid_and_says_where_the_rows_came_from(tmp_path):
 
 def test_other_rows_are_refused(tmp_path):
     made = selection()
-    with pytest.raises(ValueError, match="`rows` has 19 rows, and 20 were scored"):
+    with pytest.raises(ValueError, match="`rows` has 19 rows, but 20 were scored"):
         export_dataset(made, pool(19), tmp_path / "s")
     with pytest.raises(ValueError, match="datasets.Dataset, got list"):
         export_dataset(made, [{}] * 20, tmp_path / "s")

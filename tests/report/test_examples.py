@@ -11,7 +11,17 @@ from transformers import Trainer, TrainingArguments
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.commands.main import main
 from hf_gist.report import keep_examples, page, read_examples
-from hf_gist.report.examples import CHARACTERS, GROUPS, NO_TEXT, NO_TOKENIZER, ROWS, TOKENS, example_groups, pieces_of
+from hf_gist.report.examples import (
+    CHARACTERS_KEPT,
+    GROUPS_SHOWN,
+    NO_ROWS,
+    NO_TEXT,
+    NO_TOKENIZER,
+    ROWS_PER_END,
+    TOKENS_DECODED,
+    example_groups,
+    text_spans,
+)
 from hf_gist.report.parts import TextSpan
 from hf_gist.training.loading import padding_collator
 from tests.helpers.reports import Page, selection_of
@@ -31,7 +41,7 @@ class Counting(list):
         return super().__getitem__(index)
 
 
-def told(folder, selection):
+def page_text(folder, selection):
     return Page(page.render(page.selection_sections(selection, folder), {}, [])).text
 
 
@@ -51,7 +61,7 @@ def test_best_and_worst_are_those_of_a_plain_loop(strategy):
             if torch.isfinite(selection.scores[row]) and selection.group_names[selection.best_group[row]] == group.name
         ]
         by_score = sorted(own, key=lambda row: (-float(selection.scores[row]), row))
-        assert group.best == by_score[:ROWS] and group.worst == by_score[::-1][:ROWS]
+        assert group.best == by_score[:ROWS_PER_END] and group.worst == by_score[::-1][:ROWS_PER_END]
         assert group.size == len(own) and group.kept == len(kept & set(own))
         assert group.targets == ["aaabbbcccddd".index(group.name) + i for i in range(2)]
     assert [group.kept for group in groups] == sorted((group.kept for group in groups), reverse=True)
@@ -64,9 +74,9 @@ def test_rows_that_cannot_be_selected_are_not_shown_and_none_twice():
 
 
 def test_the_number_of_groups_is_bounded_and_draws_have_one():
-    assert len(example_groups(selection_of(2000, 100))) == GROUPS
+    assert len(example_groups(selection_of(2000, 100))) == GROUPS_SHOWN
     drawn = selection_of(strategy="random")
-    assert [group.best for group in example_groups(drawn)] == [drawn.indices[: 2 * ROWS]]
+    assert [group.best for group in example_groups(drawn)] == [drawn.indices[: 2 * ROWS_PER_END]]
 
 
 def test_unusable_target_rows_keep_the_numbers_of_the_others(tmp_path):
@@ -88,48 +98,48 @@ def test_prompt_and_answer_are_told_apart():
     words = tokenizer()
     ids = words("w1 w2 w3 w4 w5")["input_ids"]
     expected = [TextSpan("prompt", "w1 w2"), TextSpan("answer", "w3 w4 w5")]
-    assert pieces_of({"input_ids": ids, "labels": [-100, -100, *ids[2:]]}, words) == expected
+    assert text_spans({"input_ids": ids, "labels": [-100, -100, *ids[2:]]}, words) == expected
     assert (
-        pieces_of({"input_ids": torch.tensor(ids), "labels": torch.tensor([-100, -100, *ids[2:]])}, words) == expected
+        text_spans({"input_ids": torch.tensor(ids), "labels": torch.tensor([-100, -100, *ids[2:]])}, words) == expected
     )
-    assert pieces_of({"input_ids": ids, "completion_mask": [0, 0, 1, 1, 1]}, words) == expected
+    assert text_spans({"input_ids": ids, "completion_mask": [0, 0, 1, 1, 1]}, words) == expected
     both = {"completion_mask": [0, 1, 1, 1, 1], "assistant_masks": [1, 0, 1, 1, 1]}
-    assert pieces_of({"input_ids": ids, **both}, words) == expected
-    turns = pieces_of({"input_ids": ids, "labels": [-100, ids[1], -100, -100, ids[4]]}, words)
-    assert [piece.kind for piece in turns] == ["prompt", "answer", "prompt", "answer"]
+    assert text_spans({"input_ids": ids, **both}, words) == expected
+    turns = text_spans({"input_ids": ids, "labels": [-100, ids[1], -100, -100, ids[4]]}, words)
+    assert [span.kind for span in turns] == ["prompt", "answer", "prompt", "answer"]
 
 
 def test_labels_of_their_own_and_classes():
     words = tokenizer()
     ids, labels = words("w1 w2")["input_ids"], words("w7 w8")["input_ids"]
-    assert pieces_of({"input_ids": ids, "labels": [*labels, -100]}, words)[1] == TextSpan("answer", "w7 w8")
-    assert pieces_of({"input_ids": ids, "labels": labels}, words)[1] == TextSpan("answer", "w7 w8")
-    assert pieces_of({"input_ids": ids, "labels": 2}, words)[1] == TextSpan("answer", "label 2")
-    assert pieces_of({"input_ids": ids, "labels": [0.5, 1.0]}, words)[1] == TextSpan("answer", "label [0.5, 1.0]")
-    assert pieces_of({"input_ids": ids}, words) == [TextSpan("text", "w1 w2")]
+    assert text_spans({"input_ids": ids, "labels": [*labels, -100]}, words)[1] == TextSpan("answer", "w7 w8")
+    assert text_spans({"input_ids": ids, "labels": labels}, words)[1] == TextSpan("answer", "w7 w8")
+    assert text_spans({"input_ids": ids, "labels": 2}, words)[1] == TextSpan("answer", "label 2")
+    assert text_spans({"input_ids": ids, "labels": [0.5, 1.0]}, words)[1] == TextSpan("answer", "label [0.5, 1.0]")
+    assert text_spans({"input_ids": ids}, words) == [TextSpan("text", "w1 w2")]
 
 
 def test_raw_rows_of_every_format():
     chat = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     expected = [TextSpan("prompt", "q"), TextSpan("answer", "a")]
-    assert pieces_of({"messages": chat}) == pieces_of({"prompt": "q", "completion": "a"}) == expected
-    assert pieces_of({"prompt": chat[:1], "completion": chat[1:]}) == expected
-    assert pieces_of({"text": "t"}) == [TextSpan("text", "t")]
+    assert text_spans({"messages": chat}) == text_spans({"prompt": "q", "completion": "a"}) == expected
+    assert text_spans({"prompt": chat[:1], "completion": chat[1:]}) == expected
+    assert text_spans({"text": "t"}) == [TextSpan("text", "t")]
     for row in ({"input_ids": [1]}, {"other": 1}, "no row", {"text": None}, {"messages": ["no turn"]}):
-        assert pieces_of(row) == []
+        assert text_spans(row) == []
 
 
 def test_long_rows_are_cut_and_only_their_beginning_is_decoded():
     class Slow:
         def decode(self, ids, skip_special_tokens):
-            assert len(ids) <= TOKENS
+            assert len(ids) <= TOKENS_DECODED
             return "long " * 1000
 
     ids = [3] * 100_000
-    pieces = pieces_of({"input_ids": ids, "labels": [-100] * 50_000 + ids[50_000:]}, Slow())
-    assert [piece.kind for piece in pieces] == ["prompt", "answer"]
-    assert all(len(piece.text) == CHARACTERS and piece.cut for piece in pieces)
-    assert len(pieces_of({"messages": [{"role": "user", "content": "x"}] * 1000})) < 10
+    spans = text_spans({"input_ids": ids, "labels": [-100] * 50_000 + ids[50_000:]}, Slow())
+    assert [span.kind for span in spans] == ["prompt", "answer"]
+    assert all(len(span.text) == CHARACTERS_KEPT and span.cut for span in spans)
+    assert len(text_spans({"messages": [{"role": "user", "content": "x"}] * 1000})) < 10
 
 
 # ---- The file ----
@@ -143,7 +153,7 @@ def test_only_the_shown_rows_are_read(tmp_path):
     groups = example_groups(selection)
     assert sorted(pool.read) == sorted(row for group in groups for row in group.best + group.worst)
     assert sorted(targets.read) == sorted(row for group in groups for row in group.targets)
-    found = told(tmp_path, selection)
+    found = page_text(tmp_path, selection)
     for group in groups:
         assert all(f"p {row}" in found for row in group.best + group.worst)
         assert all(f"t {row}" in found for row in group.targets)
@@ -153,20 +163,20 @@ def test_texts_of_other_scores_are_not_shown(tmp_path):
     selection, other = selection_of(), selection_of(401)
     keep_examples(tmp_path, other, [{"text": "stale"}] * 401, [{"text": "stale"}] * 12)
     selection.save(tmp_path)
-    found = told(tmp_path, selection)
+    found = page_text(tmp_path, selection)
     assert "stale" not in found and "belongs to other scores" in found
 
 
 @pytest.mark.parametrize(
     ("pool", "reason"),
-    [(token_rows(400), NO_TOKENIZER), ([{"pixels": 1}] * 400, NO_TEXT), (None, "text was not at hand")],
+    [(token_rows(400), NO_TOKENIZER), ([{"pixels": 1}] * 400, NO_TEXT), (None, NO_ROWS)],
 )
 def test_the_reason_is_told_where_there_is_no_text(tmp_path, pool, reason):
     selection = selection_of()
     selection.save(tmp_path)
     keep_examples(tmp_path, selection, pool, None)
-    assert reason in read_examples(tmp_path, selection).missing and reason in told(tmp_path, selection)
-    assert "row " in told(tmp_path, selection)
+    assert reason in read_examples(tmp_path, selection).missing and reason in page_text(tmp_path, selection)
+    assert "row " in page_text(tmp_path, selection)
 
 
 # ---- Where it happens ----
@@ -183,7 +193,7 @@ def test_a_push_that_comes_later_takes_the_text_out_before_it_uploads(tmp_path, 
     monkeypatch.setattr(Trainer, "push_to_hub", upload)
     trainer, selection = trained(tmp_path)
     before = read_examples(tmp_path / "gist", selection)
-    texts = [pieces[0].text for pieces in before.rows.values()]
+    texts = [spans[0].text for spans in before.rows.values()]
     assert all(text in (tmp_path / "report.html").read_text() for text in texts)
     columns = parquet.read_schema(tmp_path / "gist" / "targets.parquet").names
     trainer.push_to_hub()
@@ -230,7 +240,7 @@ def test_a_folder_that_is_pushed_gets_no_text_of_the_data(tmp_path, monkeypatch)
     assert Selection.load(tmp_path / "gist").indices == selection.indices
     values = json.loads((tmp_path / "gist" / "examples.json").read_text())
     assert not any(values["rows"].values()) and not any(values["targets"].values())
-    assert "because `push_to_hub` uploads this folder" in told(tmp_path / "gist", selection)
+    assert "because `push_to_hub` uploads this folder" in page_text(tmp_path / "gist", selection)
 
 
 def test_choosing_again_keeps_the_texts_it_knows_and_reads_those_it_can(tmp_path):

@@ -1,4 +1,6 @@
-"""Who trained which layer over time: counts that stay small, survive a resume, and are drawn."""
+"""Which samples updated which layer over time: the table stays small, survives a resume, and is drawn."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,7 +8,7 @@ from datasets import Dataset
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.gast.table import FEWEST_SPANS, MOST_CELLS, MOST_SPANS, SelectionTable, number_of_spans
-from hf_gist.report import write_report
+from hf_gist.report import gast, write_report
 from hf_gist.trainer import GASTTrainer
 from tests.helpers.gast import arguments, build_model, collate, rows, train
 from tests.helpers.reports import Page
@@ -92,7 +94,7 @@ def test_a_training_leaves_tables_pictures_and_a_report(tmp_path):
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [v["id"] for tag, v in found.elements if tag == "svg"] == ["plot-gast_selection", "plot-gast_history"]
     assert "asked to keep 3 samples of a batch" in found.text and "share kept by a layer 37.5%" in found.text
-    assert "with 1 optimizer step to a column" in found.text
+    assert "with 1 optimizer step per column" in found.text
     assert "optimizer steps 6" in found.text and " changed most: the layers kept " in found.text
     assert "Selection: There is no manifest.json" in found.text
     images = [v for tag, v in found.elements if tag == "image"]
@@ -120,9 +122,16 @@ def test_many_layers_and_sources_stay_readable_and_small(tmp_path):
     assert "991 others" in text and "124 more layers in gast_selection.parquet" in text
 
 
+def test_a_new_figure_is_one_function_and_one_entry(tmp_path, monkeypatch):
+    monkeypatch.setitem(gast.FIGURES, "made_up", lambda table: replace(gast.whole_run(table), title="Made up"))
+    table_of(3).write(tmp_path)
+    found = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Made up" in found.attributes("aria-label") and (tmp_path / "made_up.png").is_file()
+
+
 def test_a_damaged_description_of_the_run_is_named(tmp_path):
     table_of(3).write(tmp_path)
-    assert "GAST: what was asked and done" in Page(write_report(tmp_path).read_text(encoding="utf-8")).text
+    assert "GAST: settings and totals" in Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     for text in ("{}", '{"config": {"keep": 0}, "steps": 1, "supports": 1}', "x"):
         (tmp_path / "gast_run.json").write_text(text)
         with pytest.raises(ValueError, match="gast_run.json cannot be read"):
@@ -132,4 +141,4 @@ def test_a_damaged_description_of_the_run_is_named(tmp_path):
 def test_a_run_that_masked_nothing_says_so(tmp_path):
     SelectionTable.empty(["x"], ["a"], torch.device("cpu")).write(tmp_path)
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
-    assert "GAST: who trained which layer: No batch was masked" in text
+    assert "GAST: which samples updated which layer: No batch was masked" in text

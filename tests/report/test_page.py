@@ -6,12 +6,23 @@ import sys
 import warnings
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from hf_gist.commands.main import main
 from hf_gist.errors import ReportWarning
-from hf_gist.report import best_effort, keep_examples, page, report_at_end, save_selection_figures, write_report
+from hf_gist.report import (
+    best_effort,
+    charts,
+    keep_examples,
+    page,
+    report_at_end,
+    save_selection_figures,
+    write_report,
+)
+from hf_gist.report.draw import Spectrum
+from hf_gist.report.parts import NoPlot, Plot, Table
 from hf_gist.report.wording import percent, seconds, short, visible
 from tests.helpers.reports import HOSTILE, STORABLE, Page, selection_of
 
@@ -90,16 +101,33 @@ def test_every_figure_has_a_name_a_sentence_and_its_numbers(tmp_path):
     assert [path.stem for path in save_selection_figures(selection, tmp_path / "png")] == PLOTS
 
 
+def test_a_new_figure_is_one_function_and_one_entry(tmp_path, monkeypatch):
+    def made_up(selection):
+        drawing = Spectrum(np.array([0.25, 1.0]), 1)
+        return Plot("Made up", "The made-up sentence.", drawing, Table("Made-up numbers", [["a", "b"]]))
+
+    monkeypatch.setitem(charts.FIGURES, "made_up", made_up)
+    monkeypatch.setitem(charts.FIGURES, "no_data", lambda selection: NoPlot("No data", "There is none of it."))
+    selection = selection_of()
+    found = written(tmp_path, selection)
+    assert "plot-made_up" in [values.get("id") for tag, values in found.elements if tag == "svg"]
+    assert "#made_up" in found.attributes("href") and "The made-up sentence." in found.text
+    assert "No data: There is none of it." in found.text
+    # TensorBoard gets these files
+    assert "made_up.png" in [path.name for path in save_selection_figures(selection, tmp_path / "png")]
+    assert (tmp_path / "made_up.png").is_file() and not list(tmp_path.rglob("no_data.png"))
+
+
 def test_a_strategy_without_a_threshold_does_not_claim_one(tmp_path):
     found = written(tmp_path, selection_of(strategy="round_robin"))
-    assert "It is no threshold" in found.text and "The cut is at" not in found.text
+    assert "It is not a threshold" in found.text and "The cut is at" not in found.text
 
 
 def test_what_is_not_there_is_named_with_its_reason(tmp_path):
     found = written(tmp_path, selection_of(strategy="random", width=0))
     for reason in (
-        "Scores and the cut: The rows were chosen by a random draw, which looks at no score",
-        "by source: No source is known. Name the pool's column with `source_column`",
+        "Scores and the cut: The rows were chosen by a random draw, which does not use scores",
+        "by source: No source is known. Set `source_column` to the column of the pool",
         "Leak guard: manifest.json says nothing of it",
         "What it cost: There is no costs.json in the folder, and manifest.json has no times",
         "GAST: There is no gast_history.parquet",

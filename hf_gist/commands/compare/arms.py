@@ -10,7 +10,11 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.functional.budget import cut_to_budget
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.ranking import uniform_order
+from hf_gist.gist.scorers.gist import GIST
+from hf_gist.gist.scorers.less import LESS
+from hf_gist.gist.scorers.rds_plus import RDS_PLUS
 from hf_gist.gist.selection import Selection
+from hf_gist.gist.wording import SCORES, STRATEGIES
 
 
 UNTRAINED, WHOLE_POOL, IN_DOMAIN, RANDOM = "untrained", "whole_pool", "in_domain_random", "random"
@@ -35,7 +39,7 @@ class Arm:
     @property
     def scorer(self) -> str:
         """The measurements it chooses from."""
-        return LABELS if self.random else self.changes.get("scorer", "gist")
+        return LABELS if self.random else self.changes.get("scorer", GIST.name)
 
 
 ARMS = {
@@ -44,17 +48,19 @@ ARMS = {
     "length_matched_random": Arm("random rows, lengths of the targets", {"strategy": "length_matched_random"}, True),
     IN_DOMAIN: Arm("random rows of the target's own source (oracle)", random=True),
     "grad_norm": Arm("largest gradient norm", {"score": "grad_norm", "strategy": "max"}),
-    "plain_cosine": Arm("plain cosine", {"score": "cosine", "strategy": "max"}),
-    "rds_plus": Arm("RDS+, best match", {"scorer": "rds_plus", "strategy": "max"}),
-    "rds_plus_round_robin": Arm("RDS+ (its round robin)", {"scorer": "rds_plus", "strategy": "round_robin"}),
+    "plain_cosine": Arm(SCORES["cosine"].title, {"score": "cosine", "strategy": "max"}),
+    "rds_plus": Arm(f"{RDS_PLUS.title}, {STRATEGIES['max'].title}", {"scorer": "rds_plus", "strategy": "max"}),
+    "rds_plus_round_robin": Arm(
+        f"{RDS_PLUS.title} (its round robin)", {"scorer": "rds_plus", "strategy": "round_robin"}
+    ),
     "rds_plus_sampled": Arm(
-        "RDS+, round robin, a third of the top",
+        f"{RDS_PLUS.title}, round robin, a third of the top",
         {"scorer": "rds_plus", "strategy": "round_robin", "sample_from_top": 3.0},
     ),
-    "less": Arm("LESS", {"scorer": "less", "strategy": "max"}),
-    "gist": Arm("GIST (paper's rule)", {"strategy": "max"}),
-    "gist_mean_target": Arm("GIST, all targets averaged", {"strategy": "max"}),
-    "gist_round_robin": Arm("GIST, round robin", {"strategy": "round_robin"}),
+    "less": Arm(LESS.title, {"scorer": "less", "strategy": "max"}),
+    "gist": Arm(f"{GIST.title} (paper's rule)", {"strategy": "max"}),
+    "gist_mean_target": Arm(f"{GIST.title}, all targets averaged", {"strategy": "max"}),
+    "gist_round_robin": Arm(f"{GIST.title}, round robin", {"strategy": "round_robin"}),
     "gist_cosine_round_robin": Arm("plain cosine, round robin", {"score": "cosine", "strategy": "round_robin"}),
     "gist_sampled": Arm(
         "plain cosine, round robin, a third of the top",
@@ -67,8 +73,8 @@ NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
 
 def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConfig:
     """The configuration of an arm; what `config` sets and the arm does not change stays."""
-    plain = {"scorer": "gist", "score": "subspace_cosine", "sample_from_top": 1.0}
-    if arm.scorer != "gist":
+    plain = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
+    if arm.scorer != GIST.name:
         plain |= {"prefilter": None, "sketch_dim": None}
     if seed is not None:
         # of the draws; no score depends on it

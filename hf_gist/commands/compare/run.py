@@ -1,5 +1,6 @@
 """The loop of `hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes where it was."""
 
+import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import torch
 from datasets import Dataset
 from pyarrow import parquet
 
+from hf_gist.commands.compare.arguments import CompareArguments
 from hf_gist.commands.compare.arms import (
     ARMS,
     IN_DOMAIN,
@@ -25,11 +27,12 @@ from hf_gist.commands.compare.arms import (
 )
 from hf_gist.commands.compare.table import Runs, break_even, markdown, save_plot
 from hf_gist.commands.compare.training import Bench
+from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
 from hf_gist.commands.workspace import (
+    USAGE,
     SourceArguments,
     Workspace,
     check_source,
-    flag,
     open_workspace,
     token_columns,
     warmed_model,
@@ -51,22 +54,6 @@ from hf_gist.utils.terminal import say
 
 RUNS, RESULTS, SETTINGS, TABLE, PLOT = "runs", "compare.parquet", "compare.json", "compare.md", "compare.png"
 SCORES, SCORED_WITH = "scores", "scored_with.json"
-
-
-@dataclass(frozen=True)
-class CompareArguments(SourceArguments):
-    """What `hf-gist compare` trains and measures."""
-
-    test_file: list[str] | None = flag("Held-out rows to measure the loss on: FILE, or NAME=FILE for several.")
-    methods: list[str] | None = flag(f"Of: {', '.join(ARMS)}. Default: all that the other flags allow, but less.")
-    seeds: list[int] | None = flag("Seeds of LoRA, order and random rows. Default: 0 1 2.")
-    oracle_source: list[str] | None = flag("Value(s) of --source_column that in_domain_random draws from.")
-    num_train_epochs: float = flag("Passes over each method's rows.", 3.0)
-    max_steps: int = flag("Optimizer steps instead of passes, the same for all methods.", -1)
-    whole_pool_epochs: float = flag("Passes of the method whole_pool.", 1.0)
-    target_column: str | None = flag("Column of the targets: with --target_value, only those rows are the target set.")
-    target_value: str | None = flag("Its value. The scores hold all targets, so several target sets share a scoring.")
-    scores_dir: str | None = flag("Where scores are kept and reused. Default: scores in the output folder.")
 
 
 # ---- What was asked ----
@@ -103,7 +90,7 @@ def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, D
     return tests
 
 
-def settings_of(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
+def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
     """What two runs into one folder must share; methods and seeds may be added later."""
     free = {"output_dir", "methods", "seeds", "scores_dir"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
@@ -281,8 +268,8 @@ def plan(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     return [(m, s) for s in seeds for m in methods if m != UNTRAINED or s == seeds[0]]
 
 
-def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Runs:
-    """`hf-gist compare`.
+def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Runs:
+    """Measure each scorer once, train every method with every seed, and write the table.
 
     Args:
         arguments (`CompareArguments`): data, methods, seeds and training length.
@@ -304,7 +291,7 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     if (arguments.target_column is None) != (arguments.target_value is None):
         raise ValueError("`--target_column` and `--target_value` belong together.")
     methods, seeds = chosen_methods(arguments, config), arguments.seeds or [0, 1, 2]
-    folder, settings = Path(arguments.output_dir), settings_of(arguments, warmup, config)
+    folder, settings = Path(arguments.output_dir), comparison_settings(arguments, warmup, config)
     if (folder / SETTINGS).exists():
         refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
     base = arguments.load_model()
@@ -328,3 +315,16 @@ def run_compare(arguments: CompareArguments, warmup: WarmupSettings, config: GIS
     say("\n" + write_results(pool_tokens, folder))
     say(f"results: {folder}")
     return read_runs(folder)
+
+
+def add_compare_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `hf-gist compare`."""
+    parser.usage = f"hf-gist compare {USAGE} --test_file TEST [flags]"
+    add_settings_flags(parser, GROUPS["compare"])
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
+
+
+def run_compare(flags: argparse.Namespace) -> dict[str, Any]:
+    """`hf-gist compare`; returns what `--json` prints."""
+    _, (arguments, warmup, config) = settings_of(flags)
+    return {"runs": compare(arguments, warmup, config), "artifacts": arguments.output_dir}

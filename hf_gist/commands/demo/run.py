@@ -24,7 +24,7 @@ from hf_gist.costs import stopwatch
 from hf_gist.data.formats import tokenize
 from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.gist.selection import Selection
-from hf_gist.report import REPORT
+from hf_gist.report import REPORT_FILE
 from hf_gist.utils.disk import write, write_json
 from hf_gist.utils.terminal import say_wrapped
 
@@ -298,6 +298,6 @@ def tell(result: DemoResult, selection: Selection, folder: Path, settings: DemoS
     tell_losses(result)
     tell_seconds(result)
     say_wrapped(f"\nArtifacts: {folder / FOLDER}")
-    say_wrapped(f"To look at: {folder / REPORT} (open it in a browser)")
+    say_wrapped(f"To look at: {folder / REPORT_FILE} (open it in a browser)")
     write_json(folder / RESULT, {"seed": seed, "settings": asdict(settings), **asdict(result)})
     tell_next(folder, settings)

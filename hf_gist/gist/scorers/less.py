@@ -1,11 +1,16 @@
 """LESS (Xia et al., 2024, arXiv 2402.04333): projected gradients of the targets and Adam updates of the candidates."""
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from hf_gist.config.gist import GISTConfig
+from hf_gist.functional.sketch import CountSketch
+from hf_gist.gist.scorers.base import AdamCheckpoint, CheckpointVectors, Scorer
+from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.models import adapter_parameters, whole
 
 
@@ -13,46 +18,13 @@ LESS_SIZE = 8192
 """Values of a projected gradient (LESS, section 4)."""
 
 
-@dataclass(frozen=True)
-class AdamCheckpoint:
-    """A moment of the warm-up: adapter, Adam state and learning rate.
-
-    Args:
-        learning_rate (`float`): what the checkpoint counts in the sum over checkpoints.
-        moments (`dict`): parameter name to Adam's first and second moment.
-        steps (`int`): optimizer steps behind the moments.
-        betas (`tuple[float, float]`): Adam's.
-        eps (`float`): Adam's.
-        weights (`dict[str, Tensor]`, *optional*): the adapter; by default what the model holds.
-    """
-
-    learning_rate: float
-    moments: dict[str, tuple[Tensor, Tensor]]
-    steps: int
-    betas: tuple[float, float]
-    eps: float
-    weights: dict[str, Tensor] | None = None
-
-    def update(self, name: str, gradients: Tensor) -> Tensor:
-        """The step direction that Adam would take for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
-
-        It is torch's step. The code published with LESS leaves out the bias correction and adds epsilon under the root,
-        which damps entries far below 1e-4.
-        """
-        (first, second), (b1, b2), step = self.moments[name], self.betas, self.steps + 1
-        first, second = (m.to(gradients.device).flatten() for m in (first, second))
-        mean = (b1 * first + (1 - b1) * gradients) / (1 - b1**step)
-        variance = (b2 * second + (1 - b2) * gradients.square()) / (1 - b2**step)
-        return mean / (variance.sqrt() + self.eps)
-
-
 def check_optimizer(optimizer: Any) -> None:
-    """Refuse optimizers that will have no Adam moments; known before the first step.
+    """Check, before the first step, that an optimizer will have Adam moments.
 
     Raises:
-        ValueError: naming the optimizer.
+        ValueError: naming the optimizer, if it is not torch's Adam or AdamW.
     """
-    # others have betas too, but keep moments of other kinds: 8-bit and paged Adam, Lion
+    # other optimizers have betas too, but another kind of moments: 8-bit and paged Adam, Lion
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
         raise ValueError(
@@ -64,18 +36,20 @@ def check_optimizer(optimizer: Any) -> None:
 def adam_checkpoint(
     model: nn.Module, optimizer: Any, learning_rate: float, copy_weights: bool = False
 ) -> AdamCheckpoint:
-    """What LESS needs from a live training.
+    """Adapter and Adam state of a running training, as LESS needs them.
 
     Args:
         model (`nn.Module`): the model in training.
         optimizer: its optimizer, or accelerate's wrapper of it.
-        learning_rate (`float`): mean learning rate since the checkpoint before.
-        copy_weights (`bool`): keep a copy of the adapter and the moments, because training goes on.
+        learning_rate (`float`): mean learning rate since the previous checkpoint.
+        copy_weights (`bool`): copy the adapter and the moments, because training continues.
 
     Raises:
         ValueError: if the optimizer keeps no Adam moments for a trainable parameter.
     """
-    moments, steps = {}, 0
+    moments = {}
+    steps = 0
+    weights = {}
     for name, parameter in adapter_parameters(model).items():
         state = optimizer.state.get(parameter, {})
         if "exp_avg" not in state or "exp_avg_sq" not in state:
@@ -83,9 +57,44 @@ def adam_checkpoint(
                 f"`scorer='less'` needs Adam's moments, and {type(optimizer).__name__} has none for {name}. Train with "
                 "an Adam optimizer (`optim='adamw_torch'`)."
             )
-        pair = (whole(state["exp_avg"]), whole(state["exp_avg_sq"]))
-        moments[name] = tuple(m.cpu().clone() for m in pair) if copy_weights else pair
+        first = whole(state["exp_avg"])
+        second = whole(state["exp_avg_sq"])
+        moments[name] = (first.cpu().clone(), second.cpu().clone()) if copy_weights else (first, second)
         steps = int(state["step"])
+        if copy_weights:
+            weights[name] = whole(parameter).cpu().clone()
     group = optimizer.param_groups[0]
-    weights = {n: whole(p).cpu().clone() for n, p in adapter_parameters(model).items()} if copy_weights else None
-    return AdamCheckpoint(learning_rate, moments, steps, tuple(group["betas"]), group["eps"], weights)
+    return AdamCheckpoint(learning_rate, moments, steps, tuple(group["betas"]), group["eps"], weights or None)
+
+
+def _vectors(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[CheckpointVectors]:
+    if not checkpoints:
+        raise ValueError(
+            "`scorer='less'` needs the optimizer state of the warm-up: use the callback, let `hf-gist select` do the "
+            "warm-up (no `--adapter_name_or_path`), or pass `checkpoints=[adam_checkpoint(...)]` to `select`."
+        )
+    total = sum(checkpoint.learning_rate for checkpoint in checkpoints)
+    if total <= 0:
+        raise ValueError(
+            "The learning rate was 0 up to every checkpoint of `scorer='less'`: train for more steps first."
+        )
+    per_checkpoint = []
+    for number, checkpoint in enumerate(checkpoints):
+        sketch = CountSketch(LESS_SIZE, config.seed + number)
+        # the square root on both sides gives the checkpoint its weight in the inner product
+        length = math.sqrt(checkpoint.learning_rate / total)
+        targets = SketchedVectors(model, sketch, length, last_blocks=config.score_layers)
+        candidates = SketchedVectors(model, sketch, length, checkpoint, config.score_layers)
+        per_checkpoint.append(CheckpointVectors(targets, candidates, model, checkpoint.weights))
+    return per_checkpoint
+
+
+LESS = Scorer(
+    name="less",
+    title="LESS",
+    sentence="its Adam-preconditioned gradient, randomly projected (a baseline)",
+    vectors=_vectors,
+    # LESS averages the cosines with the targets of a group: the mean of unit vectors is not normalised again
+    unit_directions=False,
+    needs_adam=True,
+)

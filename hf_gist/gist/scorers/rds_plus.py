@@ -1,11 +1,15 @@
 """RDS+ (Ivison et al., 2025, arXiv 2503.01807): position-weighted mean of the last hidden states; forward only."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from hf_gist.config.gist import GISTConfig
 from hf_gist.data.rows import IGNORE_INDEX
+from hf_gist.gist.scorers.base import AdamCheckpoint, CheckpointVectors, Scorer
 from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import unwrapped
 from hf_gist.gradients.vectors import Gradients
@@ -28,7 +32,7 @@ def position_weighted_mean(states: Tensor, mask: Tensor) -> Tensor:
 
 
 class HiddenStateVectors:
-    """RDS+: the position-weighted mean of what enters the output head.
+    """RDS+: the position-weighted mean of the inputs of the output head.
 
     Args:
         model (`nn.Module`): a causal or sequence-to-sequence language model.
@@ -38,9 +42,8 @@ class HiddenStateVectors:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model, self.head = model, unwrapped(model).get_output_embeddings()
-        if self.head is None:
-            raise ValueError("`scorer='rds_plus'` needs a language model: this one has no output head.")
+        self.model = model
+        self.head = _output_head(model)
         self.sizes = {"hidden": self.head.in_features}
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
@@ -53,9 +56,40 @@ class HiddenStateVectors:
                 losses, counts = sample_losses(self.model, batch)
         finally:
             handle.remove()
-        mask = batch.get("attention_mask")
-        if mask is None or mask.shape != seen[0].shape[:2]:
-            decoded = batch["labels"] if batch["labels"].shape == seen[0].shape[:2] else None
-            mask = torch.ones(seen[0].shape[:2]) if decoded is None or mask is None else decoded != IGNORE_INDEX
-        gradients("hidden", position_weighted_mean(seen[0], mask.to(seen[0].device)))
+        states = seen[0]
+        gradients("hidden", position_weighted_mean(states, _real_tokens(batch, states)))
         return losses, counts
+
+
+def _output_head(model: nn.Module) -> nn.Linear:
+    head = cast(PreTrainedModel, unwrapped(model)).get_output_embeddings()
+    if head is None:
+        raise ValueError("`scorer='rds_plus'` needs a language model: this one has no output head.")
+    return cast(nn.Linear, head)
+
+
+def _real_tokens(batch: dict[str, Any], states: Tensor) -> Tensor:
+    """The mask `[B, T]` of the tokens that `states` `[B, T, d]` belong to, without padding."""
+    shape = states.shape[:2]
+    mask = batch.get("attention_mask")
+    if mask is None:
+        mask = torch.ones(shape)
+    elif mask.shape != shape:
+        # an encoder-decoder model: the states belong to the decoder's tokens, the attention mask to the encoder's
+        labels = batch["labels"]
+        mask = labels != IGNORE_INDEX if labels.shape == shape else torch.ones(shape)
+    return mask.to(states.device)
+
+
+def _vectors(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[CheckpointVectors]:
+    hidden = HiddenStateVectors(model)
+    return [CheckpointVectors(hidden, hidden, model)]
+
+
+RDS_PLUS = Scorer(
+    name="rds_plus",
+    title="RDS+",
+    sentence="the position-weighted mean of its last hidden states (a baseline)",
+    vectors=_vectors,
+    forward_only=True,
+)

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from hf_gist.errors import ResumedStepWarning
-from hf_gist.training.schedule import Plan
+from hf_gist.training.steps.plan import StepPlan
 
 
 class GISTSampler(Sampler[int]):
     """Yields the rows of one epoch at a time: the warm-up sample, then passes over the selection.
 
     Args:
-        plan (`Plan`): the layout of the run.
+        plan (`StepPlan`): the layout of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
         excluded (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
 
@@ -24,14 +24,18 @@ class GISTSampler(Sampler[int]):
         ValueError: if all rows are excluded.
     """
 
-    def __init__(self, plan: Plan, seed: int, excluded: Tensor | None = None) -> None:
-        self.plan, self.seed, self.excluded = plan, seed, excluded
+    def __init__(self, plan: StepPlan, seed: int, excluded: Tensor | None = None) -> None:
         if excluded is not None and bool(excluded.all()):
             raise ValueError(
                 "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
             )
-        self.selection: list[int] | None = None
-        self._first_step, self._skipped, self.epoch_end = 0, 0, plan.epoch_end(0)
+        self.plan = plan
+        self.seed = seed
+        self.excluded = excluded
+        self.selection: list[int] = []
+        self.epoch_end = plan.epoch_end(0)
+        self._first_step = 0
+        self._skipped_steps = 0
         self._drawn: tuple[tuple[int, int], list[int]] = ((0, -1), [])
 
     def _permutation(self, size: int, offset: int) -> list[int]:
@@ -63,7 +67,8 @@ class GISTSampler(Sampler[int]):
             skipped_steps (`int`): steps that a resuming `Trainer` will skip at the head of this epoch; they are
                 filled with a row that is never read.
         """
-        self._first_step, self._skipped = step, skipped_steps
+        self._first_step = step
+        self._skipped_steps = skipped_steps
         left = self.plan.epoch_limit - skipped_steps
         if left < 1:
             warnings.warn(
@@ -75,7 +80,7 @@ class GISTSampler(Sampler[int]):
         self.epoch_end = min(self.plan.epoch_end(step), step + max(1, left))
 
     def __iter__(self) -> Iterator[int]:
-        for _ in range(self._skipped * self.plan.samples_per_step):
+        for _ in range(self._skipped_steps * self.plan.samples_per_step):
             yield 0
         for step in range(self._first_step, self.epoch_end):
             yield from self.rows_of_step(step)

@@ -4,8 +4,8 @@ import pytest
 from datasets import Dataset
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
-from hf_gist.training import targets
-from hf_gist.training.targets import prepare_targets
+from hf_gist.training.inputs import prepare_evaluation, prepare_targets
+from hf_gist.training.parts import TrainerParts
 from tests.helpers.tiny import lora_model
 from tests.helpers.words import TEMPLATE, chats, tokenizer
 
@@ -45,9 +45,12 @@ def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only)
     assert sum(rows[i]["source"] == "family2" for i in callback.selection.indices) >= 6
 
 
+def parts_of(run):
+    return TrainerParts(run.args, run.model, run.get_train_dataloader(), None, None, run.processing_class, run)
+
+
 def prepared(callback, run):
-    pool = run.get_train_dataloader().dataset
-    return prepare_targets(callback.target_dataset, run.args, run.processing_class, pool, run.model)
+    return prepare_targets(callback.target_dataset, parts_of(run))
 
 
 @pytest.mark.parametrize("assistant_only", [False, True])
@@ -68,10 +71,9 @@ def test_targets_follow_the_template_that_sft_trainer_trains_with(tmp_path, monk
     rows = chats(24)
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
     run = trainer(tmp_path, callback, rows, plain, assistant_only_loss=True)
-    monkeypatch.setattr(targets, "calling_trainer", lambda: run)
     ours, theirs = prepared(callback, run), run.train_dataset
     assert ours["input_ids"] == theirs["input_ids"] and ours["labels"] == theirs["labels"]
-    held_out = targets.prepare_evaluation({"a": Dataset.from_list(rows)}, run.args, run.processing_class)["a"]
+    held_out = prepare_evaluation({"a": Dataset.from_list(rows)}, parts_of(run))["a"]
     assert held_out["input_ids"] == theirs["input_ids"]
     assert run.processing_class.chat_template == plain and {ids[0] for ids in theirs["input_ids"]} == {15}
 

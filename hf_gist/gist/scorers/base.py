@@ -1,0 +1,119 @@
+"""What every scorer consists of: its vectors, its names, and its limits."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from hf_gist.config.gist import GISTConfig
+from hf_gist.gradients.models import adapter_parameters, assign, whole
+from hf_gist.gradients.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class AdamCheckpoint:
+    """One checkpoint of the warm-up: adapter, Adam state and learning rate.
+
+    Args:
+        learning_rate (`float`): weight of the checkpoint in the sum over checkpoints.
+        moments (`dict`): parameter name to Adam's first and second moment.
+        steps (`int`): optimizer steps that produced the moments.
+        betas (`tuple[float, float]`): Adam's.
+        eps (`float`): Adam's.
+        weights (`dict[str, Tensor]`, *optional*): the adapter; by default the model's current one.
+    """
+
+    learning_rate: float
+    moments: dict[str, tuple[Tensor, Tensor]]
+    steps: int
+    betas: tuple[float, float]
+    eps: float
+    weights: dict[str, Tensor] | None = None
+
+    def update(self, name: str, gradients: Tensor) -> Tensor:
+        """The step direction that Adam would take for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
+
+        This is the step of torch's Adam. The code published with LESS omits the bias correction and adds epsilon
+        under the root, which damps entries far below 1e-4.
+        """
+        first, second = (moment.to(gradients.device).flatten() for moment in self.moments[name])
+        b1, b2 = self.betas
+        step = self.steps + 1
+        mean = (b1 * first + (1 - b1) * gradients) / (1 - b1**step)
+        variance = (b2 * second + (1 - b2) * gradients.square()) / (1 - b2**step)
+        return mean / (variance.sqrt() + self.eps)
+
+
+class ModelVectors(Vectors, Protocol):
+    """[`Vectors`] that know which model they run."""
+
+    model: nn.Module
+
+
+@dataclass(frozen=True)
+class CheckpointVectors:
+    """The vectors of one checkpoint; a row's whole vector is the concatenation over the checkpoints.
+
+    Args:
+        targets (`ModelVectors`): row representation of a target.
+        candidates (`ModelVectors`): row representation of a candidate.
+        model (`nn.Module`): the model whose adapter is exchanged.
+        weights (`dict[str, Tensor]`, *optional*): the adapter of this checkpoint; by default the model's current one.
+    """
+
+    targets: ModelVectors
+    candidates: ModelVectors
+    model: nn.Module
+    weights: dict[str, Tensor] | None = None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """The model with the adapter of this checkpoint; on exit the model has its own adapter again."""
+        if self.weights is None:
+            yield
+            return
+        own = adapter_parameters(self.model)
+        before = {name: whole(parameter).clone() for name, parameter in own.items()}
+        try:
+            for name, parameter in own.items():
+                assign(parameter, self.weights[name])
+            yield
+        finally:
+            for name, parameter in own.items():
+                assign(parameter, before[name])
+
+
+VectorFactory = Callable[[nn.Module, GISTConfig, Sequence[AdamCheckpoint]], list[CheckpointVectors]]
+"""From model, configuration and warm-up checkpoints to the vectors of each checkpoint."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A scorer: how a row is represented and how it may be used.
+
+    Args:
+        name (`str`): value of [`GISTConfig`]'s `scorer`.
+        title (`str`): in tables, figures and cards.
+        sentence (`str`): the row representation in words, for the report and the card.
+        vectors (`VectorFactory`): makes the representations of targets and candidates; raises `ValueError` for a model
+            or configuration that it does not support.
+        in_subspace (`bool`): rows may be compared inside the subspace of the targets, so that `score` applies. Other
+            scorers use the plain cosine.
+        large_basis (`bool`): vectors are as long as the gradient, so that the memory of the basis is planned.
+        unit_directions (`bool`): the mean vector of a target group is normalised.
+        forward_only (`bool`): needs no backward pass.
+        needs_adam (`bool`): needs the Adam state of the warm-up at one or more checkpoints: works with torch's Adam or
+            AdamW only, and neither under DeepSpeed nor for streams.
+    """
+
+    name: str
+    title: str
+    sentence: str
+    vectors: VectorFactory
+    in_subspace: bool = False
+    large_basis: bool = False
+    unit_directions: bool = True
+    forward_only: bool = False
+    needs_adam: bool = False

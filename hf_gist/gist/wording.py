@@ -1,0 +1,63 @@
+"""Titles and sentences for `score`, `scorer` and `strategy`, which the report, the cards and the comparison share."""
+
+from dataclasses import dataclass
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.gist.scorers.table import scorer_of
+
+
+@dataclass(frozen=True)
+class Words:
+    """Words for one value of a setting.
+
+    Args:
+        title (`str`): a name.
+        sentence (`str`): what the value means.
+    """
+
+    title: str
+    sentence: str
+
+
+SCORES = {
+    "subspace_cosine": Words(
+        "subspace cosine", "cosine with the target directions inside their subspace (the paper's score)"
+    ),
+    "cosine": Words("plain cosine", "plain cosine with the target directions"),
+    "grad_norm": Words("gradient norm", "norm of the gradient, a baseline that does not use the targets"),
+}
+STRATEGIES = {
+    "max": Words("best match", "the best match with any target group"),
+    "mean": Words("mean", "the mean over the target groups"),
+    "round_robin": Words("round robin", "each target group picks its best row in turn"),
+    "random": Words("random draw", "a random draw (a baseline without scores)"),
+    "length_matched_random": Words(
+        "length-matched random draw",
+        "a random draw with the answer lengths of the targets (a baseline without scores)",
+    ),
+}
+
+
+def method_title(config: GISTConfig) -> str:
+    """Name of the method that a configuration selects by."""
+    if config.strategy in UNSCORED:
+        return STRATEGIES[config.strategy].title
+    if config.score == "grad_norm":
+        return SCORES[config.score].title
+    return scorer_of(config).title
+
+
+def score_sentence(config: GISTConfig) -> str:
+    """How rows are compared with the targets. Scorers outside the subspace of the targets use the plain cosine."""
+    return SCORES[config.score if scorer_of(config).in_subspace else "cosine"].sentence
+
+
+def rule_sentence(config: GISTConfig) -> str:
+    """How rows are selected: score, row representation and strategy."""
+    strategy = STRATEGIES[config.strategy].sentence
+    if config.strategy in UNSCORED:
+        return strategy
+    score = score_sentence(config)
+    if config.score == "grad_norm":
+        return score
+    return f"{score}; row representation: {scorer_of(config).sentence}; {strategy}"

@@ -1,0 +1,87 @@
+"""How a GAST trainer is set up: checks, its support set, and the source that each of its samples carries."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import datasets
+from transformers import Trainer
+
+from hf_gist.config.gast import GASTConfig
+from hf_gist.gast.checks import check_loss_owner, check_supported, check_unmasked
+from hf_gist.gast.groups import find_groups
+from hf_gist.gast.sources import SourceCollator
+from hf_gist.gast.support import SupportSet
+from hf_gist.gradients.losses import loss_kind
+
+
+SOURCE_KEY = "gast_source"
+"""Where a training batch carries the source of each sample, until `training_step` takes it out."""
+
+
+def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> None:
+    """Check that a trainer's model can be masked and its loss split by sample, before anything is run.
+
+    Args:
+        trainer (`Trainer`): just made.
+        config (`GASTConfig`): of the masks.
+        own_weights (`bool`): whether its class says how much each sample weighs in its loss.
+
+    Raises:
+        ValueError: naming what to change.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    check_supported(trainer.args, trainer.accelerator, model)
+    _, unmasked = find_groups(model, config.group_by, config.outside_blocks)
+    check_unmasked(trainer.accelerator, unmasked, config.support)
+    if not own_weights:
+        check_loss_owner(type(trainer))
+        loss_kind(model)
+
+
+def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> SupportSet:
+    """The support set, with the columns and the format of the trainer's training rows.
+
+    Args:
+        trainer (`Trainer`): stock, or TRL's.
+        dataset: support rows, raw with `SFTTrainer`; `None` for the training set.
+        config (`GASTConfig`): rows in a support batch and their order.
+
+    Raises:
+        ValueError: if the rows have no known length, or there are none.
+    """
+    collator = trainer.data_collator
+    if dataset is None:
+        dataset = trainer.train_dataset
+    elif hasattr(trainer, "_prepare_dataset") and not getattr(trainer, "_skip_prepare_dataset", False):
+        # TRL tokenises what the user passes; the training set has been through this already.
+        formatting = getattr(trainer, "_formatting_func", None)
+        tokenizer = trainer.processing_class
+        dataset = trainer._prepare_dataset(dataset, tokenizer, trainer.args, False, formatting, "support")
+    if isinstance(dataset, datasets.Dataset):
+        dataset = trainer._remove_unused_columns(dataset, description="support")
+    else:
+        collator = trainer._get_collator_with_removed_columns(collator, description="support")
+    return SupportSet(dataset, collator, config.support_batch_size, config.seed)
+
+
+@contextmanager
+def carrying_sources(trainer: Trainer, column: str, names: Sequence[str]) -> Iterator[None]:
+    """While active, the dataloaders that a trainer makes give batches with the source of each sample.
+
+    Args:
+        trainer (`Trainer`): whose collator and columns are exchanged.
+        column (`str`): of the training set.
+        names (`Sequence[str]`): the values of the column.
+    """
+    owner: Any = trainer
+    collator = owner.data_collator
+    owner._set_signature_columns_if_needed()
+    columns = owner._signature_columns
+    try:
+        owner._signature_columns = [*columns, column]
+        owner.data_collator = SourceCollator(collator, column, list(names), SOURCE_KEY)
+        yield
+    finally:
+        owner.data_collator = collator
+        owner._signature_columns = columns

@@ -1,0 +1,244 @@
+"""The state of one `train()` call with GIST: from the warm-up over the swap to the last pass over the selection."""
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from accelerate import PartialState
+from tqdm.auto import tqdm
+from transformers import TrainerState
+
+from hf_gist.config.files import FOLDER
+from hf_gist.config.gist import GISTConfig
+from hf_gist.costs.clock import RunClock
+from hf_gist.costs.ledger import PhaseCost
+from hf_gist.costs.stopwatch import TRAINING, WARMUP
+from hf_gist.data.leaks import excluded_rows
+from hf_gist.data.rows import row_lengths
+from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.budget import rows_in_budget
+from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.scorers.less import adam_checkpoint
+from hf_gist.gist.scoring import measure_and_choose
+from hf_gist.gist.selection import Selection
+from hf_gist.gradients.partial import PARTIAL, PartialScores
+from hf_gist.report import report_at_end, report_training, summary_line, summary_table
+from hf_gist.training.checkpoint import InitialAdapter, checkpoint_folder, load_selection, save_selected
+from hf_gist.training.internals import resize_progress_bars
+from hf_gist.training.parts import TrainerParts
+from hf_gist.training.steps.learning_rate import adjustable, set_length
+from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
+from hf_gist.training.steps.row_check import RowCheck
+from hf_gist.training.steps.sampler import GISTSampler
+from hf_gist.training.tracking import track_selection
+
+
+def expected_rows(config: GISTConfig, pool_size: int) -> int:
+    """Rows that the selection will have; an estimate for a token budget, corrected at the swap."""
+    rows = rows_in_budget(config.budget, config.budget_unit, pool_size)
+    if rows is not None:
+        return rows
+    if isinstance(config.budget, float):
+        return max(1, int(config.budget * pool_size))
+    return max(1, min(pool_size, config.budget // 64))
+
+
+def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int) -> StepPlan:
+    """The layout of a run with so many selected rows.
+
+    Raises:
+        ValueError: if the warm-up or the selection gets no step.
+    """
+    args, loader = parts.args, parts.loader
+    pool_size = len(parts.pool)
+    per_step = loader.total_batch_size * args.gradient_accumulation_steps
+    # those that Trainer does not cut short
+    in_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
+    warmup = warmup_steps_of(config.warmup_ratio, config.warmup_steps, pool_size, per_step, in_epoch)
+    return plan_steps(pool_size, per_step, in_epoch, warmup, selected_rows, args.num_train_epochs, args.max_steps)
+
+
+class GISTRun:
+    """Where one `train()` call stands.
+
+    The constructor changes nothing outside of the run; [`GISTRun.begin`] takes over dataloader and schedule.
+
+    Args:
+        config (`GISTConfig`): of the callback.
+        parts (`TrainerParts`): of the trainer.
+        inputs (`Inputs`): pool, targets and what goes with them, checked.
+        state (`TrainerState`): of the trainer, before the first step or at a checkpoint.
+
+    Raises:
+        ValueError: if nothing would be trained on the selection.
+    """
+
+    def __init__(self, config: GISTConfig, parts: TrainerParts, inputs: Inputs, state: TrainerState) -> None:
+        self.config = config
+        self.parts = parts
+        self.inputs = inputs
+        self.selection: Selection | None = None
+        self.first_step = state.global_step
+        self.clock = RunClock()
+        self.plan = step_plan(config, parts, expected_rows(config, len(inputs.pool)))
+        self.sampler = GISTSampler(self.plan, config.seed, excluded_rows(inputs.leaks, len(inputs.pool), config))
+        self.scheduler = adjustable(parts.args, parts.scheduler, state.max_steps)
+        batches = parts.args.gradient_accumulation_steps
+        self.row_check = RowCheck(parts.model, batches, inputs.pool, parts.collator)
+        self.initial_adapter: InitialAdapter | None = None
+        self._skipped_steps = 0
+
+    @property
+    def folder(self) -> Path:
+        """Where the artifacts are."""
+        return self.parts.output_folder / FOLDER
+
+    # ---- The beginning ----
+
+    def begin(self, state: TrainerState) -> None:
+        """Take over the order of the dataloader and the length of the run; continue from a checkpoint if it is one.
+
+        Raises:
+            ValueError: if the checkpoint is that of another selection.
+        """
+        self.parts.loader.set_sampler(self.sampler)
+        self._apply(self.plan, state)
+        if self.config.after_selection == "restart":
+            self.initial_adapter = InitialAdapter.of(self.parts.model, self.parts.output_folder, state)
+        if state.global_step > 0:
+            self._resume(state)
+
+    def _apply(self, plan: StepPlan, state: TrainerState) -> None:
+        """Make a plan that of the sampler, the trainer's state, the learning rate and the progress bars."""
+        args, before = self.parts.args, state.max_steps
+        self.plan = plan
+        self.sampler.plan = plan
+        state.max_steps = plan.total_steps
+        state.compute_steps(args, state.max_steps)
+        if self.scheduler is not None:
+            set_length(args, self.scheduler, plan, self.config.after_selection == "restart")
+        resize_progress_bars(before, state.max_steps)
+
+    def _resume(self, state: TrainerState) -> None:
+        args = self.parts.args
+        self.clock.restore(checkpoint_folder(self.parts.output_folder, state.global_step))
+        if state.global_step >= self.plan.warmup_steps:
+            self.selection = load_selection(self.parts.output_folder, state.global_step, self.config, self.inputs.pool)
+            self._move_to(self.selection, state)
+        if not args.ignore_data_skip:
+            updates_in_epoch = math.ceil(len(self.parts.loader) / args.gradient_accumulation_steps)
+            self._skipped_steps = state.global_step % updates_in_epoch
+
+    def _move_to(self, selection: Selection, state: TrainerState) -> None:
+        """Let the sampler pass over the selected rows from the next epoch on."""
+        self.sampler.selection = selection.indices
+        self._apply(step_plan(self.config, self.parts, len(selection.indices)), state)
+
+    # ---- Epochs and steps ----
+
+    def start_epoch(self, step: int) -> None:
+        """Tell the sampler at which step an epoch starts."""
+        self.sampler.start_epoch(step, self._skipped_steps)
+        self._skipped_steps = 0
+
+    def ends_inside_a_pass(self, step: int) -> bool:
+        """Whether an epoch that ends at `step` ends in the middle of a pass, as one of a resumed run may."""
+        return self.plan.whole_passes and step != self.plan.epoch_end(step - 1)
+
+    def start_step(self) -> None:
+        """Record the rows of the first step after the swap."""
+        if self.selection is not None:
+            self.row_check.watch()
+
+    def finish_step(self, state: TrainerState) -> None:
+        """Check the rows of the step, and select at the end of the warm-up.
+
+        Raises:
+            RuntimeError: if rows that were not selected reached the model.
+        """
+        step = state.global_step
+        self.row_check.verify(self.sampler.rows_of_step(step - 1))
+        state.epoch = self.plan.epoch(step)
+        if step == self.plan.warmup_steps:
+            self.swap(state)
+
+    # ---- The swap ----
+
+    def swap(self, state: TrainerState) -> None:
+        """Score the pool, select, write the artifacts and move the dataloader to the selected rows."""
+        partial = PartialScores(self.folder / PARTIAL, self.config.save_every, start_over=True)
+        selection = self._select(partial)
+        self.selection = selection
+        if PartialState().is_main_process:
+            selection.save(self.folder)
+            parts = self.parts
+            report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
+        partial.remove()
+        self._move_to(selection, state)
+        if self.initial_adapter is not None:
+            self.initial_adapter.restore(self.parts.model)
+            self.parts.optimizer.state.clear()
+        track_selection(self.parts, state, selection)
+        if state.is_world_process_zero:
+            tqdm.write(summary_line(selection, self.plan.total_steps - self.plan.warmup_steps))
+            tqdm.write(summary_table(selection))
+
+    def _select(self, partial: PartialScores) -> Selection:
+        parts, inputs = self.parts, self.inputs
+        if self.config.scorer == "less":
+            checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
+            inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
+        self.clock.record(WARMUP)
+        warmup = self._cost(WARMUP, range(self.plan.warmup_steps))
+        selection = measure_and_choose(parts.dataset_pass(self.config), inputs, self.config, partial)
+        self.clock.record(None)
+        if len(selection.indices) == len(inputs.pool):
+            warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=5)
+        if selection.costs is None:
+            return selection
+        return dataclasses.replace(selection, costs=selection.costs.with_phase(warmup, first=True))
+
+    def _cost(self, phase: str, steps: Iterable[int]) -> PhaseCost:
+        # numbers, not objects: a long training has millions of them
+        rows = np.fromiter((row for step in steps for row in self.sampler.rows_of_step(step)), dtype=np.int64)
+        return self.clock.cost(phase, self.parts.model, row_lengths(self.inputs.pool), rows)
+
+    # ---- Checkpoints and the end ----
+
+    def save(self, step: int) -> None:
+        """Write into the checkpoint of a step what a resumed run needs; on the process that owns the disk."""
+        folder = checkpoint_folder(self.parts.output_folder, step)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.clock.record(WARMUP if self.selection is None else TRAINING)
+        self.clock.save(folder)
+        if self.selection is not None:
+            save_selected(folder, self.selection)
+
+    def end(self, state: TrainerState) -> None:
+        """Complete the cost ledger, and warn if training ended before a step on selected rows."""
+        self.row_check.close()
+        if self.selection is not None:
+            self._complete_ledger(self.selection, state)
+        seen = self.row_check.done or self.first_step >= state.global_step
+        if self.selection is None or not seen:
+            warnings.warn(
+                f"Training ended at step {state.global_step}, before a step on selected rows was seen: the warm-up alone "
+                f"takes {self.plan.warmup_steps} steps.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
+
+    def _complete_ledger(self, selection: Selection, state: TrainerState) -> None:
+        self.clock.record(TRAINING)
+        if selection.costs is None:
+            return
+        costs = selection.costs.with_phase(self._cost(TRAINING, range(self.plan.warmup_steps, state.global_step)))
+        self.selection = dataclasses.replace(selection, costs=costs)
+        if state.is_world_process_zero:
+            costs.save(self.folder)
+            report_at_end(self.parts.output_folder, self.selection)
+            if not self.parts.args.disable_tqdm:
+                tqdm.write(costs.break_even())

@@ -1,0 +1,183 @@
+"""What a selection inside a Trainer reads: the rows given to the callback, in the format of the trainer's own."""
+
+import copy
+from typing import Any
+
+from accelerate.state import AcceleratorState
+from datasets import Dataset
+from torch.utils.data import BatchSampler
+from transformers import TrainingArguments
+
+from hf_gist.config.gist import GISTConfig
+from hf_gist.data.formats import tokenize
+from hf_gist.data.leaks import find_leaks
+from hf_gist.data.rows import keep_columns, read_column
+from hf_gist.gist.checks import check_dataset, check_distribution, check_inputs, group_columns
+from hf_gist.gist.forecast import forecast_memory
+from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.scorers.less import check_optimizer
+from hf_gist.gradients.models import signature_columns
+from hf_gist.training.parts import TrainerParts
+
+
+def read_inputs(
+    parts: TrainerParts, config: GISTConfig, target_dataset: Any, train_dataset: Any, eval_dataset: Any
+) -> Inputs:
+    """Check what the callback was given against the trainer's rows, and prepare it for scoring.
+
+    Args:
+        parts (`TrainerParts`): of the `train()` call.
+        config (`GISTConfig`): the selection.
+        target_dataset: see [`GISTDataSelectorCallback`].
+        train_dataset: see [`GISTDataSelectorCallback`].
+        eval_dataset: see [`GISTDataSelectorCallback`].
+
+    Raises:
+        ValueError: for anything that cannot be selected from, before any step.
+    """
+    check_trainer(parts, config)
+    pool = parts.pool
+    targets = prepare_targets(target_dataset, parts)
+    columns = _target_columns(parts, config, target_dataset)
+    sources = read_sources(train_dataset, config.source_column, parts.args, pool)
+    check_inputs(parts.model, pool, targets, config, parts.collator)
+    if config.scorer == "less":
+        check_optimizer(parts.optimizer)
+    forecast_memory(parts.dataset_pass(config), len(pool), len(targets), config)
+    evaluation = prepare_evaluation(eval_dataset, parts)
+    leaks = find_leaks(pool, targets, evaluation, parts.tokenizer)
+    return Inputs(pool, targets, columns, sources, leaks)
+
+
+def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
+    """Check that the trainer's dataloader can be taken over.
+
+    Raises:
+        ValueError: naming the argument or the setting that does not allow it.
+    """
+    args = parts.args
+    check_dataset(parts.pool, "train_dataset")
+    if getattr(args, "packing", False) or getattr(args, "padding_free", False):
+        raise ValueError(
+            "`packing` or `padding_free` is on: several examples share one row, and their gradients cannot be told "
+            "apart. Set both to False."
+        )
+    batch_sampler = getattr(parts.loader, "batch_sampler", None)
+    if not isinstance(batch_sampler, BatchSampler) or args.train_sampling_strategy == "batch_rebalance":
+        raise ValueError(
+            f"`train_sampling_strategy={args.train_sampling_strategy!r}` uses a batch sampler whose order cannot be "
+            "replaced; set it to 'random'."
+        )
+    check_distribution(AcceleratorState().distributed_type, config)
+
+
+def _target_columns(parts: TrainerParts, config: GISTConfig, target_dataset: Any) -> dict[str, list[Any]]:
+    columns = group_columns(target_dataset, config)
+    if not parts.args.push_to_hub:
+        return columns
+    # the other columns may be text of the data, and they are written into the folder that is uploaded
+    return {name: values for name, values in columns.items() if name == config.target_group_column}
+
+
+def prepare_targets(targets: Any, parts: TrainerParts) -> Any:
+    """The target rows with the columns that the rows of the train dataset have.
+
+    Args:
+        targets: what the user gave: tokenised rows, or raw ones with `SFTTrainer`.
+        parts (`TrainerParts`): the train dataset, and the model that decides which columns are used.
+
+    Raises:
+        ValueError: for rows that cannot be converted to that format.
+    """
+    check_dataset(targets, "target_dataset")
+    pool = parts.pool
+    used = signature_columns(parts.model)
+    if not isinstance(targets, Dataset):
+        return targets
+    targets = _tokenized(targets, parts, "target_dataset")
+    if not isinstance(pool, Dataset):
+        return keep_columns(targets, used)
+    needed = [name for name in pool.column_names if name in used]
+    missing = [name for name in needed if name not in targets.column_names]
+    if missing:
+        raise ValueError(
+            f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
+            "same function."
+        )
+    return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
+
+
+def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: Any) -> list[str] | None:
+    """The source of every row of the train dataset; `None` without a column.
+
+    Args:
+        rows: the `train_dataset` that the callback was given, with all its columns, or `None`.
+        column (`str`, *optional*): `source_column`.
+        args (`TrainingArguments`): of the trainer.
+        pool: the train dataset as the trainer left it.
+
+    Raises:
+        ValueError: if the column is missing, or the rows are not those of the train dataset.
+    """
+    if column is None:
+        return None
+    if rows is None and not (isinstance(pool, Dataset) and column in pool.column_names):
+        raise ValueError(
+            f"`source_column={column!r}`: Trainer drops the columns that the model does not take. DatasetPass the dataset to "
+            "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
+        )
+    if getattr(args, "shuffle_dataset", False):
+        raise ValueError(
+            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
+            "callback's dataset would be those of other rows. Shuffle the dataset yourself before, and set it to False."
+        )
+    sources = [str(value) for value in read_column(pool if rows is None else rows, column, "source_column")]
+    if len(sources) != len(pool):
+        raise ValueError(
+            f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
+            "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
+        )
+    return sources
+
+
+def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:
+    """Evaluation rows to search the pool for; raw rows as `SFTTrainer` tokenises the pool.
+
+    Raises:
+        ValueError: for rows that cannot be converted to that format.
+    """
+    if isinstance(rows, dict):
+        return {name: prepare_evaluation(part, parts) for name, part in rows.items()}
+    return _tokenized(rows, parts, "eval_dataset") if isinstance(rows, Dataset) else rows
+
+
+def _tokenized(rows: Dataset, parts: TrainerParts, argument: str) -> Dataset:
+    """Raw rows as `SFTTrainer` tokenises them; tokenised rows, and those of other trainers, as they are."""
+    args: Any = parts.args
+    if "input_ids" in rows.column_names or not hasattr(args, "assistant_only_loss"):
+        return rows
+    _check_sft_format(args, rows, argument)
+    tokenizer = parts.processing_class
+    template = getattr(parts.trainer, "chat_template", None)
+    if template is not None:
+        # SFTTrainer trains with a template of its own where the tokenizer's has no generation marks
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = template
+    answers_only = args.assistant_only_loss or (
+        "prompt" in rows.column_names and args.completion_only_loss is not False
+    )
+    return tokenize(rows, tokenizer, args.max_length, argument, answers_only, args.dataset_text_field)
+
+
+def _check_sft_format(args: Any, targets: Dataset, argument: str) -> None:
+    special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
+    if args.truncation_mode != "keep_start":
+        special.append(f"truncation_mode={args.truncation_mode!r}")
+    if args.assistant_only_loss and "prompt" in targets.column_names:
+        special.append("assistant_only_loss with prompt and completion")
+    if special:
+        raise ValueError(
+            f"Raw `{argument}` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
+            "Let SFTTrainer do it (`eval_dataset={'rows': rows}`) and set "
+            f"`callback.{argument} = trainer.eval_dataset['rows']` before `trainer.train()`."
+        )

@@ -1,0 +1,81 @@
+"""What the Trainer hands to a callback, looked up once for each `train()` call."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from torch import nn
+from torch.optim import Optimizer
+from transformers import Trainer, TrainingArguments
+
+from hf_gist.config.gist import GISTConfig
+from hf_gist.data.rows import Collator
+from hf_gist.gradients.passes import DatasetPass
+from hf_gist.training.caller import calling_trainer
+
+
+def output_folder(args: TrainingArguments) -> Path:
+    """The output folder of a trainer, which `TrainingArguments` names itself if the user does not."""
+    return Path(cast(str, args.output_dir))
+
+
+@dataclass(frozen=True)
+class TrainerParts:
+    """The parts of one `train()` call.
+
+    Args:
+        args (`TrainingArguments`): of the trainer.
+        model (`nn.Module`): the model that is trained, without the wrappers of accelerate.
+        loader (`DataLoader`): accelerate's train dataloader.
+        optimizer (`Optimizer`): accelerate's wrapper of the optimizer.
+        scheduler: the learning-rate scheduler, or accelerate's wrapper of it.
+        processing_class (*optional*): tokenizer or processor of the trainer.
+        trainer (`Trainer`, *optional*): the trainer itself; `None` if it is not on the call stack.
+    """
+
+    args: TrainingArguments
+    model: nn.Module
+    loader: Any
+    optimizer: Optimizer
+    scheduler: Any
+    processing_class: Any = None
+    trainer: Trainer | None = None
+
+    @classmethod
+    def of_event(cls, args: TrainingArguments, event: dict[str, Any]) -> "TrainerParts":
+        """The parts in the keyword arguments of `on_train_begin`."""
+        return cls(
+            args,
+            event["model"],
+            event["train_dataloader"],
+            event["optimizer"],
+            event["lr_scheduler"],
+            event.get("processing_class"),
+            calling_trainer(),
+        )
+
+    @property
+    def output_folder(self) -> Path:
+        """The output folder of the trainer."""
+        return output_folder(self.args)
+
+    @property
+    def pool(self) -> Any:
+        """The train dataset as the trainer left it, `N` rows."""
+        return self.loader.dataset
+
+    @property
+    def collator(self) -> Collator:
+        """The collator of the train dataloader."""
+        return self.loader.collate_fn
+
+    @property
+    def tokenizer(self) -> Any:
+        """The collator's tokenizer, or else the trainer's."""
+        return getattr(self.collator, "tokenizer", None) or self.processing_class
+
+    def dataset_pass(self, config: GISTConfig) -> DatasetPass:
+        """How the rows are gone over for scoring."""
+        dtype = "bfloat16" if config.scoring_dtype == "auto" and self.args.bf16 else config.scoring_dtype
+        progress = not self.args.disable_tqdm
+        return DatasetPass(self.model, self.collator, config.scoring_tokens_per_batch, dtype, progress)

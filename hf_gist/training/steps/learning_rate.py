@@ -1,0 +1,91 @@
+"""The learning-rate schedule of a run whose length the callback sets."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from transformers import TrainingArguments, get_scheduler
+
+from hf_gist.training.steps.plan import StepPlan
+
+
+Factor = Callable[[int], float]
+"""Optimizer step to a factor of the learning rate."""
+
+
+def _lambdas(args: TrainingArguments, like: LambdaLR, steps: int) -> list[Factor]:
+    """The learning-rate factors that `Trainer` would use for a run of `steps` steps; empty if they ignore the length."""
+    parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in like.lr_lambdas]
+    scheduler = get_scheduler(
+        args.lr_scheduler_type,
+        # schedules that end at a given rate read the one that they start from
+        optimizer=torch.optim.SGD(parameters, lr=like.optimizer.defaults["lr"]),
+        num_warmup_steps=args.get_warmup_steps(steps),
+        num_training_steps=steps,
+        scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
+    )
+    return scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else []
+
+
+def _then(first: Factor, second: Factor, at: int) -> Factor:
+    return lambda step: first(step) if step < at else second(step - at)
+
+
+def is_trainers_own(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> bool:
+    """Whether the scheduler is the one `Trainer` makes from its arguments for `horizon` steps."""
+    if not isinstance(scheduler, LambdaLR):
+        return False
+    own = _lambdas(args, scheduler, horizon)
+    steps = range(0, horizon + 1, max(1, horizon // 16))
+    return bool(own) and all(
+        math.isclose(a(step), b(step), abs_tol=1e-12)
+        for a, b in zip(own, scheduler.lr_lambdas, strict=True)
+        for step in steps
+    )
+
+
+def adjustable(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> LambdaLR | None:
+    """The scheduler if its length may be changed: `Trainer` made it from its arguments; otherwise `None`, with a warning.
+
+    Args:
+        args (`TrainingArguments`): of the run.
+        scheduler (`LRScheduler`): of the run.
+        horizon (`int`): optimizer steps that it was made for.
+    """
+    if isinstance(scheduler, LambdaLR) and is_trainers_own(args, scheduler, horizon):
+        return scheduler
+    if type(scheduler).__name__ not in ("ReduceLROnPlateau", "GreedyLR"):
+        warnings.warn(
+            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so its "
+            "length was left alone. Build it for the steps that the log names.",
+            stacklevel=4,
+        )
+    return None
+
+
+def set_length(args: TrainingArguments, scheduler: LambdaLR, plan: StepPlan, restart: bool) -> None:
+    """Give a scheduler the horizon of the plan and set the learning rate of the current step.
+
+    Args:
+        args (`TrainingArguments`): of the run.
+        scheduler (`LambdaLR`): the scheduler of the `Trainer`, changed in place.
+        plan (`StepPlan`): the layout of the run.
+        restart (`bool`): one schedule over the warm-up and a fresh one after it, instead of one over both.
+    """
+    if restart:
+        warmup = _lambdas(args, scheduler, plan.warmup_steps)
+        passes = _lambdas(args, scheduler, plan.total_steps - plan.warmup_steps)
+        factors = [_then(a, b, plan.warmup_steps) for a, b in zip(warmup, passes, strict=True)]
+    else:
+        factors = _lambdas(args, scheduler, plan.total_steps)
+    scheduler.lr_lambdas = factors
+    rates = [
+        base * factor(scheduler.last_epoch)
+        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
+    scheduler._last_lr = rates
