@@ -126,7 +126,7 @@ def main():
 
     def tokens(file, name):
         rows = tokenize(load_rows(RowSource(file), name), tokenizer, options.max_length, name)
-        # a row cut before its answer has nothing to learn from
+        # a row truncated before its answer has no label
         return rows.filter(lambda row: any(label != -100 for label in row["labels"][1:])).select_columns(
             ["input_ids", "labels"]
         )

@@ -173,7 +173,7 @@ def test_every_value_of_the_paper_settings_has_its_source():
             assert bare or any(f"{kind}" in line.split("#", 1)[1] for kind in ("paper", "code", "LESS", "ours")), line
 
 
-# ---- What was asked for ----
+# ---- Settings ----
 
 
 def parsed(*flags, **values):
@@ -311,7 +311,7 @@ def test_prompt_and_completion_rows_are_questions_too(trained):
             generation.question_and_answer(bad, 5)
 
 
-# ---- As a user starts it ----
+# ---- By its launch command ----
 
 
 def launch(*command):

@@ -55,7 +55,7 @@ class Labels:
     def __init__(self, choices: list[str]) -> None:
         self.known = {choice.lower(): choice for choice in choices}
         one = "|".join(re.escape(choice) for choice in sorted(choices, key=len, reverse=True))
-        # "A" and "I" are also words: a single letter counts as written, or with a bracket, a stop or the end behind it
+        # "A" and "I" are also words: a single letter counts if its case matches or punctuation follows
         short = all(len(choice) == 1 for choice in choices)
         case = "" if short else "(?i)"
         # "3.14" and "1,000" name no choice, and "I'm" is no "I"
@@ -69,9 +69,9 @@ class Labels:
         ]
 
     def find(self, text: str) -> str | None:
-        """The label that the text names: at the start of its first line, behind "answer is", or in brackets.
+        """The label that the text names: at the start of its first line, after "answer is", or in brackets.
 
-        A model that goes on with questions of its own may answer those too, so the start comes first. `None` if there is
+        A model that continues with its own questions may answer those too, so the start comes first. `None` if there is
         no label.
         """
         first = text.strip().split("\n", 1)[0]
