@@ -1,4 +1,4 @@
-"""Answers of a trained model to the rows of a test file, and how many of them are right."""
+"""Answers of a trained model to the rows of a test file, and their score by a metric."""
 
 import copy
 import json
@@ -22,10 +22,10 @@ METRICS = Path(__file__).parent / "metrics"
 
 
 def load_metric(name: str) -> evaluate.EvaluationModule:
-    """A metric of this folder by its name, or one of your own by the path of its folder; nothing is fetched.
+    """A metric of this folder by its name, or one of your own by the path of its folder; nothing is downloaded.
 
     Raises:
-        ValueError: if there is no such metric, naming those there are.
+        ValueError: if there is no such metric; the message lists the available ones.
     """
     for folder in (METRICS / name, Path(name)):
         if (folder / f"{folder.name}.py").is_file():
@@ -37,10 +37,10 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
 
 
 def question_and_answer(row: dict[str, Any], number: int) -> tuple[Any, str]:
-    """The prompt of a row (text or messages), and the answer that belongs to it.
+    """The prompt of a row (text or messages), and its answer.
 
     Raises:
-        ValueError: naming the row, if it is neither a conversation that ends with an answer nor prompt and completion.
+        ValueError: naming the row, if it has neither `messages` that end with an assistant turn nor `prompt` and `completion`.
     """
     messages, prompt, completion = row.get("messages"), row.get("prompt"), row.get("completion")
     if messages and len(messages) > 1 and messages[-1]["role"] == "assistant":
@@ -54,14 +54,14 @@ def question_and_answer(row: dict[str, Any], number: int) -> tuple[Any, str]:
 
 
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Token ids of a prompt, up to where the answer starts."""
+    """Token ids of a prompt, up to the start of the answer."""
     if isinstance(prompt, str):
         return tokenizer(prompt)["input_ids"]
     return tokenizer.apply_chat_template(prompt, add_generation_prompt=True, return_dict=True)["input_ids"]
 
 
 def _greedy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_new_tokens: int) -> GenerationConfig:
-    """The model's own settings without its sampling; it stops at the tokenizer's end of text too."""
+    """The model's generation settings without sampling; generation also stops at the tokenizer's end of text."""
     config = copy.deepcopy(model.generation_config)
     ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
     config.update(
@@ -76,7 +76,7 @@ def _greedy(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, max_new_
 def generate_answers(
     trainer: Trainer, prompts: Sequence[list[int]], batch_size: int, max_new_tokens: int
 ) -> list[str]:
-    """Greedy answers to all prompts, in their order, on every process; the prompts are shared out over the processes.
+    """Greedy answers to all prompts, in their order, on every process; the prompts are split over the processes.
 
     Args:
         trainer (`Trainer`): with the trained model and its tokenizer.
@@ -98,7 +98,7 @@ def generate_answers(
     ):
         model.eval()
         if accelerator.is_fsdp2:
-            # `generate` enters below the outermost module, whose weights would stay sharded
+            # `generate` bypasses the outermost module's forward, so its weights would stay sharded
             register_fsdp_forward_method(model, "generate")
         greedy = _greedy(model, tokenizer, max_new_tokens)
         for start in range(0, len(mine), batch_size):
@@ -131,14 +131,14 @@ class AnswerTest:
         self.metric, self.max_new_tokens = load_metric(metric), max_new_tokens
         self.answers: list[str] = []
         self.options = {"choices": choices} if choices else {}
-        # a reference that the metric cannot read should show now, not after the training
+        # so that a reference that the metric cannot read raises now, not after the training
         self.metric.compute(predictions=self.references, references=self.references, **self.options)
 
     def prompts(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> list[list[int]]:
         """Token ids of the prompts.
 
         Raises:
-            ValueError: if one of them leaves no room for the answer.
+            ValueError: if one of them and the answer do not fit into the model's positions.
         """
         prompts = [encode_prompt(question, tokenizer) for question in self.questions]
         longest = max(len(prompt) for prompt in prompts)
@@ -157,7 +157,7 @@ class AnswerTest:
         return {f"test_{name}": value for name, value in result.items()} | {"test_samples": len(answers)}
 
     def save(self, folder: str | Path) -> None:
-        """Write the answers beside the references to `test_predictions.jsonl`."""
+        """Write answers and references to `test_predictions.jsonl`."""
         pairs = zip(self.answers, self.references, strict=True)
         lines = [json.dumps({"prediction": a, "reference": b}, ensure_ascii=False) + "\n" for a, b in pairs]
         write(

@@ -58,14 +58,14 @@ class ScriptArguments:
     support_file: str | None = _help("Support rows for GAST; by default the training rows, as in the paper.")
     eval_file: str | None = _help("Evaluation rows: their loss is reported, and GIST never selects them.")
     test_file: str | None = _help("Test rows: the model answers them after the training, and `metric` is reported.")
-    metric: str | None = _help("gsm8k_exact_match, choice_accuracy, or the folder of a metric of yours.")
+    metric: str | None = _help("gsm8k_exact_match, choice_accuracy, or the folder of your own metric.")
     choices: list[str] | None = _help("Labels for choice_accuracy; by default the letters.")
     max_new_tokens: int = _help("Longest answer to a test row, in tokens.", 256)
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that was asked for."""
+    """All settings of the run."""
 
     script: ScriptArguments
     training: SFTConfig
@@ -76,7 +76,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Data:
-    """Everything that was read."""
+    """All rows that were read."""
 
     train: Dataset
     targets: Dataset | None
@@ -86,7 +86,7 @@ class Data:
     test: AnswerTest | None
 
 
-# ---- What was asked for ----
+# ---- Settings ----
 
 
 def _yaml_value(text: str) -> Any:
@@ -109,7 +109,7 @@ def build_parser() -> TrlParser:
             name, text = f"{method}.{one.name}", f"{one.metadata['help']} Default: {one.default}.".replace("%", "%%")
             group.add_argument(f"--{name}", dest=name, type=_yaml_value, default=argparse.SUPPRESS, help=text)
     if not is_torch_bf16_gpu_available():
-        # TRL asks for bf16 unless told otherwise
+        # TRL's default is bf16
         parser.set_defaults_with_config(bf16=False)
     return parser
 
@@ -118,14 +118,14 @@ def read_config(path: str) -> dict[str, Any]:
     """The YAML file, with `gist: {budget: 1}` as `gist.budget: 1`, and `gist: {}` where a method is named at all.
 
     Raises:
-        ValueError: naming the file and what is wrong with it.
+        ValueError: naming the file and the error in it.
     """
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"`--config {path}` holds no mapping of names to values.")
+        raise ValueError(f"`--config {path}` is not a mapping of names to values.")
     for method in METHODS.keys() & values.keys():
         fields = {} if values[method] is None else values[method]
         if not isinstance(fields, dict):
@@ -141,10 +141,10 @@ def _method(name: str, named: bool, given: dict[str, Any]) -> BaseConfig | None:
 
 
 def parse_arguments(argv: Sequence[str] | None = None) -> Run:
-    """The file and the flags as one.
+    """Merge the file and the flags.
 
     Raises:
-        ValueError: naming what is unknown or cannot be.
+        ValueError: for unknown keys and invalid values, by name.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -155,7 +155,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Run:
     parser = build_parser()
     unknown = [item.removeprefix("--") for item in parser.set_defaults_with_config(**values)[::2]]
     if unknown:
-        raise ValueError(f"`--config {path}`: unknown key(s) {', '.join(unknown)}; `--help` lists those there are.")
+        raise ValueError(f"`--config {path}`: unknown key(s) {', '.join(unknown)}; `--help` lists all keys.")
     script, training, model, rest = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     run = Run(script, training, model, *(_method(name, name in named, vars(rest)) for name in METHODS))
     check_arguments(run)
@@ -163,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None = None) -> Run:
 
 
 def check_arguments(run: Run) -> None:
-    """What contradicts itself, or would have no effect.
+    """Check for settings that contradict each other or would have no effect.
 
     Raises:
         ValueError: naming the arguments.
@@ -174,13 +174,13 @@ def check_arguments(run: Run) -> None:
         (run.gist and not has_targets, "GIST needs `target_file` or `target_dataset_name`"),
         (has_targets and not run.gist, "target rows are for GIST, which is off; add `gist:`"),
         (script.support_file and not run.gast, "`support_file` is for GAST, which is off; add `gast:`"),
-        (script.selected_rows and run.gist, "`selected_rows` and `gist:` both choose the rows; take one of them"),
-        (bool(script.test_file) != bool(script.metric), "`test_file` and `metric` need one another"),
+        (script.selected_rows and run.gist, "`selected_rows` and `gist:` both select the rows; use one of them"),
+        (bool(script.test_file) != bool(script.metric), "`test_file` and `metric` must be given together"),
         (
             script.choices and Path(script.metric or "").name != "choice_accuracy",
             "`choices` are for `metric: choice_accuracy`",
         ),
-        ((run.gist or run.gast) and not run.model.use_peft, "GIST and GAST need a LoRA; set `use_peft: true`"),
+        ((run.gist or run.gast) and not run.model.use_peft, "GIST and GAST need LoRA; set `use_peft: true`"),
         (script.max_new_tokens < 1, f"`max_new_tokens` must be at least 1, got {script.max_new_tokens}"),
     ]
     found = [text for wrong, text in problems if wrong]
@@ -192,10 +192,10 @@ def check_arguments(run: Run) -> None:
 
 
 def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[int]:
-    """Row numbers of a selection, whoever made it: another model may have chosen.
+    """Row numbers of a selection, which another model may have made.
 
     Raises:
-        ValueError: if the rows are not those that were scored.
+        ValueError: if the rows are not the scored rows.
     """
     selection = Selection.load(folder)
     known, found = selection.manifest.get("train_dataset", {}).get("sha256"), digest(train_file)
@@ -205,12 +205,14 @@ def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[in
             f"in {train_file or 'the dataset'}, or the same number with other contents. Give the pool of that selection."
         )
     if not (known and found):
-        logger.warning(f"Only the number of rows of {folder} could be compared with the pool: it knows no file.")
+        logger.warning(
+            f"Only the number of rows of {folder} could be compared with the pool: its manifest names no file."
+        )
     return selection.indices
 
 
 def read_data(run: Run) -> Data:
-    """All files, checked as far as they can be without a model."""
+    """Read all files, and check what can be checked without a model."""
     script = run.script
 
     def optional(argument: str) -> Dataset | None:
@@ -253,7 +255,7 @@ def load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 
 def build_trainer(run: Run, data: Data) -> SFTTrainer:
-    """The trainer, with the methods that are on."""
+    """The trainer, with GIST and GAST if they are switched on."""
     training, callback, gast = run.training, None, {}
     training.model_init_kwargs = {
         "revision": run.model.model_revision,
@@ -289,7 +291,7 @@ def held_out(data: Data, tokenizer: PreTrainedTokenizerBase, training: TrainingA
 
 
 def save_recipe(run: Run) -> None:
-    """What was asked for, beside the adapter; the training arguments are in `training_args.bin`."""
+    """Write the settings to `recipe.json` next to the adapter; the training arguments are in `training_args.bin`."""
     parts = {
         name: {key: public_name(value) if isinstance(value, str) else value for key, value in vars(part).items()}
         for name, part in (("script", run.script), ("model", run.model))
@@ -299,7 +301,7 @@ def save_recipe(run: Run) -> None:
 
 
 def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
-    """Train, save, evaluate, push: in this order, so that a failing evaluation loses nothing."""
+    """Train, save, evaluate, push: in this order, so that an error in the evaluation loses nothing."""
     trainer = build_trainer(run, data)
     prompts = data.test.prompts(trainer.processing_class, positions(trainer.model)) if data.test else None
     metrics = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint).metrics
@@ -317,10 +319,10 @@ def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
     try:
         if run.training.push_to_hub:
             name = run.script.dataset_name
-            # a folder of this machine is no dataset that others could load
+            # others cannot load a local folder as a dataset
             trainer.push_to_hub(dataset_name=name if public_name(name) == name else None)
     finally:
-        # after the push, which uploads the whole folder: the test set's answers are nobody's training data
+        # after the push, which uploads the whole folder: answers to the test set should not be published
         if data.test is not None and trainer.is_world_process_zero():
             data.test.save(run.training.output_dir)
     return trainer
@@ -333,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> SFTTrainer:
         `SFTTrainer`: the trainer after its run.
 
     Raises:
-        SystemExit: for what is wrong with the arguments or the files, in one line.
+        SystemExit: for errors in the arguments or the files, with a message of one line.
     """
     try:
         run = parse_arguments(argv)

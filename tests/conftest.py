@@ -1,7 +1,7 @@
 import os
 
 
-# No test may reach for a hub; a model or dataset that is not made in code is a mistake.
+# Tests have no network: models and datasets are made in code.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["WANDB_DISABLED"] = "true"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

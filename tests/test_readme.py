@@ -42,7 +42,7 @@ def test_python_blocks(text, tmp_path, monkeypatch, hub):
     monkeypatch.chdir(tmp_path)
     put_on_the_hub(hub)
     if not torch.cuda.is_available():
-        # SFTConfig asks for bf16 by default, which Trainer refuses on a CPU
+        # SFTConfig asks for bf16 by default, for which Trainer raises an error on a CPU
         monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, bf16=False))
     rows = chats(80)
     names = {
@@ -74,7 +74,7 @@ def stub(folder, name, text):
 
 @pytest.mark.parametrize("text", blocks("bash"))
 def test_bash_blocks(text, tmp_path, hub):
-    """`pip` and `pytest` only note that they were called and the demo is checked by its parser; the rest is real."""
+    """`pip` and `pytest` only record the call, and of the demo only the flags are parsed; all else is run."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name in ("pip", "pytest"):

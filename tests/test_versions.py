@@ -1,4 +1,4 @@
-"""The oldest releases that `setup.cfg` declares are the ones that the second job of `.ci/run` installs."""
+"""The oldest releases that `setup.cfg` declares are the ones that the job `oldest` of `.ci/run` installs."""
 
 import configparser
 

@@ -1,8 +1,8 @@
 """Importance-aware sparse tuning, in the style of IST (Yao et al., 2024, arXiv 2410.11772), as a `TrainerCallback`.
 
 The layer-wise baseline of the GAST paper: in every step only a few layers are updated, drawn by an importance that is
-learnt from what the loss does when the other layers' adapters are turned down. GAST masks samples by layer, IST masks
-layers: the others are frozen for the step, so that the gradient's norm is clipped on what is applied. For one process:
+learned from the change of the loss when the other layers' adapters are scaled down. GAST masks samples by layer, IST masks
+layers: the others are frozen for the step, so that clipping uses the norm of the applied gradient only. For one process:
 DDP expects every parameter to have a gradient.
 
     from ist import ISTCallback
@@ -21,21 +21,21 @@ from hf_gist.gradients.lora import OUTSIDE_BLOCKS, find_tracked
 
 
 class ISTCallback(TrainerCallback):
-    """Updates a few layers in each step, drawn by learnt importance.
+    """Updates a few layers in each step, drawn by learned importance.
 
     Args:
-        probe_rows: a few tokenised rows; the loss on them says what a layer is worth.
+        probe_rows: a few tokenised rows; importance is measured by the loss on them.
         collator (`Callable`): rows to a padded batch.
         layers (`int`): blocks updated in a step.
         probe_every (`int`): optimizer steps between two updates of the importance.
         candidates (`int`): random sets of layers tried in an update.
-        dampening (`float`): factor on the adapters that a candidate set leaves out.
-        learning_rate (`float`): of the importance.
-        seed (`int`): of the draws.
+        dampening (`float`): factor on the adapters of the layers outside of a candidate set.
+        learning_rate (`float`): step size of the importance.
+        seed (`int`): seed of the draws.
 
     Attributes:
         importance (`dict[str, float]`): block to importance, zero at first.
-        drawn (`list[str]`): blocks of the step.
+        drawn (`list[str]`): blocks updated in this step.
     """
 
     def __init__(
@@ -49,9 +49,14 @@ class ISTCallback(TrainerCallback):
         learning_rate: float = 10.0,
         seed: int = 0,
     ) -> None:
-        self.probe_rows, self.collator, self.layers = probe_rows, collator, layers
-        self.probe_every, self.candidates, self.dampening = probe_every, candidates, dampening
-        self.learning_rate, self.generator = learning_rate, torch.Generator().manual_seed(seed)
+        self.probe_rows = probe_rows
+        self.collator = collator
+        self.layers = layers
+        self.probe_every = probe_every
+        self.candidates = candidates
+        self.dampening = dampening
+        self.learning_rate = learning_rate
+        self.generator = torch.Generator().manual_seed(seed)
         self.parameters: dict[str, list[torch.nn.Parameter]] = {}
         self.importance: dict[str, float] = {}
         self.drawn: list[str] = []
@@ -61,7 +66,7 @@ class ISTCallback(TrainerCallback):
     ) -> None:
         """Find the blocks and their parameters."""
         model = kwargs["model"]
-        # a training that an error has ended leaves layers frozen
+        # an earlier training that failed left layers frozen
         self._train_only(list(self.parameters))
         self.parameters = {}
         for tracked in find_tracked(model):
@@ -81,7 +86,7 @@ class ISTCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Learn the importance when it is time, and draw the step's layers."""
+        """Update the importance every `probe_every` steps, and draw the step's layers."""
         if state.global_step and state.global_step % self.probe_every == 0:
             self._learn(kwargs["model"])
         self.drawn = self._draw(self.importance)
@@ -90,7 +95,7 @@ class ISTCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Thaw all layers."""
+        """Unfreeze all layers."""
         self._train_only(list(self.parameters))
 
     def _train_only(self, blocks: list[str]) -> None:
@@ -106,7 +111,7 @@ class ISTCallback(TrainerCallback):
         return [names[i] for i in order.tolist()]
 
     def _learn(self, model: torch.nn.Module) -> None:
-        """Try random sets of layers with the others turned down; the reward is `exp(-loss)`."""
+        """Try random sets of layers with the others scaled down; the reward is `exp(-loss)`."""
         tried = []
         for _ in range(self.candidates):
             kept = self._draw(dict.fromkeys(self.parameters, 0.0))

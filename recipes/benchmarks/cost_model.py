@@ -1,9 +1,9 @@
-"""What a selection costs, on paper: operations, seconds, memory and storage from the shape of the model and the data.
+"""Theoretical cost of a selection: operations, seconds, memory and storage from the shape of the model and the data.
 
     python recipes/benchmarks/cost_model.py --rows 10_000_000 --gpus 64
     python recipes/benchmarks/cost_model.py --check scoring.json
 
-`--check` compares the model with what `scoring.py` measured. The formulas are in `README.md` beside this file.
+`--check` compares the model with what `scoring.py` measured. The formulas are in `README.md` in this folder.
 """
 
 import argparse
@@ -53,7 +53,7 @@ def floor_operations(shape: Shape, tokens: float, labelled: float) -> float:
 
 
 def extra_operations(shape: Shape, tokens: float, rank: int) -> float:
-    """What scoring adds to a row: its gradient, the norm, and the projection."""
+    """Operations that scoring adds to a row: its gradient, the norm, and the projection."""
     return 2 * shape.trainable * (tokens + 1 + rank)
 
 
@@ -66,7 +66,7 @@ def share_of_floor(shape: Shape, tokens: float, labelled: float, rank: int) -> f
 def bytes_needed(shape: Shape, rows: int, rank: int) -> dict[str, int]:
     """Memory and storage beyond the model and its activations."""
     return {
-        "basis on every device, in the place of the target gradients": 4 * shape.trainable * rank,
+        "basis on every device, overwriting the target gradients": 4 * shape.trainable * rank,
         "coordinates, norms and counts": rows * (4 * rank + 20),
     }
 
@@ -85,7 +85,7 @@ def forecast(options: argparse.Namespace) -> str:
         "scoring": options.rows * per_row / speed,
     }
     lines = [
-        f"D = {shape.trainable / 1e6:.0f} M, {per_row / 1e12:.2f} TFLOP a row",
+        f"D = {shape.trainable / 1e6:.0f} M, {per_row / 1e12:.2f} TFLOP per row",
         "",
         "| part | time |",
         "|---|---|",
@@ -114,18 +114,16 @@ def check(path: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", metavar="JSON", help="what scoring.py wrote")
+    parser.add_argument("--check", metavar="JSON", help="output file of scoring.py")
     for name, default, text in [
-        ("rows", 10_000_000, "candidates"), ("tokens", 180, "of a row"), ("targets", 64, "target rows, the rank at most"),
+        ("rows", 10_000_000, "candidates"), ("tokens", 180, "tokens per row"), ("targets", 64, "target rows, the largest possible rank"),
         ("gpus", 64, "devices"), ("hidden", 4096, "of the model"), ("layers", 32, "of the model"),
         ("vocabulary", 32000, "of the model"), ("intermediate", 11008, "of the model"), ("lora_rank", 128, "of LoRA"),
     ]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
-    parser.add_argument("--labelled", type=float, default=0.5, help="share of the tokens that carry a label")
+    parser.add_argument("--labelled", type=float, default=0.5, help="share of the tokens that have a label")
     parser.add_argument("--warmup_ratio", type=float, default=0.05, help="share of the pool in the warm-up")
-    parser.add_argument(
-        "--flops", type=float, default=4e14, help="operations a second a device reaches (an assumption)"
-    )
+    parser.add_argument("--flops", type=float, default=4e14, help="operations per second and device (an assumption)")
     parser.add_argument("--flops_fp64", type=float, default=3e13, help="the same in double precision, one device")
     options = parser.parse_args()
     print(check(options.check) if options.check else forecast(options))

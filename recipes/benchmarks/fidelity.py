@@ -1,10 +1,10 @@
-"""What the cheaper scorings cost in agreement: `sketch_dim`, `score_layers`, `prefilter` and bf16 against exact scores.
+"""Agreement of the cheaper scorings with exact scores: `sketch_dim`, `score_layers`, `prefilter` and bf16.
 
     python recipes/benchmarks/fidelity.py --model_name_or_path MODEL --adapter_name_or_path ADAPTER \
         --train_file pool.jsonl --target_file targets.jsonl --rows 3000 --sketch_dims 1344 5376 21504 --score_layers 1 2 3
 
 Spearman's correlation of the scores (cosine in the subspace, plain cosine), share of the same rows in the top 5 %, and
-processor time as a share of the exact scoring's, on random rows of the pool. All in one process, one after the other.
+processor time as a share of the exact scoring's, on random rows of the pool. All run in one process, in sequence.
 """
 
 import argparse
@@ -90,9 +90,7 @@ def main():
             }
         )
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    print(
-        "| scoring | values of a gradient | smaller by | Spearman (subspace, plain) | same top 5 % | processor time |"
-    )
+    print("| scoring | gradient values | smaller by | Spearman (subspace, plain) | same top 5 % | processor time |")
     print("|---|---|---|---|---|---|")
     for row in results:
         agreement = ", ".join(f"{value:.4f}" for value in row["spearman"].values())

@@ -1,11 +1,11 @@
-"""Does masking samples by layer help? Plain LoRA, `random`, `stochastic`, `topk` and IST, several seeds, same steps.
+"""Test losses of plain LoRA, the GAST modes `random`, `stochastic`, `topk`, and IST, with several seeds and the same steps.
 
     python recipes/benchmarks/gast_quality.py --model_name_or_path MODEL --train_file pool.jsonl \
         --test arc=test_arc.jsonl gsm8k=test_gsm8k.jsonl --target arc=target_arc.jsonl gsm8k=target_gsm8k.jsonl \
         --output gast_quality.json
 
-Every run of a seed starts from the same adapter and sees the same batches. `--target NAME=FILE` adds a stochastic run
-whose support set is that file. The number is the mean over test rows of each row's mean token loss.
+All runs of a seed start from the same adapter and have the same batches. `--target NAME=FILE` adds a stochastic run
+whose support set is that file. The loss is the mean over test rows of each row's mean token loss.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def parse():
     parser.add_argument("--train_file", required=True)
     parser.add_argument("--test", nargs="+", required=True, metavar="NAME=FILE")
     parser.add_argument("--target", nargs="*", metavar="NAME=FILE", help="support sets")
-    parser.add_argument("--methods", nargs="+", help="of the table's; all if left out")
+    parser.add_argument("--methods", nargs="+", help="methods of the table to run; default: all")
     parser.add_argument("--output", help="JSON file to write")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=40)
@@ -126,7 +126,7 @@ def main():
 
     def tokens(file, name):
         rows = tokenize(load_rows(RowSource(file), name), tokenizer, options.max_length, name)
-        # a row cut before its answer has nothing to learn from
+        # a row truncated before its answer has no label
         return rows.filter(lambda row: any(label != -100 for label in row["labels"][1:])).select_columns(
             ["input_ids", "labels"]
         )

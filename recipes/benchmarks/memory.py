@@ -1,4 +1,4 @@
-"""Peak memory of a call, by the allocator: what it holds at most beyond what was there before."""
+"""Peak memory of a call as counted by the allocator: the maximum minus what was allocated before."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 
 
 def peak_bytes(function: Callable[[], Any], device: str) -> int:
-    """Largest number of bytes that `function` holds at a time, on `device`."""
+    """Largest number of bytes that `function` has allocated at a time on `device` (`cpu` or `cuda`)."""
     if device == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()

@@ -42,7 +42,7 @@ class Browser:
         self._in, from_browser = os.pipe()
 
         def as_three_and_four() -> None:
-            # where the browser reads commands and answers; copied out of the way first, for they may be each other
+            # where the browser reads commands and answers; duplicated first, because their numbers may overlap
             for number, descriptor in enumerate(
                 [fcntl.fcntl(d, fcntl.F_DUPFD, 10) for d in (to_browser, from_browser)]
             ):
@@ -91,7 +91,7 @@ class Browser:
         return json.loads(line)
 
     def open(self, path: Path, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
-        """Load a page at a width and in a colour scheme, and wait until it is there."""
+        """Load a page at a width and in a colour scheme, and wait until it is loaded."""
         self("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         self("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
         self.events.clear()

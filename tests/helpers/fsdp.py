@@ -15,7 +15,7 @@ FSDP2 = {
 
 
 class ShardsOnCPU:
-    """For a Trainer: accelerate shards on accelerators only; everything behind that decision works with gloo as well."""
+    """For a Trainer: accelerate shards on accelerators only; the rest works with gloo too."""
 
     def create_accelerator_and_postprocess(self):
         super().create_accelerator_and_postprocess()

@@ -120,7 +120,7 @@ def label_counts(batch, name):
 def reference_gradients(
     model, name, batches, support_data, config, *, items=None, first_batch=0, rank=0, own_loss=None, loss_scale=1.0
 ):
-    """The gradients of one optimizer step by the slow, obvious way; also the masks and the alignments.
+    """The gradients of one optimizer step from a loop over samples; also the masks and the alignments.
 
     `items`: the number that token sums are divided by; without it each batch's loss is a mean over its samples or
     tokens, divided by the number of batches.

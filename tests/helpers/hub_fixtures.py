@@ -1,4 +1,4 @@
-"""The stand-in as a fixture."""
+"""The local Hub server as a fixture."""
 
 import pytest
 import transformers.utils.hub
@@ -10,14 +10,14 @@ from tests.helpers.hub_server import StandIn
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """A stand-in for the Hub that all clients of this process talk to."""
+    """A local server in place of the Hub, for all clients of this process."""
     server = StandIn()
     monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
     template = server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub_cache"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    # transformers keeps a client of its own; older ones use that of huggingface_hub
+    # transformers has its own client; older versions use the one of huggingface_hub
     monkeypatch.setattr(transformers.utils.hub, "_hf_api", None, raising=False)
     monkeypatch.setattr(hf_api.api, "endpoint", server.endpoint)
     monkeypatch.setenv("HF_TOKEN", "hf_secret")

@@ -39,14 +39,14 @@ def selection(sources: list[str] | None = None, manifest: dict | None = None, ro
 
 
 def pool(rows: int = 20) -> Dataset:
-    """The rows that go with it."""
+    """The pool of that selection."""
     return Dataset.from_list(
         [{"messages": [{"role": "user", "content": f"question {i}"}], "source": f"s{i % 2}"} for i in range(rows)]
     )
 
 
 def select_folder(folder: Path, **more) -> Path:
-    """What `hf-gist select` leaves, in small."""
+    """A small output folder of `hf-gist select`."""
     made = selection(["a"] * 15 + ["b"] * 5, **more)
     made.save(folder)
     (folder / "warmup_adapter").mkdir()

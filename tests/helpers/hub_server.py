@@ -1,4 +1,4 @@
-"""A stand-in for the Hub's HTTP endpoints: repositories made, folders committed, files resolved. On this machine only."""
+"""A local HTTP server with the Hub's endpoints to create repositories, commit folders and resolve files."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What a pass keeps for its backward."""
+"""The inputs that a forward pass saves for its backward."""
 
 from unittest.mock import patch
 
@@ -6,7 +6,7 @@ from hf_gist.functional.per_sample import TrackedLinear
 
 
 class InputsKept:
-    """While active, notes the input that each `A` matrix keeps for the backward pass."""
+    """While active, records the input that each `A` matrix saves for the backward pass."""
 
     def __init__(self):
         self.tensors = {}

@@ -22,7 +22,7 @@ HOSTILE = (
 )
 
 STORABLE = [name.replace("\ud800", "") for name in HOSTILE]
-"""Names for a table: Parquet is UTF-8, so a lone surrogate never gets as far."""
+"""Names for a table: Parquet is UTF-8, so it cannot contain a lone surrogate."""
 
 VOID = {"meta", "link", "br", "img", "hr", "input"}
 

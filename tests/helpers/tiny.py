@@ -1,4 +1,4 @@
-"""Tiny models from configs and small token datasets, for tests without a network. All tests take their models from here."""
+"""Tiny models from configs and small token datasets, for tests without a network."""
 
 import random
 

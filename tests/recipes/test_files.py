@@ -1,4 +1,4 @@
-"""The scripts of the recipes start; the layer-wise baseline does what it says."""
+"""The scripts of the recipes start; the layer-wise baseline updates the drawn layers."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_ist_updates_only_the_layers_it_drew_and_learns_their_importance(tmp_pat
     ).train()
     assert len(changed) == 5 and all(moved == drawn and len(drawn) == 2 for moved, drawn in changed)
     assert len({tuple(sorted(drawn)) for _, drawn in changed}) > 1
-    # what is clipped is what is applied
+    # clipping uses the norm of the applied gradients
     torch.testing.assert_close(torch.stack(norms), torch.full((5,), 1e-3), rtol=0.01, atol=0)
     assert all(p.requires_grad for n, p in model.named_parameters() if "lora_" in n)
     assert any(ist.importance.values()) and abs(sum(ist.importance.values())) < 1e-6

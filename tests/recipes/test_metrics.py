@@ -1,4 +1,4 @@
-"""The metrics of the recipes, loaded by `evaluate` from their folders, on cases worked out by hand."""
+"""The metrics of the recipes, loaded by `evaluate` from their folders, on cases solved by hand."""
 
 import socket
 
@@ -51,10 +51,10 @@ def choice():
         ("15%", "#### 15", True),
         ("we have 2, 3 and 4", "#### 4", True),
         ("1,2,3", "#### 3", True),
-        # the answer stands behind the first mark; what follows is another question
+        # the answer follows the first mark; then another question follows
         ("#### 7\nQuestion: what is 2 + 2?\n#### 4", "#### 7", True),
         ("#### 7 apples of 9", "#### 7", True),
-        # no number behind the mark: the last number of the text
+        # no number after the mark: the last number of the text
         ("it is 7 ####", "#### 7", True),
         ("I do not know", "#### 7", False),
         ("", "#### 0", False),
@@ -90,11 +90,11 @@ def test_a_share_of_several_and_a_reference_without_a_number(gsm8k):
         ("Paris", "(B) Paris", True),
         ("paris.", "B) Paris", True),
         ("London", "(B) Paris", False),
-        # a model that goes on with questions of its own
+        # a model that continues with its own questions
         ("A\n\nQuestion: Which planet?\nAnswer: B", "A", True),
         ("(A)\nuser: next?\nassistant: the answer is (B)", "A", True),
         ("I'm not sure, (B)", "B", True),
-        # articles and pronouns are no choices
+        # articles and pronouns are not choices
         ("A dog is an animal.", "A", False),
         ("I do not know", "I", False),
         ("", "A", False),

@@ -173,7 +173,7 @@ def test_every_value_of_the_paper_settings_has_its_source():
             assert bare or any(f"{kind}" in line.split("#", 1)[1] for kind in ("paper", "code", "LESS", "ours")), line
 
 
-# ---- What was asked for ----
+# ---- Settings ----
 
 
 def parsed(*flags, **values):
@@ -214,8 +214,8 @@ GIST = {"gist": {"budget": 4}, "target_file": "targets.jsonl", "use_peft": True}
         ({"target_file": "targets.jsonl"}, (), "target rows are for GIST, which is off"),
         ({"support_file": "targets.jsonl"}, (), "`support_file` is for GAST, which is off"),
         (GIST | {"use_peft": False}, (), "set `use_peft: true`"),
-        (GIST | {"selected_rows": "selection"}, (), "both choose the rows"),
-        ({"test_file": "test.jsonl"}, (), "`test_file` and `metric` need one another"),
+        (GIST | {"selected_rows": "selection"}, (), "both select the rows"),
+        ({"test_file": "test.jsonl"}, (), "`test_file` and `metric` must be given together"),
         ({"test_file": "test.jsonl", "metric": "bleu"}, (), "`metric: bleu` is neither"),
         ({"test_file": "text.jsonl", "metric": "gsm8k_exact_match"}, (), "Row 0 of `test_file` has no question"),
         ({"test_file": "test.jsonl", "metric": "choice_accuracy"}, (), "Reference 0 names none of the choices"),
@@ -311,7 +311,7 @@ def test_prompt_and_completion_rows_are_questions_too(trained):
             generation.question_and_answer(bad, 5)
 
 
-# ---- As a user starts it ----
+# ---- By its launch command ----
 
 
 def launch(*command):

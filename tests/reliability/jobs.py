@@ -3,7 +3,7 @@
     python -m tests.reliability.jobs {scoring,training} FOLDER KILLS SEED
 
 Children are forked, so that a kill costs milliseconds and not the imports; each is killed with SIGKILL at a random
-moment. The last line of the output is JSON: kills, starts, and what the finished job says of itself.
+moment. The last line of the output is JSON: kills, starts, and the results of the finished jobs.
 """
 
 import json
@@ -29,7 +29,7 @@ POOL, TARGETS = token_rows(90, seed=1), token_rows(5, seed=2)
 
 
 class SlowCollator(PaddingCollator):
-    """Takes long enough for a kill to hit every phase."""
+    """Slow enough that a kill can hit every phase."""
 
     def __call__(self, rows):
         time.sleep(0.004)
@@ -42,7 +42,7 @@ def rows_in_shards(folder: Path) -> list[int]:
 
 
 def scoring(folder: Path) -> dict:
-    """One `select()` with a save after every second batch; says which rows the shards held at the end."""
+    """One `select()` with a save after every second batch; returns the rows in the shards at the end, and the selection."""
     held: list[int] = []
     remove = PartialScores.remove
     PartialScores.remove = lambda self: (held.extend(rows_in_shards(self.folder)), remove(self))
@@ -55,7 +55,7 @@ def scoring(folder: Path) -> dict:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint that Trainer finished."""
+    """The newest complete checkpoint; deletes incomplete ones."""
     whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").exists()]
     for path in folder.glob("checkpoint-*"):
         if path not in whole:
@@ -64,7 +64,7 @@ def last_checkpoint(folder: Path) -> str | None:
 
 
 def training(folder: Path, after_selection: str = "restart") -> dict:
-    """A training with the callback that goes on from its last checkpoint; says its losses and selection."""
+    """A training with the callback that resumes from its last checkpoint; returns its losses, selection and weights."""
     config = GISTConfig(
         budget=16, warmup_ratio=0.2, scoring_tokens_per_batch=64, save_every=2, after_selection=after_selection
     )
@@ -87,7 +87,7 @@ JOBS = {"scoring": scoring, "training": training}
 
 
 def start(job: str, folder: Path) -> int:
-    """Fork a child that runs the job and leaves what it says in `done.json`."""
+    """Fork a child that runs the job and writes its result to `done.json`."""
     child = os.fork()
     if child:
         return child
@@ -104,8 +104,10 @@ def start(job: str, folder: Path) -> int:
 
 
 def run(job: str, folder: Path, kills: int, seed: int) -> dict:
-    """Start the job until it has finished, killing it at random moments; starts over when it finishes too early."""
-    rng, killed, starts, finished = random.Random(seed), 0, 0, []
+    """Start the job until it has finished, killing it at random moments; starts again if it finishes before all kills."""
+    rng = random.Random(seed)
+    killed = starts = 0
+    finished: list[dict] = []
     whole = time.monotonic()
     while True:
         starts += 1

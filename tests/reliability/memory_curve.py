@@ -1,6 +1,6 @@
 """Peak anonymous memory of one `select()` over a memory-mapped pool. Usage: `ROWS FOLDER`; prints bytes.
 
-Anonymous memory, because the pages of a mapped file are the system's to drop.
+Anonymous memory, because the system can drop the pages of a mapped file.
 """
 
 import sys
@@ -18,20 +18,20 @@ from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_ro
 
 
 def anonymous_bytes() -> int:
-    """What the process holds that is no file."""
+    """Memory of the process that is not backed by a file."""
     text = Path("/proc/self/status").read_text()
     return int(next(line for line in text.splitlines() if line.startswith("RssAnon")).split()[1]) * 1024
 
 
 class Peak(threading.Thread):
-    """Looks every few milliseconds."""
+    """Samples the memory every few milliseconds."""
 
     def __init__(self) -> None:
         super().__init__(daemon=True)
         self.bytes, self.running = 0, True
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Sample until `running` is false."""
         while self.running:
             self.bytes = max(self.bytes, anonymous_bytes())
             time.sleep(0.005)

@@ -1,4 +1,4 @@
-"""Full disks, damaged and hostile files, and code that nobody asked to run."""
+"""Full disks, damaged and hostile files, and code that must not run."""
 
 import ast
 import json

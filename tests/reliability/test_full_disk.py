@@ -1,4 +1,4 @@
-"""A disk that is really full: a small filesystem of its own, with a little more room at every attempt."""
+"""A full disk: a small mounted filesystem, with slightly more space at every attempt."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def disk(tmp_path):
 
 
 def whole_files(folder: Path) -> set[Path]:
-    """All files in a folder, each of which must be there whole and under its final name."""
+    """All files in a folder, each of which must be complete and under its final name."""
     files = {path for path in folder.rglob("*") if path.is_file()}
     for path in files:
         assert path.suffix in READERS, f"{path} was left behind"
@@ -93,7 +93,7 @@ def test_scoring_goes_on_with_every_page_that_is_freed(disk, tmp_path, monkeypat
             assert len(names) == 1, error
             failed.append(Path(names[0]).name.split("-")[0])
         left = whole_files(out)
-        # what was finished is still there, and the next attempt goes on behind it
+        # the finished part is kept, and the next attempt resumes after it
         assert finished <= left
         finished, pages = left, 1 if left > finished else pages + 1
     order = ["key.json", "targets.safetensors", "stage0", "scores.parquet", "coordinates.safetensors", "manifest.json"]

@@ -1,4 +1,4 @@
-"""Memory over the size of the pool: nothing but coordinates and a few numbers a row may grow."""
+"""Memory as a function of pool size: only the coordinates and a few numbers per row may grow."""
 
 import os
 import subprocess
@@ -29,5 +29,5 @@ def test_memory_grows_with_the_coordinates_only(tmp_path):
     small, few, _ = measured(10_000, tmp_path / "small")
     large, many, _ = measured(100_000, tmp_path / "large")
     print(f"peak beyond the model: {small / 2**20:.0f} MiB for 10,000 rows, {large / 2**20:.0f} MiB for 100,000")
-    # the choice holds a second copy of the coordinates, without the rows that cannot be scored
+    # the choice has a second copy of the coordinates, without the rows that cannot be scored
     assert large - small < 2 * (many - few) + 90_000 * BYTES_A_ROW

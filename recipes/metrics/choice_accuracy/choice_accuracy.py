@@ -8,18 +8,18 @@ import evaluate
 
 _DESCRIPTION = """
 Share of predictions that name the choice of the reference. A choice is named by its label, as in `B`, `(B)`, `B.`,
-`B) Paris`, `The answer is B`, or by the very text behind the label in the reference. Labels are the letters A to Z
+`B) Paris`, `The answer is B`, or by exactly the text that follows the label in the reference. Labels are the letters A to Z
 unless `choices` are given (`["answer1", "answer2"]`, `["true", "false"]`).
 """
 
 _KWARGS_DESCRIPTION = """
 Args:
     predictions (`list[str]`): generated answers.
-    references (`list[str]`): right answers.
+    references (`list[str]`): correct answers.
     choices (`list[str]`, *optional*): the labels, by default the letters A to Z.
 
 Returns:
-    `dict`: `accuracy`, the share in [0, 1], and `no_choice`, the share of predictions that name no choice at all.
+    `dict`: `accuracy`, the share in [0, 1], and `no_choice`, the share of predictions that name no choice.
 
 Raises:
     ValueError: if a reference names none of the choices, naming its row.
@@ -55,7 +55,7 @@ class Labels:
     def __init__(self, choices: list[str]) -> None:
         self.known = {choice.lower(): choice for choice in choices}
         one = "|".join(re.escape(choice) for choice in sorted(choices, key=len, reverse=True))
-        # "A" and "I" are also words: a single letter counts as written, or with a bracket, a stop or the end behind it
+        # "A" and "I" are also words: a single letter counts if its case matches or punctuation follows
         short = all(len(choice) == 1 for choice in choices)
         case = "" if short else "(?i)"
         # "3.14" and "1,000" name no choice, and "I'm" is no "I"
@@ -69,9 +69,9 @@ class Labels:
         ]
 
     def find(self, text: str) -> str | None:
-        """The label that the text names: at the start of its first line, behind "answer is", or in brackets.
+        """The label that the text names: at the start of its first line, after "answer is", or in brackets.
 
-        A model that goes on with questions of its own may answer those too, so the start comes first. `None` if there is
+        A model that continues with its own questions may answer those too, so the start comes first. `None` if there is
         no label.
         """
         first = text.strip().split("\n", 1)[0]

@@ -8,9 +8,9 @@ import evaluate
 
 
 _DESCRIPTION = """
-Share of predictions whose final number equals that of the reference. The final number is the one behind `####`; where
-there is none, the last number of the text. `$`, thousands separators and a final full stop are no part of a number, and
-numbers are compared by value: `1,000`, `$1000` and `1000.00` are the same.
+Share of predictions whose final number equals that of the reference. The final number is the one after `####`; without
+one, the last number of the text. `$`, thousands separators and a final full stop are ignored, and numbers are compared by
+value: `1,000`, `$1000` and `1000.00` are the same.
 """
 
 _KWARGS_DESCRIPTION = """
@@ -41,7 +41,7 @@ _CITATION = """
 }
 """
 
-# A minus right behind a word, a number or a bracket subtracts. Commas only group thousands.
+# A minus directly after a word, a number or a bracket is a subtraction. Commas only group thousands.
 _NUMBER = re.compile(
     r"(?P<sign>(?<![\w)\].])[-\u2212]\s?)?\$?(?P<value>\d{1,3}(?:,\d{3})+(?!\d)(?:\.\d+)?|\d+(?:\.\d+)?|\.\d+)"
 )
@@ -54,9 +54,9 @@ def _value(match: re.Match) -> Decimal:
 
 
 def final_number(text: str) -> Decimal | None:
-    """The number behind the first `####`, or else the last number of the text; `None` if it has none."""
+    """The number after the first `####`, or else the last number of the text; `None` if it has none."""
     if _MARK in text:
-        # what a model goes on to write after its answer is no part of it
+        # text that the model writes after its answer is ignored
         line = text.split(_MARK, 1)[1].strip().split("\n", 1)[0]
         marked = _NUMBER.search(line.replace("$-", "-$"))
         if marked is not None:
