@@ -1,4 +1,4 @@
-"""What to report about the masks of a batch."""
+"""Statistics of the masks, for the training log."""
 
 from dataclasses import dataclass
 

@@ -47,7 +47,7 @@ def support_rows(seed: int, size: int, start: int, count: int) -> list[int]:
         seed (`int`): seed of the run.
         size (`int`): number of rows of the support set.
         start (`int`): rows taken before.
-        count (`int`): rows to take; they may run over into the next permutation.
+        count (`int`): rows to take; they may extend into the next permutation.
 
     Returns:
         `list[int]`: `count` row indices.
@@ -57,7 +57,8 @@ def support_rows(seed: int, size: int, start: int, count: int) -> list[int]:
     while len(rows) < count:
         order = torch.randperm(size, generator=generator_for("support", seed, epoch))
         rows += order[offset : offset + count - len(rows)].tolist()
-        epoch, offset = epoch + 1, 0
+        epoch += 1
+        offset = 0
     return rows
 
 
@@ -82,7 +83,7 @@ def standardise(alignments: Tensor, valid: Tensor) -> Tensor:
     """
     weights = valid.to(alignments.dtype)
     count = weights.sum().clamp(min=1)
-    # The largest value goes out first: squares of loss-scaled half-precision gradients overflow.
+    # Divided by the largest value first: squares of loss-scaled half-precision gradients overflow.
     alignments = alignments * weights
     alignments = alignments / alignments.abs().amax().clamp(min=torch.finfo(alignments.dtype).tiny)
     centred = (alignments - alignments.sum() / count) * weights
@@ -109,7 +110,7 @@ def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: s
     """The samples that may update one group.
 
     The `K` largest of log-probability plus Gumbel noise are distributed as `K` draws without replacement from the
-    softmax, each from what the earlier ones left over. No value has to leave the device for it.
+    softmax, each from the samples that remain. No value is copied to the CPU.
 
     Args:
         alignments (`Tensor`): `[B]` float32, `<g_i, s>` of each sample.
@@ -121,12 +122,12 @@ def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: s
 
     Returns:
         `Tensor`: `[B]` bool with at most `K` true. Everything is kept when an alignment is not finite, so that the
-        overflow reaches the gradient and whatever looks for it there, such as a gradient scaler.
+        overflow reaches the gradient, where a gradient scaler detects it.
     """
     if mode == "all":
         return valid.clone()
     if mode == "topk":
-        # Without any difference between the samples the order of the batch must not decide.
+        # If all samples are equal, the order of the batch must not decide.
         keys = torch.where(standardise(alignments, valid).any(), alignments, noise)
     else:
         keys = sampling_logits(alignments, valid, mode, temperature) + noise

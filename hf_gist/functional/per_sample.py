@@ -1,11 +1,12 @@
 """Per-sample gradients of linear maps, from one forward and one backward of the whole batch.
 
 For a linear map `y = a Wᵀ + b` with input `a` `[B, T, i]` and output gradient `d` `[B, T, o]`, the gradient of sample
-`b` with respect to `W` is `d_bᵀ a_b` `[o, i]`. The two autograd Functions here put themselves between a module and the
-rest of the graph, hand `(a, d)` to a sink in the backward pass, and leave the parameters without a gradient.
+`b` with respect to `W` is `d_bᵀ a_b` `[o, i]`. The two autograd Functions here replace the output of a module, pass
+`(a, d)` to a sink in the backward pass, and give the parameters no gradient.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,13 +24,13 @@ class TrackedLinear(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, a: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, sink: Sink) -> Tensor:
+    def forward(ctx: Any, a: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, sink: Sink) -> Tensor:
         ctx.save_for_backward(a, weight)
         ctx.sink = sink
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, d: Tensor):
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, None, None, None, None]:
         a, weight = ctx.saved_tensors
         ctx.sink(a, d)
         grad_a = None
@@ -46,13 +47,13 @@ class TrackedScale(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, y: Tensor, z: Tensor, sink: Sink) -> Tensor:
+    def forward(ctx: Any, y: Tensor, z: Tensor, sink: Sink) -> Tensor:
         ctx.save_for_backward(z)
         ctx.sink = sink
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, d: Tensor):
+    def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
         (z,) = ctx.saved_tensors
         ctx.sink(z, d)
         return d, None, None
@@ -73,7 +74,8 @@ def weight_gradients(a: Tensor, d: Tensor) -> Tensor:
     Returns:
         `Tensor`: `[B, o, i]` in the dtype of `d`.
     """
-    a, d = as_batch_of_sequences(a), as_batch_of_sequences(d)
+    a = as_batch_of_sequences(a)
+    d = as_batch_of_sequences(d)
     return torch.bmm(d.transpose(1, 2), a.to(d.dtype))
 
 
@@ -84,5 +86,6 @@ def bias_gradients(d: Tensor) -> Tensor:
 
 def scale_gradients(z: Tensor, d: Tensor) -> Tensor:
     """Per-sample gradients of an elementwise scale: `Σ_t d z` `[B, o]`."""
-    z, d = as_batch_of_sequences(z), as_batch_of_sequences(d)
+    z = as_batch_of_sequences(z)
+    d = as_batch_of_sequences(d)
     return (z.to(d.dtype) * d).sum(1)

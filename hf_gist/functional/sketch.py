@@ -1,4 +1,4 @@
-"""Seeded random projection of per-sample gradients that are never held whole.
+"""Seeded random projection of per-sample gradients, one parameter at a time.
 
 A count sketch sends every gradient entry to one of `m` cells with a random sign. Inner products are unbiased and have
 the variance of a dense random projection to `m` values, at `O(D)` instead of `O(m D)` operations a sample. One sketch
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU, the same on every device and process, that differs from name to name."""
+    """A generator on the CPU, the same on every device and process, and different for every name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -27,7 +27,8 @@ class CountSketch:
     """
 
     def __init__(self, size: int, seed: int) -> None:
-        self.size, self.seed = size, seed
+        self.size = size
+        self.seed = seed
         self._maps: dict[str, tuple[Tensor, Tensor]] = {}
 
     def _map_of(self, name: str, numel: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 CHUNK_VALUES = 2**26
-"""Logits whose cross-entropy is computed at a time: 256 MiB in fp32."""
+"""Number of logits in one chunk of the cross-entropy: 256 MiB in fp32."""
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -14,10 +14,10 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of every position, in fp32, without fp32 copies of all logits at a time.
+    """Cross-entropy of every position, in fp32, without an fp32 copy of all logits.
 
     With a vocabulary of 128k the logits are the largest tensor of a step, and cross-entropy keeps two more of that size
-    in fp32 and makes others in the backward pass. Chunk by chunk, computed again in the backward pass, there are the
+    in fp32 and makes others in the backward pass. Computed in chunks, and again in the backward pass, it needs the
     logits and their gradient in their own dtype, and one chunk in fp32.
 
     Args:

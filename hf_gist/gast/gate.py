@@ -1,13 +1,14 @@
-"""The gate: masks of one group of matrices, computed inside the backward pass, just when the group's part is complete.
+"""The gate: the mask of one group of matrices, drawn in the backward pass as soon as the group's gradients are complete.
 
 The trainable matrices of a group (a transformer block, say) enter the graph through one identity autograd Function.
 Autograd calls its backward once, after everything that uses any of its outputs has been differentiated. By then every
-matrix of the group has left its per-sample gradients with the gate, which draws the mask, returns the masked sums as the
-gradients of the real parameters, and forgets the rest.
+matrix of the group has reported its per-sample gradients to the gate, which draws the mask, returns the masked sums as
+the gradients of the real parameters, and frees the per-sample gradients.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,7 +21,7 @@ from hf_gist.gradients.lora import TrackedModule
 
 @dataclass
 class BatchMasks:
-    """What the gates of one batch need, and where they leave what they did.
+    """Inputs and results of the gates of one batch.
 
     Args:
         loss_weights (`Tensor`): `[B]`, proportional to the weight of each sample's own mean loss in the loss that is
@@ -64,7 +65,8 @@ class BatchMasks:
         dots = torch.zeros(self.batch_size, device=self.loss_weights.device)
         if self.support is None:
             return dots, dots
-        squares, support_square = torch.zeros_like(dots), torch.zeros_like(dots[0])
+        squares = torch.zeros_like(dots)
+        support_square = torch.zeros_like(dots[0])
         for name, gradient in gradients.items():
             support = self.support[name]
             dots += gradient.dot(support)
@@ -74,12 +76,14 @@ class BatchMasks:
         return dots * self.inverse_weights, cosines
 
     def draw(self, group: int, gradients: dict[str, SampleGradient]) -> Tensor:
-        """Draw the mask of a group, note it, and return the factor of each sample's gradient `[B]`."""
+        """Draw the mask of a group, record it, and return the factor of each sample's gradient `[B]` float32."""
         alignments, cosines = self.align(gradients)
         kept = masking.draw(
             alignments, self.noise[group], self.valid, keep=self.keep, mode=self.mode, temperature=self.temperature
         )
-        self.masks[group], self.alignments[group], self.cosines[group] = kept, alignments, cosines
+        self.masks[group] = kept
+        self.alignments[group] = alignments
+        self.cosines[group] = cosines
         self.log_p[group] = masking.sampling_logits(alignments, self.valid, self.mode, self.temperature)
         return masking.sample_scales(kept, self.valid, self.rescale)
 
@@ -98,8 +102,11 @@ class Gate:
     def __init__(
         self, name: str, index: int, batch: BatchMasks, parameters: Sequence[str], dtypes: Sequence[torch.dtype]
     ) -> None:
-        self.name, self.index, self.batch = name, index, batch
-        self.parameters, self.dtypes = parameters, dtypes
+        self.name = name
+        self.index = index
+        self.batch = batch
+        self.parameters = parameters
+        self.dtypes = dtypes
         self.collected: dict[str, SampleGradient] = {}
 
     def receive(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
@@ -124,7 +131,8 @@ class Gate:
                 f"{self.name} was differentiated twice in one training step: the loss calls the model more than once. "
                 "Compute it from a single forward pass."
             )
-        collected, self.collected = self.collected, {}
+        collected = self.collected
+        self.collected = {}
         if not collected:
             return [None] * len(self.parameters)
         scales = self.batch.draw(self.index, collected)
@@ -136,15 +144,15 @@ class Gate:
 
 
 class PassGate(torch.autograd.Function):
-    """Parameters, unchanged; their gradient is what the gate returns, whatever arrives from behind."""
+    """Parameters, unchanged; their gradients are those that the gate returns, not those of the graph."""
 
     @staticmethod
-    def forward(ctx, gate: Gate, *parameters: Tensor) -> tuple[Tensor, ...]:
-        # What arrives is always nothing: the tracked modules report to the gate instead.
+    def forward(ctx: Any, gate: Gate, *parameters: Tensor) -> tuple[Tensor, ...]:
+        # The graph's gradients are always undefined: the tracked modules report to the gate instead.
         ctx.set_materialize_grads(False)
         ctx.gate = gate
         return tuple(parameter.view_as(parameter) for parameter in parameters)
 
     @staticmethod
-    def backward(ctx, *_: Tensor | None):
+    def backward(ctx: Any, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         return None, *ctx.gate.gradients()

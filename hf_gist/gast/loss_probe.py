@@ -1,4 +1,4 @@
-"""How a user's own loss function weighs the samples of a batch, found out from its gradients."""
+"""How a user's own loss function weighs the samples of a batch, measured from its gradients."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class LossFunctionProbe:
-    """Finds out how a user's `compute_loss_func` weighs the samples, from its own gradients.
+    """Measures how a user's `compute_loss_func` weighs the samples, from its gradients.
 
     The gradient of the batch loss with respect to the logits of sample `b` is compared with the gradient of the same
     function on that sample alone: they are parallel exactly if the loss is a weighted sum over samples, and their
@@ -44,32 +44,17 @@ class LossFunctionProbe:
             outputs (`ModelOutput`): of the model, with `logits` `[B, ...]`.
             labels (`Tensor`): `[B, ...]`.
             counts (`Tensor`): `n_b` `[B]`.
-            total (`Callable`): adds up over processes, which must come to the same decision.
+            total (`Callable`): adds up over processes, which must reach the same decision.
 
         Returns:
             `str`: `"tokens"` or `"samples"`; not final (`self.weighting` stays `None`) while all counts are equal,
-            when both say the same.
+            because both weightings then give the same loss.
 
         Raises:
             ValueError: if the loss is not a sum over samples, or weighs them in neither way.
         """
-        size = len(labels)
-        labelled = counts.nonzero()[:, 0].tolist()
-        together = self._logit_gradient(outputs, slice(None), size, labels, counts.sum())
-        ratios = []
-        for row in labelled:
-            alone = self._logit_gradient(outputs, slice(row, row + 1), size, labels, counts[row])[0].flatten()
-            both = together[row].flatten()
-            ratio = (both @ alone) / (alone @ alone).clamp(min=torch.finfo(alone.dtype).tiny)
-            if (both - ratio * alone).norm() > self.TOLERANCE * both.norm() or ratio <= 0:
-                raise ValueError(
-                    "`compute_loss_func` mixes the samples of a batch (its gradient for one sample depends on the "
-                    "others), so it cannot be masked by sample. Use a loss that is a mean over tokens or over samples, "
-                    "or set `mode='all'`."
-                )
-            ratios.append(ratio)
-        misfits = self._misfits(ratios, counts[labelled])
-        misfits = total(misfits)
+        ratios = self._ratios(outputs, labels, counts)
+        misfits = total(self._misfits(ratios, counts[counts > 0]))
         if bool((misfits > 0).all()):
             raise ValueError(
                 "`compute_loss_func` weighs the samples neither equally nor by their labelled tokens. Return a mean "
@@ -80,8 +65,30 @@ class LossFunctionProbe:
             self.weighting = weighting
         return weighting
 
+    def _ratios(self, outputs: Any, labels: Tensor, counts: Tensor) -> list[Tensor]:
+        """The weight of each labelled sample in the batch loss, up to a common factor.
+
+        Raises:
+            ValueError: for a sample whose gradient depends on the others.
+        """
+        size = len(labels)
+        together = self._logit_gradient(outputs, slice(None), size, labels, counts.sum())
+        ratios = []
+        for row in counts.nonzero()[:, 0].tolist():
+            alone = self._logit_gradient(outputs, slice(row, row + 1), size, labels, counts[row])[0].flatten()
+            both = together[row].flatten()
+            ratio = (both @ alone) / (alone @ alone).clamp(min=torch.finfo(alone.dtype).tiny)
+            if (both - ratio * alone).norm() > self.TOLERANCE * both.norm() or ratio <= 0:
+                raise ValueError(
+                    "`compute_loss_func` mixes the samples of a batch (its gradient for one sample depends on the "
+                    "others), so it cannot be masked by sample. Use a loss that is a mean over tokens or over samples, "
+                    "or set `mode='all'`."
+                )
+            ratios.append(ratio)
+        return ratios
+
     def _misfits(self, ratios: list[Tensor], counts: Tensor) -> Tensor:
-        """`[2]`: 1 where the weights contradict `"tokens"`, 1 where they contradict `"samples"`."""
+        """`[2]`: 1 if the weights contradict `"tokens"`, 1 if they contradict `"samples"`."""
         if len(ratios) < 2:
             return torch.zeros(2, device=counts.device)
         weights = torch.stack(ratios).to(counts.device)

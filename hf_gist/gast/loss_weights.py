@@ -26,7 +26,7 @@ from hf_gist.gradients.losses import count_labels, labelled_tokens
 
 
 def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
-    """What the report groups samples by: labels other than -100 of each sample `[B]`, or 1 for a model without labels.
+    """Labels other than -100 of each sample `[B]` float32, by which the report groups samples; 1 for a model without labels.
 
     Args:
         inputs (`dict`): a collated batch.

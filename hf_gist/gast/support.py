@@ -1,4 +1,4 @@
-"""Where the support gradient of GAST comes from: a seeded sequence of support batches, or the optimizer's state."""
+"""Sources of the support gradient of GAST: a seeded sequence of support batches, or the optimizer's state."""
 
 import os
 import warnings
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from hf_gist.data.rows import Collator, fetch_rows
 from hf_gist.errors import NoEffectWarning
@@ -41,13 +42,16 @@ class SupportSet:
     def __init__(self, dataset: Any, collator: Collator, batch_size: int, seed: int) -> None:
         if not hasattr(dataset, "__len__") or not len(dataset):
             raise ValueError(
-                "The support set must have a known length and at least one row. DatasetPass a `support_dataset`, or set "
+                "The support set must have a known length and at least one row. Pass a `support_dataset`, or set "
                 "`support='momentum'`."
             )
-        self.dataset, self.collator, self.batch_size, self.seed = dataset, collator, batch_size, seed
+        self.dataset = dataset
+        self.collator = collator
+        self.batch_size = batch_size
+        self.seed = seed
 
     def batch(self, counter: int, rank: int, world_size: int) -> dict[str, Any]:
-        """The `counter`-th support batch of a process; the processes of one `counter` share out consecutive rows."""
+        """The `counter`-th support batch of a process; consecutive rows are divided over the processes."""
         start = (counter * world_size + rank) * self.batch_size
         rows = support_rows(self.seed, len(self.dataset), start, self.batch_size)
         return self.collator(fetch_rows(self.dataset, rows))
@@ -55,7 +59,7 @@ class SupportSet:
 
 @contextmanager
 def support_mode(model: nn.Module, untracked: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No dropout, every random state untouched, checkpointing still on, and gradients of other parameters dropped.
+    """No dropout, random states unchanged, activation checkpointing as configured; gradients of `untracked` are discarded.
 
     Args:
         model (`nn.Module`): the model, with its wrappers.
@@ -106,21 +110,25 @@ def first_moments(
         state = optimizer.state.get(parameter) or {}
         if not state and not stepped:
             return None
-        moment = next((state[key] for key in FIRST_MOMENTS if isinstance(state.get(key), Tensor)), None)
-        if moment is None or not moment.is_floating_point() or moment.shape != parameter.shape:
-            inner = getattr(optimizer, "optimizer", optimizer)
-            raise ValueError(
-                f"`support='momentum'` needs an optimizer that keeps the first moment of the gradient, and "
-                f"{type(inner).__name__} keeps none of {name}. Use AdamW or SGD with momentum, or set "
-                "`support='dataset'`."
-            )
-        # A sharded moment is put together: every process draws from the alignments with the whole of it.
-        moments[name] = moment.full_tensor() if hasattr(moment, "full_tensor") else moment
+        moments[name] = _first_moment(optimizer, state, name, parameter)
     return moments
 
 
+def _first_moment(optimizer: torch.optim.Optimizer, state: dict[str, Any], name: str, parameter: Tensor) -> Tensor:
+    moment = next((state[key] for key in FIRST_MOMENTS if isinstance(state.get(key), Tensor)), None)
+    if moment is None or not moment.is_floating_point() or moment.shape != parameter.shape:
+        inner = getattr(optimizer, "optimizer", optimizer)
+        raise ValueError(
+            f"`support='momentum'` needs an optimizer that keeps the first moment of the gradient, and "
+            f"{type(inner).__name__} keeps none of {name}. Use AdamW or SGD with momentum, or set "
+            "`support='dataset'`."
+        )
+    # A sharded moment is gathered: every process aligns its samples with the whole of it.
+    return moment.full_tensor() if isinstance(moment, DTensor) else moment
+
+
 def warn_if_zero(support: dict[str, Tensor]) -> None:
-    """Warn about a support gradient that says nothing, so that the draw is uniform."""
+    """Warn about a support gradient of zero, with which the draw is uniform."""
     if not any(bool(gradient.any()) for gradient in support.values()):
         warnings.warn(
             "GAST: the support gradient is zero, so the samples are drawn uniformly. Check that the rows of the "
@@ -131,12 +139,12 @@ def warn_if_zero(support: dict[str, Tensor]) -> None:
 
 
 def save_support(folder: str | os.PathLike, support: dict[str, Tensor]) -> None:
-    """Write the support gradient that is in use into a checkpoint folder."""
+    """Write the current support gradient into a checkpoint folder."""
     tensors = {name: value.contiguous().cpu() for name, value in support.items()}
     write(Path(folder) / SUPPORT_FILE, lambda path: save_file(tensors, path))
 
 
 def load_support(folder: str | os.PathLike, device: torch.device) -> dict[str, Tensor] | None:
-    """Read it back; `None` if the checkpoint has none."""
+    """Read the support gradient of a checkpoint folder; `None` if it has none."""
     path = Path(folder) / SUPPORT_FILE
     return load_file(path, device=str(device)) if path.is_file() else None

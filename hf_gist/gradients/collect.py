@@ -1,4 +1,4 @@
-"""What passes are made for: vectors of a small dataset, coordinates of a large one, a mean loss."""
+"""Passes over a dataset: the vectors of a small one, the coordinates of a large one, a mean loss."""
 
 from typing import Any
 
@@ -19,15 +19,13 @@ from hf_gist.gradients.vectors import Gradients, GradientVectors, Vectors
 def collect_vectors(
     dataset_pass: DatasetPass, dataset: Any, what: str, vectors: Vectors | None = None
 ) -> tuple[dict[str, Tensor], RowFacts]:
-    """The vectors of a small dataset, whole; by default its per-sample gradients.
+    """The vectors of all rows of a small dataset; by default per-sample gradients.
 
     Returns:
         `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the facts of the rows.
     """
-    vectors, device = (
-        vectors or GradientVectors(dataset_pass.model),
-        dataset_pass.basis_device or model_device(dataset_pass.model),
-    )
+    vectors = vectors or GradientVectors(dataset_pass.model)
+    device = dataset_pass.basis_device or model_device(dataset_pass.model)
     gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
 
     def new_sink(indices: list[int]) -> Gradients:
@@ -48,14 +46,14 @@ def collect_coordinates(
     vectors: Vectors | None = None,
     shards: Shards | None = None,
 ) -> RowFacts:
-    """Coordinates of every row's vector in a basis; no gradient outlives its module's backward.
+    """Coordinates of every row's vector in a basis; each module's gradient is projected and freed in its own backward.
 
     Args:
-        dataset_pass (`DatasetPass`): how to go over the rows.
+        dataset_pass (`DatasetPass`): how the rows are processed.
         dataset: tokenised rows.
         basis (`dict[str, Tensor]`): part (parameter name) to its slice of the basis `[q, n]`.
         what (`str`): name for messages and the progress bar.
-        vectors (`Vectors`, *optional*): what stands for a row; by default its gradient.
+        vectors (`Vectors`, *optional*): row representation; by default the gradient.
         shards (`Shards`, *optional*): see [`DatasetPass.scan`].
     """
     rank = len(next(iter(basis.values())))
@@ -77,14 +75,16 @@ def collect_coordinates(
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
-    """Mean over the rows of each row's own mean token loss, in eval mode: long answers count no more than short ones.
+    """Mean over the rows of each row's own mean token loss, in eval mode, so that long answers do not count more.
 
     Rows without a labelled token have no loss and do not count.
 
     Raises:
         ValueError: if no row has one.
     """
-    total, counted, device = 0.0, 0, model_device(model)
+    total = 0.0
+    counted = 0
+    device = model_device(model)
     with scoring_mode(model), torch.no_grad():
         for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
             losses, counts = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))

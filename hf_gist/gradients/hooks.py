@@ -1,7 +1,7 @@
 """The hook engine: while a `with` block lasts, every backward pass reports `(a, d)` of each tracked module.
 
-The caller decides where `(a, d)` of a module goes, and which weight is put into the graph: a detached copy, for passes
-that leave the parameters alone (scoring, the support pass of GAST), or one of its own (the gated weight of GAST).
+The caller decides which sink receives the `(a, d)` of a module, and which weight is put into the graph: a detached leaf
+for passes that must not change `p.grad` (scoring, the support pass of GAST), or the gated weight (masked steps of GAST).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -23,7 +23,7 @@ Report = Callable[[TrackedModule, Tensor, Tensor], None]
 """Receives the tracked module and the `(a, d)` of [`hf_gist.functional.per_sample`]."""
 
 SinkOf = Callable[[TrackedModule], Sink]
-"""Called in every forward pass of a module: where `(a, d)` of this pass goes."""
+"""Called in every forward pass of a module: returns the sink of this pass."""
 
 WeightsOf = Callable[[TrackedModule], tuple[Tensor, Tensor | None]]
 """Called in every forward pass of a linear module: the weight and the bias that are put into the graph."""
@@ -78,8 +78,8 @@ def _casting_late(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -
     """Cast the input of an `A` matrix in a pre-hook instead of in its LoRA layer, so that the input itself is kept.
 
     With a 16-bit model and a 32-bit adapter every LoRA layer makes a 32-bit copy of its input. Queries, keys and values
-    read the same input, and the attention keeps that of an output projection anyway: to keep the copies for the
-    backward pass would take a third more memory than to keep the inputs. The values are the same.
+    read the same input, and the attention keeps that of an output projection anyway, so keeping the copies for the
+    backward pass would take a third more memory than keeping the inputs. The values are the same.
 
     Args:
         tracked (`TrackedModule`): the `A` matrix.
@@ -175,13 +175,13 @@ def _attach_scale(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf) -> 
 def attached(
     tracked_modules: Iterable[TrackedModule], sink_of: SinkOf, weights_of: WeightsOf = detached_weights
 ) -> Iterator[None]:
-    """While active, every backward pass hands `(a, d)` of each tracked module to a sink.
+    """While active, every backward pass gives `(a, d)` of each tracked module to a sink.
 
     Args:
         tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
         sink_of (`SinkOf`): the sink of a module's forward pass; called once in its backward pass, the last module first.
-        weights_of (`WeightsOf`): what stands for the parameters of a linear module in the graph; they receive no
-            gradient from it.
+        weights_of (`WeightsOf`): the weight and bias of a linear module in the graph, which receive no gradient
+            from it.
     """
     with ExitStack() as stack:
         for tracked in tracked_modules:
@@ -194,7 +194,7 @@ def attached(
 
 @contextmanager
 def reporting(tracked_modules: Iterable[TrackedModule], report: Report) -> Iterator[None]:
-    """While active, every backward pass hands `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
+    """While active, every backward pass gives `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
 
     Args:
         tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].

@@ -1,4 +1,4 @@
-"""What peft put into a model: which trainable parameters exist, which module owns each, and which block it is in."""
+"""The trainable parameters that peft added to a model: the module that owns each, and its block."""
 
 import re
 from collections.abc import Iterator
@@ -25,8 +25,8 @@ class TrackedModule:
         kind (`str`): `"linear"` or `"scale"` (a DoRA magnitude).
         block (`str`): name of the repeated block it is in, or `OUTSIDE_BLOCKS`.
         parameters (`dict[str, str]`): attribute of the module (`weight`, `bias`) to full parameter name.
-        layer (`nn.Module`, *optional*): of an `A` matrix, the LoRA layer that does nothing with its input but to cast
-            it for this matrix.
+        layer (`nn.Module`, *optional*): of an `A` matrix, the LoRA layer that, apart from dropout, only casts its input
+            for this matrix.
     """
 
     name: str
@@ -48,7 +48,8 @@ class TrackedModule:
 
 def block_of(model: nn.Module, name: str) -> str:
     """The repeated block a module is in: its name up to the index in the outermost `nn.ModuleList`."""
-    parts, parent = name.split("."), model
+    parts = name.split(".")
+    parent = model
     for depth, part in enumerate(parts):
         if isinstance(parent, nn.ModuleList):
             return ".".join(parts[: depth + 1])
@@ -94,22 +95,48 @@ def _inactive_adapters(model: nn.Module) -> Iterator[str]:
 
 
 def _check_active(model: nn.Module) -> None:
-    """Refuse adapters that the forward pass leaves out, so that no gradient would reach them.
+    """Check that the forward pass uses the adapter, so that gradients reach it.
 
     Raises:
         ValueError: with what to call.
     """
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and (module.merged or module.disable_adapters):
-            state, way = "disabled on", "enable_adapter_layers"
-            if module.merged:
-                state, way = "merged into", "unmerge_adapter"
-            raise ValueError(f"The adapter is {state} {name}, so it has no gradient; call `model.{way}()` first.")
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if module.merged:
+            raise ValueError(
+                f"The adapter is merged into {name}, so it has no gradient; call `model.unmerge_adapter()` first."
+            )
+        if module.disable_adapters:
+            raise ValueError(
+                f"The adapter is disabled on {name}, so it has no gradient; call `model.enable_adapter_layers()` first."
+            )
 
 
 def _prefixes(name: str) -> Iterator[str]:
     parts = name.split(".")
     return (".".join(parts[: end + 1]) for end in range(len(parts)))
+
+
+def _check_supported(owners: dict[str, dict[str, str]], refused: list[str]) -> None:
+    """Check that there is a trainable LoRA parameter, and no trainable parameter without support.
+
+    Args:
+        owners (`dict`): name of each supported module to its trainable parameters.
+        refused (`list[str]`): the other trainable parameters.
+    """
+    if not any(".lora_" in name for name in (*owners, *refused)):
+        raise ValueError(
+            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
+            "load the adapter with `is_trainable=True`."
+        )
+    if refused:
+        raise ValueError(
+            "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
+            f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
+            f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
+            "the adapter's `target_modules` and `modules_to_save`."
+        )
 
 
 def find_tracked(model: nn.Module) -> list[TrackedModule]:
@@ -139,18 +166,7 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
             refused.append(f"{name} (in {type(module).__name__})")
         else:
             owners.setdefault(owner, {})[attribute] = name
-    if not any(".lora_" in name for name in (*owners, *refused)):
-        raise ValueError(
-            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
-            "load the adapter with `is_trainable=True`."
-        )
-    if refused:
-        raise ValueError(
-            "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
-            f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
-            f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
-            "the adapter's `target_modules` and `modules_to_save`."
-        )
+    _check_supported(owners, refused)
     return [
         TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes, _casting_layer(model, name))
         for name, attributes in owners.items()

@@ -1,4 +1,4 @@
-"""What is asked of a model as a whole: its parts, its device, the values of its adapter."""
+"""Properties of a whole model: its parts, its device, the values of its adapter."""
 
 import hashlib
 import inspect
@@ -21,12 +21,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters are spread over processes (FSDP2), so that every pass is a joint one."""
+    """Whether the parameters are sharded over processes (FSDP2), so that every pass is collective."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
 def whole(parameter: Tensor) -> Tensor:
-    """The values of a parameter, gathered from all processes if it is sharded; all of them must ask."""
+    """The values of a parameter, gathered from all processes if it is sharded; a collective call."""
     values = parameter.detach()
     return values.full_tensor() if isinstance(values, DTensor) else values
 
@@ -76,7 +76,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
-    """Refuse to call fp32 what is not.
+    """Check that the weights have the dtype that the configuration names.
 
     Raises:
         ValueError: for `scoring_dtype="float32"` on weights of another floating dtype.
@@ -96,5 +96,5 @@ def model_device(model: nn.Module) -> torch.device:
 
 
 def signature_columns(model: nn.Module) -> list[str]:
-    """The columns that `Trainer` would hand to the collator: the arguments of the model's forward and the labels."""
+    """The columns that `Trainer` would pass to the collator: the arguments of the model's forward and the labels."""
     return [*inspect.signature(unwrapped(model).forward).parameters, "label", "label_ids", "labels"]

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -12,9 +12,10 @@ from torch import nn
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients; training flags and every random state are as before on exit, also after an error."""
+    """Eval mode with gradients; training flags and all random states are restored on exit, also after an error."""
     flags = {module: module.training for module in model.modules()}
-    python_state, numpy_state = random.getstate(), np.random.get_state()
+    python_state = random.getstate()
+    numpy_state = np.random.get_state()
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             model.eval()
@@ -27,22 +28,22 @@ def scoring_mode(model: nn.Module) -> Iterator[None]:
 
 
 def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
-    """The blocks of a model that has activation checkpointing on; in eval mode it rests."""
+    """The blocks with activation checkpointing turned on; it is inactive in eval mode."""
     return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
 def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
-    """The checkpointing function of a block, with the block in eval mode inside, also when it is computed again."""
+    """The checkpointing function of a block, with the block in eval mode inside, also in the recomputation."""
 
     def run(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        def calm(*inner: Any, **named: Any) -> Any:
+        def in_eval_mode(*inner: Any, **named: Any) -> Any:
             block.training = False
             try:
                 return forward(*inner, **named)
             finally:
                 block.training = True
 
-        return checkpoint(calm, *args, **kwargs)
+        return checkpoint(in_eval_mode, *args, **kwargs)
 
     return run
 
@@ -51,10 +52,12 @@ def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
 def checkpointing(model: nn.Module) -> Iterator[None]:
     """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on.
 
-    A block's own flag decides about its checkpointing, from outside; inside, some blocks drop out by the same flag, so
-    there it is off. Their children stay in eval mode throughout.
+    Whether a block is checkpointed is decided by its own training flag. Some blocks also apply dropout by that flag, so it
+    is off while the block computes. The children of the blocks stay in eval mode throughout.
     """
-    blocks = [(block, getattr(block, "_gradient_checkpointing_func", None)) for block in checkpointed_blocks(model)]
+    blocks: list[tuple[Any, Callable | None]] = [
+        (block, getattr(block, "_gradient_checkpointing_func", None)) for block in checkpointed_blocks(model)
+    ]
     try:
         for block, function in blocks:
             block.training = True
@@ -68,7 +71,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
                 block._gradient_checkpointing_func = function
 
 
-def compute_dtype_context(scoring_dtype: str, device: torch.device):
+def compute_dtype_context(scoring_dtype: str, device: torch.device) -> AbstractContextManager[Any]:
     """Autocast for `"bfloat16"`, explicitly none for `"float32"`, the surrounding state for `"auto"`."""
     if scoring_dtype == "auto":
         return nullcontext()

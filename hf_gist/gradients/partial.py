@@ -1,4 +1,4 @@
-"""Scoring that can be killed: finished batches are kept on disk, and a new run goes on behind them."""
+"""Interruptible scoring: finished batches are saved to disk, and a new run resumes after the last saved batch."""
 
 import time
 import uuid
@@ -18,7 +18,8 @@ from torch import Tensor
 from hf_gist.utils.disk import read_json, write, write_json
 
 
-PARTIAL, KEY = "partial", "key.json"
+PARTIAL = "partial"
+KEY = "key.json"
 SECONDS_BETWEEN_SAVES = 60.0
 
 
@@ -26,10 +27,10 @@ SECONDS_BETWEEN_SAVES = 60.0
 class Shards:
     """The finished batches of one pass over a dataset.
 
-    Every process writes files of its own; they are read by all, so another number of processes can go on.
+    Every process writes its own files and all are read on restart, so the number of processes may change.
 
     Args:
-        folder (`Path`): on a disk that all processes see.
+        folder (`Path`): on a file system that all processes share.
         name (`str`): of the pass.
         every (`int`, *optional*): batches between two saves; by default about a minute.
     """
@@ -45,10 +46,10 @@ class Shards:
         """Fill in what earlier runs finished, on the main process, and tell all processes which batches that is.
 
         Args:
-            facts (`dict[str, Tensor]`): tensors of `N` rows each, filled in place; the sum over the processes is right.
+            facts (`dict[str, Tensor]`): tensors of `N` rows each, filled in place; the sum over the processes is the result.
         """
-        state, found = PartialState(), [sorted(self.done)]
-        if state.is_main_process:
+        found = [sorted(self.done)]
+        if PartialState().is_main_process:
             for path in sorted(self.folder.glob(f"{self.name}-*.safetensors")):
                 self._restore_one(path, facts)
             found = [sorted(self.done)]
@@ -73,14 +74,14 @@ class Shards:
         self.done |= batches
 
     def add(self, batch: int, rows: Sequence[int], facts: dict[str, Tensor]) -> None:
-        """Note a finished batch, and save when it is time."""
+        """Record a finished batch, and save if a save is due."""
         self._waiting.append((batch, rows))
         due = time.monotonic() - self._last >= SECONDS_BETWEEN_SAVES
         if due if self.every is None else len(self._waiting) >= self.every:
             self.save(facts)
 
     def save(self, facts: dict[str, Tensor]) -> None:
-        """Write what has finished since the last save, as a file that is there whole or not at all."""
+        """Write what has finished since the last save, atomically."""
         if not self._waiting:
             return
         rows = torch.tensor([row for _, own in self._waiting for row in own])
@@ -88,7 +89,8 @@ class Shards:
         tensors |= {"rows": rows, "batches": torch.tensor([batch for batch, _ in self._waiting])}
         path = self.folder / f"{self.name}-{uuid.uuid4().hex}.safetensors"
         write(path, lambda name: save_file(tensors, name))
-        self._waiting, self._last = [], time.monotonic()
+        self._waiting = []
+        self._last = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -98,8 +100,8 @@ class PartialScores:
     Args:
         folder (`Path`): where.
         every (`int`, *optional*): see [`Shards`].
-        start_over (`bool`): what belongs to another scoring is deleted with a warning instead of refused; for a training,
-            whose warm-up is done by then.
+        start_over (`bool`): delete results of other settings with a warning instead of raising; for training runs, whose
+            warm-up is already done.
     """
 
     folder: Path
@@ -107,15 +109,16 @@ class PartialScores:
     start_over: bool = False
 
     def open(self, key: dict[str, Any]) -> None:
-        """Make the folder, or see that what is in it belongs to the same scoring.
+        """Create the folder, or check that its contents belong to the same scoring.
 
         Args:
-            key (`dict`): all that the scores depend on.
+            key (`dict`): everything that the scores depend on.
 
         Raises:
             ValueError: naming what is different.
         """
-        state, path = PartialState(), self.folder / KEY
+        state = PartialState()
+        path = self.folder / KEY
         if path.exists():
             try:
                 refuse_other_settings(read_json(path), key, self.folder)
@@ -136,17 +139,17 @@ class PartialScores:
         return Shards(self.folder, name, self.every)
 
     def kept(self, name: str) -> dict[str, Tensor] | None:
-        """Tensors that were kept under a name."""
+        """Tensors saved under a name; `None` if there are none."""
         path = self.folder / f"{name}.safetensors"
         return load_file(path) if path.exists() else None
 
     def keep(self, name: str, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors under a name; the main process writes."""
+        """Save tensors under a name; the main process writes."""
         if PartialState().is_main_process:
             write(self.folder / f"{name}.safetensors", lambda path: save_file(tensors, path))
 
     def remove(self) -> None:
-        """Delete everything, once the scores are saved where they belong."""
+        """Delete the folder, once the final scores are saved elsewhere."""
         if PartialState().is_main_process and self.folder.exists():
             for path in self.folder.iterdir():
                 path.unlink()
@@ -154,7 +157,7 @@ class PartialScores:
 
 
 def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Path) -> None:
-    """Raise if what is in a folder was made with other settings.
+    """Check that a folder was written with the same settings.
 
     Raises:
         ValueError: naming the differences.

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,10 +25,13 @@ from hf_gist.gradients.vectors import Gradients, Vectors
 
 logger = logging.get_logger(__name__)
 
+NewSink = Callable[[list[int]], Gradients]
+"""Makes, for the row indices of a batch, the receiver of its vectors."""
+
 
 @dataclass
 class RowFacts:
-    """What a pass over a dataset learnt about each of its `N` rows.
+    """Results of a pass over a dataset for each of its `N` rows.
 
     Args:
         losses (`Tensor`): mean token loss `[N]` float32.
@@ -73,7 +76,7 @@ class DatasetPass:
         dataset: Any,
         what: str,
         vectors: Vectors,
-        new_sink: Callable[[list[int]], Gradients],
+        new_sink: NewSink,
         facts: RowFacts | None = None,
         shards: Shards | None = None,
     ) -> RowFacts:
@@ -82,10 +85,10 @@ class DatasetPass:
         Args:
             dataset: tokenised rows.
             what (`str`): name of the dataset for messages and the progress bar.
-            vectors (`Vectors`): what stands for a row.
-            new_sink: makes, for the row indices of a batch, the receiver of its vectors.
+            vectors (`Vectors`): row representation.
+            new_sink (`NewSink`): makes the receiver of a batch's vectors.
             facts (`RowFacts`, *optional*): filled in and returned.
-            shards (`Shards`, *optional*): keeps finished batches on disk; those of an earlier run are not done again.
+            shards (`Shards`, *optional*): saves finished batches to disk; those of an earlier run are not computed again.
 
         Raises:
             RuntimeError: if another process failed, with its error.
@@ -96,77 +99,104 @@ class DatasetPass:
         plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
-        # a failed process cannot speak to others that wait for it in the middle of a joint pass; the launcher ends them
+        # a failed process cannot reach others that wait for it inside a collective pass; the launcher ends them
         with nullcontext() if is_sharded(self.model) else together():
             self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
         for values in tensors.values():
             sum_over_ranks(values)
         return facts
 
-    def _batches(self, dataset, what, vectors, new_sink, facts: RowFacts, plan: Batches, shards) -> None:
-        state, device, size = PartialState(), model_device(self.model), len(dataset)
+    def _batches(
+        self,
+        dataset: Any,
+        what: str,
+        vectors: Vectors,
+        new_sink: NewSink,
+        facts: RowFacts,
+        plan: Batches,
+        shards: Shards | None,
+    ) -> None:
+        state = PartialState()
+        size = len(dataset)
         done = shards.done if shards is not None else set()
         todo = [number for number in range(len(plan)) if number not in done]
         mine = todo[state.process_index :: state.num_processes]
-        with ExitStack() as stack:
-            stack.enter_context(scoring_mode(self.model))
-            stack.enter_context(compute_dtype_context(self.scoring_dtype, device))
-            bar = stack.enter_context(
-                tqdm(total=size, desc=what, unit="row", disable=not (self.progress and state.is_main_process))
-            )
-            bar.update(sum(len(plan[number]) for number in done))
-            for number in mine:
-                indices = plan[number]
-                self._batch(dataset, indices, what, vectors, new_sink, facts)
-                if shards is not None:
-                    shards.add(number, indices, vars(facts))
-                bar.update(min(len(indices) * state.num_processes, size - bar.n))
-            if is_sharded(self.model):
-                self._run_padding_passes(
-                    dataset, what, vectors, math.ceil(len(todo) / state.num_processes) - len(mine)
-                )
+        with scoring_mode(self.model), compute_dtype_context(self.scoring_dtype, model_device(self.model)):
+            with self._step_bar(size, what) as bar:
+                bar.update(sum(len(plan[number]) for number in done))
+                for number in mine:
+                    self._batch(dataset, plan[number], what, vectors, new_sink, facts)
+                    if shards is not None:
+                        shards.add(number, plan[number], vars(facts))
+                    bar.update(min(len(plan[number]) * state.num_processes, size - bar.n))
+                if is_sharded(self.model):
+                    passes = math.ceil(len(todo) / state.num_processes) - len(mine)
+                    self._run_padding_passes(dataset, vectors, passes)
         if shards is not None:
             shards.save(vars(facts))
 
-    def _run_padding_passes(self, dataset, what, vectors: Vectors, passes: int) -> None:
-        """Passes whose outcome is dropped: those of a sharded model are joint, and others may have a batch more."""
+    def _step_bar(self, size: int, what: str) -> tqdm:
+        return tqdm(total=size, desc=what, unit="row", disable=not (self.progress and PartialState().is_main_process))
+
+    def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
+        """Passes whose results are discarded: those of a sharded model are collective, and others may have one batch more."""
         for _ in range(passes):
             batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
             vectors(batch, lambda name, values: None)
 
     def _batch(
-        self, dataset, indices: list[int], what, vectors: Vectors, new_sink, facts, checkpointed: bool = False
+        self,
+        dataset: Any,
+        indices: list[int],
+        what: str,
+        vectors: Vectors,
+        new_sink: NewSink,
+        facts: RowFacts,
+        checkpointed: bool = False,
     ) -> None:
-        """One batch; where it does not fit into memory its halves, and a row alone with activation checkpointing."""
+        """One batch; if it does not fit into memory its halves, and a single row with activation checkpointing."""
         batch = self.collator(fetch_rows(dataset, indices))
         check_batch(batch, len(indices), what)
-        smaller: list[tuple[list[int], bool]] = []
+        smaller: list[list[int]] = []
         try:
             with checkpointing(self.model) if checkpointed else nullcontext():
                 self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
         except RuntimeError as error:
-            # the halves of one process would be passes that the others do not take part in
+            # the halves of one process would be collective passes without the other processes
             if not should_reduce_batch_size(error) or is_sharded(self.model):
                 raise
-            if len(indices) > 1:
-                middle = len(indices) // 2
-                smaller, way = [(indices[:middle], False), (indices[middle:], False)], "its halves are tried"
-            elif not checkpointed and checkpointed_blocks(self.model):
-                smaller, way = [(indices, True)], "it is tried with activation checkpointing"
-            else:
-                raise RuntimeError(
-                    f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens"
-                    f"{'' if checkpointed else ', or turn on gradient checkpointing'}."
-                ) from error
-            # the traceback holds the activations of the batch that did not fit
+            smaller = self._smaller(indices, what, checkpointed, error)
+            # the traceback keeps the activations of the batch that did not fit
             error.__traceback__ = None
         if smaller:
             release_memory()
-            logger.warning(f"A batch of {len(indices)} rows of the {what} did not fit into memory; {way}.")
-        for part, with_checkpointing in smaller:
-            self._batch(dataset, part, what, vectors, new_sink, facts, with_checkpointing)
+        for part in smaller:
+            self._batch(dataset, part, what, vectors, new_sink, facts, checkpointed=len(smaller) == 1)
 
-    def _one(self, batch, vectors: Vectors, indices: list[int], facts: RowFacts, sink: Gradients) -> None:
+    def _smaller(self, indices: list[int], what: str, checkpointed: bool, error: RuntimeError) -> list[list[int]]:
+        """What is tried instead of a batch that did not fit: its halves, or a single row with checkpointing.
+
+        Raises:
+            RuntimeError: from `error`, if nothing smaller is left.
+        """
+        if len(indices) > 1:
+            middle = len(indices) // 2
+            smaller = [indices[:middle], indices[middle:]]
+            way = "its halves are tried"
+        elif not checkpointed and checkpointed_blocks(self.model):
+            smaller = [indices]
+            way = "it is tried with activation checkpointing"
+        else:
+            raise RuntimeError(
+                f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens"
+                f"{'' if checkpointed else ', or turn on gradient checkpointing'}."
+            ) from error
+        logger.warning(f"A batch of {len(indices)} rows of the {what} did not fit into memory; {way}.")
+        return smaller
+
+    def _one(
+        self, batch: dict[str, Any], vectors: Vectors, indices: list[int], facts: RowFacts, sink: Gradients
+    ) -> None:
         squares = torch.zeros(len(indices), dtype=torch.float64, device=model_device(self.model))
 
         def gradients(name: str, values: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Work of all processes that fails on all if it fails on one, so that none waits for ever.
+    """Collective work: an error in one process is raised in all, so that none waits for ever.
 
     Raises:
         RuntimeError: on the processes that did not fail themselves, with the error of one that did.

@@ -1,4 +1,4 @@
-"""The slow oracle: one forward and one backward for every row."""
+"""Reference implementation of per-sample gradients: one forward and one backward pass per row."""
 
 from typing import Any
 
@@ -14,9 +14,9 @@ from hf_gist.gradients.modes import scoring_mode
 def per_sample_gradients_reference(
     model: nn.Module, dataset: Any, data_collator: Collator
 ) -> list[dict[str, Tensor] | None]:
-    """Per-sample gradients by the slow, obvious way: one forward and backward for every row, with the model's own loss.
+    """Per-sample gradients from one forward and backward pass per row, with the model's own loss.
 
-    For anyone to check the fast path on their own model. The model is put in eval mode for the duration.
+    Slow; to check the fast path on your own model. The model is put in eval mode for the duration.
 
     Args:
         model (`nn.Module`): a model with trainable parameters.

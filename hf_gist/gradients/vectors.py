@@ -1,4 +1,4 @@
-"""One forward and one backward that give every sample's own gradient, and what represents a row."""
+"""Per-sample gradients from one forward and one backward pass, and the interface of row representations."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -16,7 +16,7 @@ Gradients = Callable[[str, Tensor], None]
 
 
 class _Reporter:
-    """Turns the `(a, d)` reports of one backward into per-parameter gradients, and checks that each came once."""
+    """Turns the `(a, d)` reports of one backward into per-parameter gradients, and checks that every module reported once."""
 
     def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients, batch_size: int) -> None:
         self.tracked = tracked
@@ -43,10 +43,10 @@ class _Reporter:
 def per_sample_backward(
     model: nn.Module, batch: dict[str, Any], tracked: Sequence[TrackedModule], gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
-    """One forward and one backward that hand every sample's own gradient of each tracked parameter to `gradients`.
+    """One forward and one backward pass that give each sample's own gradient of every tracked parameter to `gradients`.
 
     Args:
-        model (`nn.Module`): in eval mode; `p.grad` is left alone.
+        model (`nn.Module`): in eval mode; `p.grad` is not changed.
         batch (`dict`): a collated batch of `B` samples on the model's device.
         tracked (`Sequence[TrackedModule]`): see [`hf_gist.gradients.lora.find_tracked`].
         gradients (`Gradients`): called with a parameter name and `[B, numel]` fp32, once per parameter.
@@ -73,7 +73,7 @@ class Vectors(Protocol):
     """Part to its number of values."""
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """Hand every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+        """Give every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
 
 
 class GradientVectors:
@@ -81,7 +81,7 @@ class GradientVectors:
 
     Args:
         model (`nn.Module`): a peft model.
-        last_blocks (`int`, *optional*): leave out the adapters of all but the last blocks; the backward ends there.
+        last_blocks (`int`, *optional*): only the adapters of the last blocks; the backward pass stops there.
     """
 
     def __init__(self, model: nn.Module, last_blocks: int | None = None) -> None:

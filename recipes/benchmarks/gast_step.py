@@ -1,8 +1,8 @@
-"""Time and peak memory of one training step: stock LoRA, GAST, and the two modes of the paper written plainly.
+"""Time and peak memory of one training step: stock LoRA, GAST, and straightforward versions of the paper's two modes.
 
-All variants take turns in one process, so that a busy machine slows all of them down; ratios are medians, over groups of
+All variants alternate in one process, so that other load on the machine slows all of them down; ratios are medians, over groups of
 four rounds, of the time of a variant over that of the stock steps of the same rounds. On a CPU the processor time is
-reported beside the wall time: with one thread it is hardly disturbed by what else the machine does.
+reported beside the wall time: with one thread it depends little on other load.
 
     python recipes/benchmarks/gast_step.py --output gast_step.json
     python recipes/benchmarks/gast_step.py --device cuda --hidden_size 2048 --layers 16 --dtype bfloat16
@@ -74,11 +74,11 @@ def build_model(options):
     return model.to(options.device)
 
 
-# ---- The paper's two modes, as one would first write them ----
+# ---- The paper's two modes, straightforward ----
 
 
 class ReferenceTrainer(GASTTrainer):
-    """Stock passes with the masks computed around them; support gradient by a backward of its own."""
+    """Stock passes, with the masks computed outside of them and the support gradient in a separate backward pass."""
 
     def support_gradients(self, model):
         gradients = defaultdict(float)
@@ -175,7 +175,7 @@ VARIANTS = {
 
 
 class Variant:
-    """A trainer of its own, stepped by hand."""
+    """A trainer whose steps are run one by one."""
 
     def __init__(self, name, options, folder):
         self.name, self.options = name, options
@@ -223,7 +223,7 @@ class Variant:
             torch.cuda.synchronize()
 
     def resident(self):
-        """Bytes that live between steps: the model, the optimizer's state, the support gradient."""
+        """Bytes held between steps: the model, the optimizer's state, the support gradient."""
         tensors = [*self.trainer.model.parameters(), *self.trainer.model.buffers()]
         tensors += [v for state in self.trainer.optimizer.state.values() for v in state.values() if torch.is_tensor(v)]
         run = getattr(self.trainer, "gast", None)

@@ -1,11 +1,11 @@
 """Speed, memory and storage of scoring: this library, its floor, the obvious loop, and LESS.
 
 The floor is the same batches through forward and backward of the same frozen model, with no per-sample work. All
-variants take turns in one process, so that a busy machine slows all of them down; ratios are medians over the rounds. On
-a CPU the processor time stands beside the wall time: with one thread it is hardly disturbed by what else runs.
+variants alternate in one process, so that other load slows all of them down; ratios are medians over the rounds. On
+a CPU the processor time is reported beside the wall time: with one thread it depends little on other load.
 
-glibc gives freed memory back to the system and takes it again page by page, in some variants and rounds and not in
-others: up to a fifth of the time, and none of it the work that is compared. The two variables make it keep its memory.
+glibc returns freed memory to the system and allocates it again page by page, in some variants and rounds and not in
+others. This takes up to a fifth of the time, and is not part of the comparison. The two variables turn it off.
 
     export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184
     python recipes/benchmarks/scoring.py --output scoring.json
@@ -121,7 +121,7 @@ def pad(rows):
 
 
 def random_basis(rank, size, generator):
-    """As the library makes it of that many target gradients, so that it lies in memory as the library's does."""
+    """As the library makes it of that many target gradients, with the memory layout of the library's."""
     return basis_slice(torch.randn(rank, size, generator=generator), torch.ones(rank), torch.eye(rank).double())
 
 

@@ -1,4 +1,4 @@
-"""The hook engine: what it keeps for the backward pass, and whom it leaves alone."""
+"""The hook engine: what it keeps for the backward pass, and that parameters and modules stay unchanged."""
 
 import dataclasses
 
