@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -75,7 +76,7 @@ def warmed_model(
     clock = RunClock()
     checkpoints: list[AdamCheckpoint] = []
     # LESS also needs the optimizer state of the warm-up, which is not kept
-    if config.scorer != "less" and (folder / MADE_WITH).exists() and read_json(folder / MADE_WITH) == made_with:
+    if config.scorer != "less" and _is_kept(folder, made_with):
         logger.warning(f"Reusing the warm-up of an earlier run: {folder}")
         clock.restore(folder)
         cost = clock.cost(WARMUP, model, token_counts(workspace.pool), rows)
@@ -86,6 +87,11 @@ def warmed_model(
     clock.save(folder)
     write_json(folder / MADE_WITH, made_with)
     return Warmed(model, checkpoints, clock.cost(WARMUP, model, token_counts(workspace.pool), rows))
+
+
+def _is_kept(folder: Path, made_with: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished warm-up with the same inputs and settings."""
+    return (folder / MADE_WITH).exists() and read_json(folder / MADE_WITH) == made_with
 
 
 def _check_inputs(

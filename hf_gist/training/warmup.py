@@ -76,7 +76,7 @@ def warmup_rows(
     if excluded is not None:
         order = order[~excluded[order]]
     if not len(order):
-        raise ValueError("Every row of the pool is also a target or evaluation row; no row is left to train on.")
+        raise ValueError("Every row of the pool is a target or evaluation row too; no row is left to train on.")
     # the last batch may be a smaller one
     if rows >= len(order) + batch:
         raise ValueError(

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,19 @@ from datasets import Dataset
 from torch import nn
 
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.select.plan import SelectionPlan
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import Workspace, open_workspace, token_counts
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.accounting import Sizes, expected_seconds, training_cost
 from hf_gist.costs.flops import ModelWork
-from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import PREFILTER, SCORING, TARGETS, WARMUP
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import rows_of
 from hf_gist.functional.budget import rows_in_budget
-from hf_gist.gist.forecast import duration, plan_memory
+from hf_gist.gist.forecast import plan_memory
 from hf_gist.gist.inputs import Inputs, prepare
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
@@ -37,47 +36,6 @@ from hf_gist.utils.terminal import say
 
 TIMED_BATCHES = 3
 LABELS_LOOKED_AT = 200
-
-
-@dataclass(frozen=True)
-class SelectionPlan:
-    """The forecast of a selection.
-
-    Args:
-        counts (`dict[str, int]`): `candidates`, `candidate_tokens`, `targets`, `target_groups`, `selected` (0 for a
-            budget in tokens), `warmup_steps`, `leaked` rows of the pool.
-        bytes (`dict[str, int]`): `basis`, `coordinates`, `activations`, `device_free` and `host_free` memory, and
-            `artifacts` on disk.
-        seconds (`dict[str, float]`): of each phase, from a few timed batches.
-        timed_rows (`int`): rows in those batches.
-    """
-
-    counts: dict[str, int]
-    bytes: dict[str, int]
-    seconds: dict[str, float]
-    timed_rows: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """For `--json`."""
-        return dataclasses.asdict(self) | {"total_seconds": sum(self.seconds.values())}
-
-    def describe(self) -> str:
-        """The forecast as lines of two aligned columns."""
-        counts = self.counts
-        lines = []
-        lines.append(("pool", f"{counts['candidates']:,} rows of {counts['candidate_tokens']:,} tokens"))
-        lines.append(("targets", f"{counts['targets']:,} rows in {counts['target_groups']:,} group(s)"))
-        share = counts["selected"] / counts["candidates"]
-        kept = f"{counts['selected']:,} rows ({share:.2%})" if counts["selected"] else "by labelled tokens"
-        lines.append(("to keep", kept))
-        lines.append(("target or evaluation rows", f"{counts['leaked']:,} found in the pool"))
-        lines += [(f"memory, {name.replace('_', ' ')}", in_units(size)) for name, size in self.bytes.items()]
-        steps = f" ({counts['warmup_steps']:,} steps)"
-        for name, seconds in self.seconds.items():
-            lines.append((f"time, {name}", f"about {duration(seconds)}{steps if name == WARMUP else ''}"))
-        lines.append(("time, all", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows"))
-        lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
-        return "\n".join(["Nothing is written in a dry run.", *(f"{name:<28}{text}" for name, text in lines)])
 
 
 def no_sink(indices: list[int]) -> Gradients:
@@ -127,9 +85,8 @@ def _seconds(
 
     seconds = {}
     if warmup_sample:
-        known = training_cost(work, timed, WARMUP, took)
         trained = training_cost(work, Sizes(lengths[warmup_sample], 0), WARMUP, 0.0)
-        seconds[WARMUP] = took * trained.flops / known.flops
+        seconds[WARMUP] = took * trained.flops / training_cost(work, timed, WARMUP, took).flops
     scoring = expected(lengths)
     if config.prefilter is not None:
         # a forward pass alone costs half of a forward and a backward
@@ -164,6 +121,14 @@ def _counts(inputs: Inputs, config: GISTConfig, warmup_steps: int) -> dict[str, 
     }
 
 
+def _warmup_sample(inputs: Inputs, config: GISTConfig, warmup: WarmupSettings | None) -> list[int]:
+    """The rows that the warm-up would train on; none without a warm-up."""
+    if warmup is None or config.strategy in UNSCORED:
+        return []
+    size = len(inputs.pool)
+    return warmup_rows(config, warmup, size, excluded_rows(inputs.leaks, size, config))
+
+
 def plan_selection(
     model: nn.Module,
     workspace: Workspace,
@@ -191,12 +156,8 @@ def plan_selection(
         # the same work without the optimizer state, which only a real warm-up has
         passes = (warmup or WarmupSettings()).less_checkpoints
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
-    sample: list[int] = []
-    steps = 0
-    if warmup is not None and config.strategy not in UNSCORED:
-        size = len(inputs.pool)
-        sample = warmup_rows(config, warmup, size, excluded_rows(leaks, size, config))
-        steps = math.ceil(len(sample) / warmup.per_device_train_batch_size)
+    sample = _warmup_sample(inputs, config, warmup)
+    steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
     dataset_pass = workspace.dataset_pass(model, config)
     seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes)
     needed = _bytes(dataset_pass, inputs, config)
