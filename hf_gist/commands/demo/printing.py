@@ -26,7 +26,7 @@ def print_data(data: DemoData, hidden: int) -> None:
     example = data.targets[0]
     say_wrapped(
         f"1. The pool: {len(data.pool):,} instruction rows of {len(TASKS)} tasks, generated in code. {hidden} of them "
-        f"({hidden / len(data.pool):.1%}) are of the target task '{TARGET_TASK}'; GIST does not see the task names. It gets "
+        f"({hidden / len(data.pool):.1%}) are of the target task '{TARGET_TASK}'; GIST is not told which. It gets "
         f"{len(data.targets)} other rows of that task as its targets. {len(data.test)} more are the test set. No question "
         "occurs twice."
     )
@@ -99,7 +99,7 @@ def print_next_steps(folder: Path, settings: DemoSettings) -> None:
     print_command(
         f"hf-gist select --from_scores {where}/{FOLDER} --budget 0.1 --strategy round_robin", f"{where}/again"
     )
-    say_wrapped("- The same selection from the command line; replace the model and the files by yours:")
+    say_wrapped("- A selection from the same pool on the command line; replace the model and the files by yours:")
     print_command(
         f"hf-gist select --model_name_or_path {where}/{BASE_MODEL} --train_file {where}/{POOL}",
         f"--target_file {where}/{TARGETS} --source_column task --budget {settings.budget}",

@@ -81,7 +81,7 @@ def train_with_gist(
     config = GISTConfig(budget=settings.budget, source_column="task", seed=seed)
     callback = GISTDataSelectorCallback(config, target_dataset=targets, train_dataset=pool)
     say_wrapped(
-        f"3. Training with GIST: one Trainer with the callback. It trains a warm-up on a random {config.warmup_ratio:.0%}, "
+        f"3. Training with GIST: one Trainer with the callback. It warms up on a random {config.warmup_ratio:.0%}, "
         f"scores all rows by their LoRA gradients, keeps {settings.budget:.0%} and makes {settings.passes} passes over "
         "them ...\n"
     )
@@ -108,7 +108,7 @@ def train_baselines(bench: Bench, pool: Dataset, seed: int, result: DemoResult) 
     kept = result.rows[GIST]
     steps = result.steps[GIST]
     chosen = random.Random(seed).sample(range(len(pool)), kept)
-    say_wrapped(f"4. The same training on {kept} random rows, for the same {steps} steps, from the same start ...")
+    say_wrapped(f"\n4. The same training on {kept} random rows, for the same {steps} steps, from the same start ...")
     with result.phase("training on random rows"):
         on_random = bench.train(pool.select(chosen), "random rows", seed, max_steps=steps)
     say_wrapped("5. The same training on the whole pool, one pass, from the same start ...")
