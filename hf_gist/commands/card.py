@@ -1,30 +1,39 @@
-"""`hf-gist card`."""
+"""`hf-gist card`: the card of a run, or its selected rows as a dataset, written and pushed."""
 
 import argparse
-import sys
 from pathlib import Path
 
 from datasets import Dataset
 
 from hf_gist.data.formats import load_rows
 from hf_gist.data.provenance import RowSource, digest
+from hf_gist.gist.selection import Selection
 from hf_gist.hub.dataset_card import export_dataset, write_dataset
 from hf_gist.hub.model_card import write_card
 from hf_gist.hub.push import SELECTED_FILES, push_folder, push_to_hub
 from hf_gist.hub.run import Run, find_run
+from hf_gist.utils.terminal import say
 
 
 def add_card_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `hf-gist card`."""
     parser.add_argument("folder", metavar="DIR", help="Output folder of a training or of hf-gist select.")
-    parser.add_argument("--repo_id", help="Where it is or will be on the Hub: user/name.")
-    parser.add_argument("--push", action="store_true", help="Upload it to --repo_id; by default it is only written.")
+    _add_push_flags(parser)
+    _add_dataset_flags(parser)
+
+
+def _add_push_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--repo_id", help="Its repository on the Hub: user/name.")
+    parser.add_argument("--push", action="store_true", help="Upload it to --repo_id. Default: only write it.")
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="Whether a repository that the push makes is private; by default as the account has it.",
+        help="Whether a repository created by the push is private. Default: the setting of the account.",
     )
     parser.add_argument("--revision", help="Branch to push to.")
+
+
+def _add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         action="store_true",
@@ -38,56 +47,65 @@ def add_card_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dataset_revision", help="Its branch, tag or commit.")
 
 
-def _check(flags: argparse.Namespace) -> None:
+def _check_flags(flags: argparse.Namespace) -> None:
+    """Raise ValueError for a flag without the flag that it belongs to."""
     if flags.push and not flags.repo_id:
-        raise ValueError("`--push` needs `--repo_id user/name`: where to.")
+        raise ValueError("`--push` needs `--repo_id user/name`: the repository to push to.")
     for name in ("private", "revision"):
         if getattr(flags, name) is not None and not flags.push:
-            raise ValueError(f"`--{name}` says how to push; give `--push` too.")
+            raise ValueError(f"`--{name}` needs `--push`.")
     for name in ("license", "train_file", "dataset_name", "dataset_config_name", "dataset_revision"):
         if getattr(flags, name) and not flags.dataset:
-            raise ValueError(f"`--{name}` is about the dataset; give `--dataset` too.")
+            raise ValueError(f"`--{name}` needs `--dataset`.")
 
 
-def _export(flags: argparse.Namespace, run: Run) -> Path:
-    """The dataset folder of a run."""
-    folder = Path(flags.folder)
+def _write_dataset(flags: argparse.Namespace, run: Run) -> Path:
+    """Write the selected rows of a run as a dataset folder; returns the folder."""
     if run.selection is None:
-        raise ValueError(f"{folder} holds no selection, so there is nothing to make a dataset of.")
-    target, about = folder / "dataset", {"repo_id": flags.repo_id, "license": flags.license}
+        raise ValueError(f"{flags.folder} holds no selection, so there are no rows for a dataset.")
+    target = Path(flags.folder) / "dataset"
+    about = {"repo_id": flags.repo_id, "license": flags.license}
     if flags.train_file is not None or flags.dataset_name is not None:
-        source = RowSource(
-            flags.train_file,
-            flags.dataset_name,
-            flags.dataset_split,
-            flags.dataset_config_name,
-            flags.dataset_revision,
-        )
-        pool = load_rows(source, "train_file")
-        known, found = run.selection.manifest["train_dataset"].get("sha256"), digest(flags.train_file)
-        if known and found and known != found:
-            raise ValueError(
-                f"`--train_file {flags.train_file}` is not the pool that was scored: its content differs."
-            )
-        return export_dataset(run.selection, pool, target, **about)
+        return export_dataset(run.selection, _load_pool(flags, run.selection), target, **about)
+    return write_dataset(run.selection, _selected_rows(Path(flags.folder)), target, **about)
+
+
+def _load_pool(flags: argparse.Namespace, selection: Selection) -> Dataset:
+    """The pool of the flags, if it is the one that was scored."""
+    source = RowSource(
+        flags.train_file,
+        flags.dataset_name,
+        flags.dataset_split,
+        flags.dataset_config_name,
+        flags.dataset_revision,
+    )
+    pool = load_rows(source, "train_file")
+    known = selection.manifest["train_dataset"].get("sha256")
+    found = digest(flags.train_file)
+    if known and found and known != found:
+        raise ValueError(f"`--train_file {flags.train_file}` is not the pool that was scored: its content differs.")
+    return pool
+
+
+def _selected_rows(folder: Path) -> Dataset:
+    """The rows that `hf-gist select` wrote."""
     path = next((folder / name for name in SELECTED_FILES if (folder / name).is_file()), None)
     if path is None:
         raise ValueError(f"{folder} holds no selected rows; give the pool with `--train_file` or `--dataset_name`.")
-    chosen: Dataset = load_rows(RowSource(str(path)), "train_file")
-    return write_dataset(run.selection, chosen, target, **about)
+    return load_rows(RowSource(str(path)), "train_file")
 
 
 def run_card(flags: argparse.Namespace) -> None:
-    """`hf-gist card`."""
-    _check(flags)
+    """Write the card or the dataset, push it if asked to, and print where it is."""
+    _check_flags(flags)
     run = find_run(flags.folder, flags.repo_id)
     where = {"private": flags.private, "revision": flags.revision}
     if flags.dataset:
-        folder = _export(flags, run)
-        sys.stdout.write(f"dataset: {folder}\n")
+        folder = _write_dataset(flags, run)
+        say(f"dataset: {folder}")
         if flags.push:
-            sys.stdout.write(f"pushed to {push_folder(folder, flags.repo_id, repo_type='dataset', **where)}\n")
+            say(f"pushed to {push_folder(folder, flags.repo_id, repo_type='dataset', **where)}")
         return
-    sys.stdout.write(f"card: {write_card(run)}\n")
+    say(f"card: {write_card(run)}")
     if flags.push:
-        sys.stdout.write(f"pushed to {push_to_hub(flags.folder, flags.repo_id, **where)}\n")
+        say(f"pushed to {push_to_hub(flags.folder, flags.repo_id, **where)}")

@@ -12,7 +12,7 @@ from hf_gist.commands.card import add_card_flags, run_card
 from hf_gist.commands.compare.run import add_compare_flags, run_compare
 from hf_gist.commands.demo.command import add_demo_flags, run_demo_command
 from hf_gist.commands.report import add_report_flags, run_report
-from hf_gist.commands.select import add_select_flags, run_select
+from hf_gist.commands.select.run import add_select_flags, run_select
 from hf_gist.version import __version__
 
 

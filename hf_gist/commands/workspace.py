@@ -1,40 +1,25 @@
-"""What the commands work on: model, tokenizer, pool and targets, read and tokenised as the flags say."""
+"""What the commands work on: model, tokenizer, pool and targets, read and tokenised according to the flags."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
-from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
-from transformers.utils import logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gist.config.gist import GISTConfig
-from hf_gist.config.warmup import WarmupSettings
-from hf_gist.costs.clock import RunClock
-from hf_gist.costs.ledger import PhaseCost
-from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.data.formats import check_one_of, load_rows, tokenize
-from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.provenance import RowSource, describe_source
-from hf_gist.data.rows import Collator, content_digest, row_lengths
-from hf_gist.gist.forecast import forecast_memory
-from hf_gist.gist.inputs import prepare
-from hf_gist.gist.scorers.less import AdamCheckpoint
-from hf_gist.gradients.models import weights_digest
+from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.training.loading import fresh_lora, load_adapter, load_base, load_tokenizer, padding_collator, positions
-from hf_gist.training.warmup import warm_up, warmup_rows
-from hf_gist.utils.disk import as_json, read_json, write_json
+from hf_gist.training.loading import load_base, load_tokenizer, padding_collator, positions
 
 
 LONGEST_ROW = 1024
 USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
-WARMUP_ADAPTER, MADE_WITH = "warmup_adapter", "warmup.json"
-
-logger = logging.get_logger(__name__)
 
 
 def flag(text: str, default: Any = None) -> Any:
@@ -66,15 +51,37 @@ class SourceArguments:
     output_dir: str | None = flag("Folder for everything that is written.")
 
     @property
+    def folder(self) -> Path:
+        """The output folder.
+
+        Raises:
+            ValueError: if the flag is missing.
+        """
+        if self.output_dir is None:
+            raise ValueError("`--output_dir` is missing: the folder for everything that is written.")
+        return Path(self.output_dir)
+
+    @property
+    def model_name(self) -> str:
+        """The model's folder or Hub id.
+
+        Raises:
+            ValueError: if the flag is missing.
+        """
+        if self.model_name_or_path is None:
+            raise ValueError("`--model_name_or_path` is missing.")
+        return self.model_name_or_path
+
+    @property
     def pool_source(self) -> RowSource:
-        """Where the pool is."""
+        """File or Hub dataset of the pool."""
         return RowSource(
             self.train_file, self.dataset_name, self.dataset_split, self.dataset_config_name, self.dataset_revision
         )
 
     @property
     def target_source(self) -> RowSource:
-        """Where the targets are."""
+        """File or Hub dataset of the targets."""
         return RowSource(
             self.target_file,
             self.target_dataset_name,
@@ -88,7 +95,11 @@ class SourceArguments:
         return load_rows(self.pool_source, "train_file")
 
     def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
-        """The manifest's entries on pool and targets, with the names that the flags give them, and how they were read."""
+        """The manifest's entries on pool and targets, with their names from the flags, and how they were read.
+
+        Args:
+            manifest (`dict`): of a selection from them.
+        """
         return {
             "train_dataset": describe_source(self.pool_source, manifest["train_dataset"]),
             "target_dataset": describe_source(self.target_source, manifest["target_dataset"]),
@@ -96,9 +107,9 @@ class SourceArguments:
             "dtype": self.dtype,
         }
 
-    def load_model(self) -> torch.nn.Module:
+    def load_model(self) -> PreTrainedModel:
         """The base model."""
-        return load_base(self.model_name_or_path, self.model_revision, self.dtype, self.trust_remote_code)
+        return load_base(self.model_name, self.model_revision, self.dtype, self.trust_remote_code)
 
 
 @dataclass(frozen=True)
@@ -106,7 +117,7 @@ class Workspace:
     """Everything read and tokenised.
 
     Args:
-        arguments (`SourceArguments`): where it came from.
+        arguments (`SourceArguments`): the flags that name the sources.
         tokenizer (`PreTrainedTokenizerBase`): of the model.
         max_length (`int`): longest row in tokens.
         pool (`Dataset`): candidates with `input_ids`, `labels` and their own columns.
@@ -125,29 +136,37 @@ class Workspace:
         return padding_collator(self.tokenizer)
 
     def tokenized(self, rows: Dataset, argument: str) -> Dataset:
-        """More rows, tokenised as the pool is."""
+        """Other rows, tokenised in the same way as the pool.
+
+        Args:
+            rows (`Dataset`): raw rows.
+            argument (`str`): the flag they come from, for messages.
+        """
         return tokenize(rows, self.tokenizer, self.max_length, argument)
 
+    def dataset_pass(self, model: torch.nn.Module, config: GISTConfig) -> DatasetPass:
+        """A pass without a progress bar, for forecasts."""
+        tokens = config.scoring_tokens_per_batch
+        return DatasetPass(model, self.collator, tokens, config.scoring_dtype, progress=False)
 
-def open_targets(arguments: SourceArguments, base: torch.nn.Module) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
+
+def open_targets(arguments: SourceArguments, base: PreTrainedModel) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
     """The tokenised targets, the tokenizer, and the longest row in tokens.
 
     Args:
         arguments (`SourceArguments`): the flags.
-        base (`nn.Module`): the base model, which knows its number of positions.
+        base (`PreTrainedModel`): the base model; its number of positions limits the rows.
 
     Raises:
         ValueError: naming the flag that is missing or wrong.
     """
     targets = load_rows(arguments.target_source, "target_file")
-    tokenizer, limit = load_tokenizer(
-        arguments.model_name_or_path, arguments.model_revision, arguments.trust_remote_code
-    )
+    tokenizer, limit = load_tokenizer(arguments.model_name, arguments.model_revision, arguments.trust_remote_code)
     max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
     return tokenize(targets, tokenizer, max_length, "target_file"), tokenizer, max_length
 
 
-def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Module) -> Workspace:
+def open_workspace(arguments: SourceArguments, rows: Dataset, base: PreTrainedModel) -> Workspace:
     """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
     targets, tokenizer, max_length = open_targets(arguments, base)
     pool = tokenize(rows, tokenizer, max_length, "train_file")
@@ -155,93 +174,27 @@ def open_workspace(arguments: SourceArguments, rows: Dataset, base: torch.nn.Mod
 
 
 def check_source(arguments: SourceArguments) -> None:
-    """What can be known to be wrong before anything is read.
+    """Find mistakes in the flags before anything is read.
 
     Raises:
         ValueError: naming the flag.
     """
-    if arguments.output_dir is None:
-        raise ValueError("`--output_dir` is missing: it receives everything that is written.")
+    # these two raise where the flag is missing
+    _ = arguments.folder
     check_one_of(arguments.train_file, arguments.dataset_name, "train_file")
-    if arguments.model_name_or_path is None:
-        raise ValueError("`--model_name_or_path` is missing.")
+    _ = arguments.model_name
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
     check_one_of(arguments.target_file, arguments.target_dataset_name, "target_file")
 
 
-@dataclass(frozen=True)
-class Warmed:
-    """A model after its warm-up.
-
-    Args:
-        model (`PeftModel`): the model.
-        checkpoints (`list[AdamCheckpoint]`): what `scorer="less"` needs.
-        cost (`PhaseCost`): what the warm-up took when it was made.
-    """
-
-    model: PeftModel
-    checkpoints: list[AdamCheckpoint]
-    cost: PhaseCost
-
-
-def warmed_model(
-    workspace: Workspace,
-    base: torch.nn.Module,
-    settings: WarmupSettings,
-    config: GISTConfig,
-    evaluation: Dataset | None = None,
-) -> Warmed:
-    """A fresh LoRA on the base model after its own warm-up, which is kept in the output folder and used again.
-
-    Args:
-        workspace (`Workspace`): pool and targets.
-        base (`nn.Module`): the base model.
-        settings (`WarmupSettings`): of the warm-up.
-        config (`GISTConfig`): of the selection that follows.
-        evaluation (`Dataset`, *optional*): rows that are not to be trained on, as the targets are not.
-    """
-    model = fresh_lora(base, settings, config.seed)
-    # what is wrong should show before the warm-up
-    inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
-    size, tokens = len(workspace.pool), config.scoring_tokens_per_batch
-    dataset_pass = DatasetPass(model, workspace.collator, tokens, config.scoring_dtype, progress=False)
-    forecast_memory(dataset_pass, size, len(workspace.targets), config)
-    leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
-    excluded = excluded_rows(leaks, size, config)
-    folder = Path(workspace.arguments.output_dir) / WARMUP_ADAPTER
-    made_with = _warmup_key(workspace, base, settings, config, excluded)
-    path, clock, rows = folder / MADE_WITH, RunClock(), warmup_rows(config, settings, size, excluded)
-    lengths = row_lengths(workspace.pool)
-    # LESS needs the optimizer of the warm-up too, which is not kept
-    if config.scorer != "less" and path.exists() and read_json(path) == made_with:
-        logger.warning(f"The warm-up of an earlier run is used: {folder}")
-        clock.restore(folder)
-        cost = clock.cost(WARMUP, model, lengths, rows)
-        return Warmed(load_adapter(model.unload(), str(folder)), [], cost)
-    path.unlink(missing_ok=True)
-    checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder, rows)
-    clock.record(WARMUP)
-    clock.save(folder)
-    write_json(path, made_with)
-    return Warmed(model, checkpoints, clock.cost(WARMUP, model, lengths, rows))
-
-
-def _warmup_key(
-    workspace: Workspace,
-    base: torch.nn.Module,
-    settings: WarmupSettings,
-    config: GISTConfig,
-    excluded: torch.Tensor | None,
-) -> dict[str, Any]:
-    """All that a warm-up depends on."""
-    steps = {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
-    steps["barred"] = [] if excluded is None else excluded.nonzero().flatten().tolist()
-    data = workspace.pool.select_columns(["input_ids", "labels"])
-    # of the weights around the fresh adapter, whose names carry peft's prefixes
-    return as_json(asdict(settings) | steps | {"pool": content_digest(data), "base": weights_digest(base, False)})
-
-
 def token_columns(sets: Sequence[Dataset]) -> Dataset | None:
     """Several tokenised sets as one."""
     return concatenate_datasets([rows.select_columns(["input_ids", "labels"]) for rows in sets]) if sets else None
+
+
+def token_counts(rows: Dataset) -> np.ndarray:
+    """Tokens of every tokenised row `[N]` int32."""
+    lengths = row_lengths(rows)
+    assert lengths is not None, "the rows are not tokenised"
+    return lengths

@@ -123,7 +123,7 @@ def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: A
         return None
     if rows is None and not (isinstance(pool, Dataset) and column in pool.column_names):
         raise ValueError(
-            f"`source_column={column!r}`: Trainer drops the columns that the model does not take. DatasetPass the dataset to "
+            f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
             "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
         )
     if getattr(args, "shuffle_dataset", False):

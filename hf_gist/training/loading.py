@@ -1,11 +1,16 @@
-"""Models, tokenizers and adapters of the commands."""
+"""Models, tokenizers and adapters that the commands load."""
 
 import sys
-from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from hf_gist.config.warmup import WarmupSettings
@@ -15,32 +20,34 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
     """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token.
 
     Returns:
-        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and the longest row it says the model takes.
+        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and its limit on the tokens of a row.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     limit = tokenizer.model_max_length
-    # Rows are cut after tokenising; until then a long one is no reason for a warning.
+    # rows are cut after tokenising, so the tokenizer must not warn about long ones
     tokenizer.model_max_length = VERY_LARGE_INTEGER
     return tokenizer, limit
 
 
 def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
-    """Pads `input_ids` and `labels`; what the warm-up trains with and what scoring uses."""
+    """Pads `input_ids` and `labels`; the same for the warm-up and for scoring."""
     return DataCollatorForSeq2Seq(tokenizer, padding=True)
 
 
-def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bool) -> torch.nn.Module:
+def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
     """The base model, on an accelerator where there is one."""
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
     )
-    return model.to("cuda") if torch.cuda.is_available() else model
+    if torch.cuda.is_available():
+        model.to("cuda")  # type: ignore[arg-type]  # the wrapper of `to` in transformers is typed without `self`
+    return model
 
 
-def positions(model: torch.nn.Module) -> int:
+def positions(model: PreTrainedModel) -> int:
     """The longest row that the model has positions for."""
     config = model.config
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
@@ -51,10 +58,10 @@ def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 
-def fresh_lora(base: torch.nn.Module, settings: WarmupSettings, seed: int) -> PeftModel:
+def fresh_lora(base: PreTrainedModel, settings: WarmupSettings, seed: int) -> PeftModel:
     """A new LoRA on the base model; `B` is zero until the warm-up."""
     torch.manual_seed(seed)
-    modules: Any = settings.lora_target_modules
+    modules = settings.lora_target_modules
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=settings.lora_r,

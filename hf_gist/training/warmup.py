@@ -1,4 +1,4 @@
-"""The model of `hf-gist select`: a trained adapter, or a fresh LoRA that takes its own warm-up first."""
+"""The warm-up of the commands: a fresh LoRA trained on a random share of the pool before scoring."""
 
 import math
 from pathlib import Path
@@ -26,28 +26,29 @@ from hf_gist.utils.disk import naming
 
 
 class CheckpointRecorder(TrainerCallback):
-    """Keeps what LESS needs from a warm-up: a few moments of it, weighted by the mean learning rate up to each.
+    """Keeps the checkpoints of a warm-up that LESS needs, each with the mean learning rate since the one before.
 
     Args:
         model (`PeftModel`): the model in training.
-        count (`int`): evenly spaced moments, the last one at the end.
+        count (`int`): evenly spaced checkpoints, the last one at the end.
     """
 
     def __init__(self, model: PeftModel, count: int) -> None:
-        self.model, self.count = model, count
+        self.model = model
+        self.count = count
         self.checkpoints: list[AdamCheckpoint] = []
         self._rates: list[float] = []
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Note the learning rate."""
+        """Record the learning rate of this step."""
         self._rates.append(kwargs["optimizer"].param_groups[0]["lr"])
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep a moment when one is due."""
+        """Keep a checkpoint if one is due."""
         due = [math.ceil(state.max_steps * (i + 1) / self.count) for i in range(self.count)]
         if state.global_step in due:
             rate = sum(self._rates) / len(self._rates)
@@ -64,26 +65,43 @@ def warmup_rows(
         config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, and the seed.
         settings (`WarmupSettings`): batch size.
         size (`int`): rows of the pool.
-        excluded (`Tensor`, *optional*): `[N]` bool, rows that are not to be trained on.
+        excluded (`Tensor`, *optional*): `[N]` bool, rows that must not be trained on.
 
     Raises:
-        ValueError: if there are not enough rows for `warmup_steps`, or none.
+        ValueError: if no row is left, or not enough for `warmup_steps`.
     """
     batch = settings.per_device_train_batch_size
     rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
-    generator = torch.Generator().manual_seed(config.seed)
-    order = torch.randperm(size, generator=generator)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed))
     if excluded is not None:
         order = order[~excluded[order]]
     if not len(order):
-        raise ValueError("Every row of the pool is a target or evaluation row too; nothing is left to train on.")
+        raise ValueError("Every row of the pool is a target or evaluation row too; no row is left to train on.")
     # the last batch may be a smaller one
     if rows >= len(order) + batch:
         raise ValueError(
-            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, and the pool has {len(order)} "
-            "to train on; lower it."
+            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, but only {len(order)} rows of "
+            "the pool can be trained on; lower it."
         )
     return order[:rows].tolist()
+
+
+def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path, rows: int) -> TrainingArguments:
+    """Arguments of one epoch over `rows` rows with five log lines and no checkpoint."""
+    batch = settings.per_device_train_batch_size
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.03,
+        num_train_epochs=1,
+        logging_steps=max(1, rows // batch // 5),
+        save_strategy="no",
+        report_to=[],
+        seed=config.seed,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
 
 
 def warm_up(
@@ -101,36 +119,26 @@ def warm_up(
         model (`PeftModel`): a fresh LoRA; it is trained in place.
         pool (`Dataset`): tokenised candidates.
         tokenizer (`PreTrainedTokenizerBase`): for padding.
-        config (`GISTConfig`): `warmup_ratio` or `warmup_steps`, the seed, and whether `scorer="less"` needs checkpoints.
+        config (`GISTConfig`): the seed, and whether `scorer="less"` needs checkpoints.
         settings (`WarmupSettings`): learning rate and batch size.
         folder (`Path`): where the adapter is written.
-        sample (`list[int]`): the rows of the pool that it trains on, see [`warmup_rows`].
+        sample (`list[int]`): the rows of the pool to train on, see [`warmup_rows`].
 
     Returns:
         `list[AdamCheckpoint]`: for `scorer="less"`, its checkpoints.
+
+    Raises:
+        OSError: naming the folder, if the adapter cannot be written.
     """
-    batch = settings.per_device_train_batch_size
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        per_device_train_batch_size=batch,
-        learning_rate=settings.learning_rate,
-        lr_scheduler_type="cosine",
-        warmup_steps=0.03,
-        num_train_epochs=1,
-        logging_steps=max(1, len(sample) // batch // 5),
-        save_strategy="no",
-        report_to=[],
-        seed=config.seed,
-        dataloader_pin_memory=torch.cuda.is_available(),
-    )
     recorder = CheckpointRecorder(model, settings.less_checkpoints)
-    Trainer(
+    trainer = Trainer(
         model=model,
-        args=arguments,
+        args=warmup_arguments(config, settings, folder, len(sample)),
         train_dataset=keep_columns(pool, signature_columns(model)).select(sample),
         data_collator=padding_collator(tokenizer),
         callbacks=[recorder] if config.scorer == "less" else [],
-    ).train()
+    )
+    trainer.train()
     with naming(folder):
-        model.save_pretrained(folder)
+        model.save_pretrained(str(folder))
     return recorder.checkpoints

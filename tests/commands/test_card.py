@@ -70,9 +70,9 @@ def test_the_dataset_of_a_training_needs_its_pool(tmp_path, capsys):
     ("flags", "message"),
     [
         (["--push"], "`--push` needs `--repo_id"),
-        (["--private"], "`--private` says how to push"),
-        (["--revision", "x"], "`--revision` says how to push"),
-        (["--license", "mit"], "`--license` is about the dataset"),
+        (["--private"], "`--private` needs `--push`"),
+        (["--revision", "x"], "`--revision` needs `--push`"),
+        (["--license", "mit"], "`--license` needs `--dataset`"),
         ([], "holds no run of hf_gist"),
     ],
 )

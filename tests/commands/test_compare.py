@@ -8,7 +8,7 @@ from datasets import Dataset
 from pyarrow import parquet
 
 from hf_gist import Selection
-from hf_gist.commands.compare import arms, run
+from hf_gist.commands.compare import arms, run, scores
 from hf_gist.commands.compare.table import against_random, break_even, markdown
 from hf_gist.commands.main import main
 from hf_gist.config.gist import GISTConfig
@@ -52,7 +52,7 @@ def compared(files):
 
 def test_every_method_is_trained_with_the_same_rows_and_steps(compared):
     runs = parquet.read_table(compared / "compare.parquet").to_pylist()
-    assert {(r["method"], r["seed"]) for r in runs} == set(run.plan(list(arms.ARMS), [0, 1]))
+    assert {(r["method"], r["seed"]) for r in runs} == set(run.trainings(list(arms.ARMS), [0, 1]))
     assert len(runs) == 2 * len(arms.ARMS) - 1
     for row in runs:
         expected = {"untrained": (0, 0), "whole_pool": (80, 20)}.get(row["method"], (8, 4))
@@ -106,8 +106,8 @@ def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
     more = ("--methods", "gist", "rds_plus", "length_matched_random", "--seeds", "0", "--target_file")
     assert main(flags(files, tmp_path / "alone", *more, str(tmp_path / "one.jsonl"))) == 0
     shared = (*more, str(tmp_path / "both.jsonl"), "--target_column", "set", "--target_value")
-    scores = ("--scores_dir", str(tmp_path / "scores"))
-    assert main(flags(files, tmp_path / "b", *shared, "b", *scores)) == 0
+    kept = ("--scores_dir", str(tmp_path / "scores"))
+    assert main(flags(files, tmp_path / "b", *shared, "b", *kept)) == 0
     alone = {name: Selection.load(tmp_path / "alone" / "scores" / name) for name in ("gist", "rds_plus")}
     for name, selection in alone.items():
         together = Selection.load(tmp_path / "scores" / name).measurements.for_targets("set", "b")
@@ -122,11 +122,11 @@ def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
         Selection.load(tmp_path / "scores" / "gist").measurements.for_targets("set", "c")
 
 
-def test_an_interrupted_comparison_goes_on_where_it_was(files, compared, monkeypatch, capsys):
+def test_an_interrupted_comparison_resumes_after_its_finished_runs(files, compared, monkeypatch, capsys):
     whole = parquet.read_table(compared / "compare.parquet").to_pylist()
     for name in ("gist-seed1.json", "random-seed0.json"):
         (compared / "runs" / name).unlink()
-    monkeypatch.setattr(run, "select", None)  # nothing is measured again
+    monkeypatch.setattr(scores, "select", None)  # nothing is measured again
     assert main(flags(files, compared, "--seeds", "0", "1", "--methods", *arms.ARMS)) == 0
     again = parquet.read_table(compared / "compare.parquet").to_pylist()
     assert [(r["method"], r["loss_held"]) for r in again] == [(r["method"], r["loss_held"]) for r in whole]
@@ -138,28 +138,28 @@ def test_shared_scores_leave_out_the_test_rows_of_every_comparison(files, compar
     pool = Dataset.from_json(str(files / "pool.jsonl"), cache_dir=str(tmp_path))
     chosen = Selection.load(compared / "scores" / "gist").indices[0]
     pool.select([chosen]).to_json(tmp_path / "test.jsonl")
-    scores = ("--scores_dir", str(compared / "scores"), "--seeds", "0", "--methods", "gist")
+    shared = ("--scores_dir", str(compared / "scores"), "--seeds", "0", "--methods", "gist")
     trained, original = [], run.rows_of_arm
     monkeypatch.setattr(run, "rows_of_arm", lambda *given: trained.append(original(*given)) or trained[-1])
     with pytest.warns(UserWarning, match="in `eval_dataset` too"):
-        assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 0
+        assert main(flags(files, tmp_path / "other", *shared, "--test_file", str(tmp_path / "test.jsonl"))) == 0
     assert not Selection.load(compared / "scores" / "gist").measurements.leaked[chosen]
     assert len(trained) == 1 and len(trained[0]) == 8 and chosen not in trained[0]
     Dataset.from_list(varied(3, 9)).to_json(tmp_path / "test.jsonl")
     capsys.readouterr()
-    assert main(flags(files, tmp_path / "other", *scores, "--test_file", str(tmp_path / "test.jsonl"))) == 2
+    assert main(flags(files, tmp_path / "other", *shared, "--test_file", str(tmp_path / "test.jsonl"))) == 2
     assert "sha256 of the test files" in capsys.readouterr().err
 
 
 def test_seconds_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
     model, cost = SimpleNamespace(unload=lambda: None), SimpleNamespace(seconds=1000.0)
     warmed = SimpleNamespace(model=model, checkpoints=[], cost=cost)
-    monkeypatch.setattr(run, "warmed_model", lambda *_: warmed)
-    monkeypatch.setattr(run, "select", lambda *_, **__: None)
+    monkeypatch.setattr(scores, "warmed_model", lambda *_: warmed)
+    monkeypatch.setattr(scores, "select", lambda *_, **__: None)
     space = SimpleNamespace(pool=[], targets=[], collator=None)
-    scores = run.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
+    measured = scores.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
     for scorer in ("gist", "rds_plus"):
-        assert 1000 < scores._measure(scorer, tmp_path) < 1010
+        assert 1000 < measured._measure(scorer, tmp_path) < 1010
 
 
 def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
@@ -236,9 +236,9 @@ def test_the_table_is_arithmetic_on_the_runs():
 
 def test_the_cost_of_scoring_counts_what_is_run():
     config, warmup = GISTConfig(warmup_steps=2, prefilter=0.25), WarmupSettings()
-    assert run.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 0.25 + 0.5)
-    assert run.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
-    assert run.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
+    assert scores.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 0.25 + 0.5)
+    assert scores.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
+    assert scores.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
     # the arm of LESS knows no prefilter
     both = GISTConfig(score_layers=1, prefilter=0.25)
-    assert run.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)
+    assert scores.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)

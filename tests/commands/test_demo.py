@@ -11,10 +11,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from hf_gist import Selection
-from hf_gist.commands.demo import DemoSettings, run_demo
-from hf_gist.commands.demo import run as demo_run
+from hf_gist.commands.demo import DemoResult, DemoSettings, run_demo
 from hf_gist.commands.demo.model import ModelSizes, train_tokenizer
-from hf_gist.commands.demo.run import GIST, RANDOM, UNTRAINED, WHOLE, as_dataset, share_by_length, verdict
+from hf_gist.commands.demo.printing import verdict
+from hf_gist.commands.demo.result import GIST, RANDOM, UNTRAINED, WHOLE
+from hf_gist.commands.demo.run import as_dataset, share_by_length
 from hf_gist.commands.demo.tasks import (
     NEIGHBOURS,
     TARGET_TASK,
@@ -22,9 +23,9 @@ from hf_gist.commands.demo.tasks import (
     DataSizes,
     Row,
     distinct_rows,
+    equal_parts,
     make_data,
     reading_text,
-    spread,
 )
 from hf_gist.commands.demo.training import quiet_and_small
 from hf_gist.data.formats import tokenize
@@ -74,7 +75,6 @@ def test_same_seed_same_rows():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_is_a_question_with_an_answer_on_one_line(task):
-
     for row in distinct_rows(task, 50, random.Random(0)):
         assert row.prompt and row.answer and "\n" not in row.prompt + row.answer
         assert [message["role"] for message in row.messages()] == ["user", "assistant"]
@@ -82,7 +82,6 @@ def test_every_task_is_a_question_with_an_answer_on_one_line(task):
 
 @pytest.mark.parametrize("task", [TARGET_TASK, *NEIGHBOURS])
 def test_sums_are_right(task):
-
     for row in distinct_rows(task, 50, random.Random(0)):
         sums = re.findall(r"(\d+) ([*+-]) (\d+) = (\d+)", row.answer)
         assert len(sums) == 2
@@ -105,8 +104,8 @@ def test_the_base_model_reads_results_but_no_working():
     assert Row("sort", "Which?", "", "4 5").answer == "4 5"
 
 
-def test_spread_adds_up():
-    assert spread(10, ["a", "b", "c"]) == {"a": 4, "b": 3, "c": 3}
+def test_equal_parts_add_up():
+    assert equal_parts(10, ["a", "b", "c"]) == {"a": 4, "b": 3, "c": 3}
 
 
 # ---- The tokenizer ----
@@ -163,7 +162,7 @@ def test_miniature_run_leaves_everything_that_it_names(tmp_path, capsys):
 
 
 def test_verdict_tells_the_truth_both_ways():
-    result = demo_run.DemoResult(losses={GIST: 1.0, RANDOM: 1.5, WHOLE: 0.75})
+    result = DemoResult(losses={GIST: 1.0, RANDOM: 1.5, WHOLE: 0.75})
     assert "lower target loss than X: by 0.5000" in verdict(result, RANDOM, "X")
     assert "did NOT" in verdict(result, WHOLE, "X") and "0.2500 higher" in verdict(result, WHOLE, "X")
 

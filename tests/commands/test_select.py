@@ -11,9 +11,9 @@ import yaml
 from datasets import Dataset
 
 from hf_gist import GISTConfig, Selection
-from hf_gist.commands import select as select_command
-from hf_gist.commands import workspace
+from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
+from hf_gist.commands.select import scoring
 from tests.helpers.words import chats, save_model
 
 
@@ -177,16 +177,16 @@ def test_every_config_field_is_a_flag_and_the_command_is_installed():
 
 def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypatch):
     arguments = flags(files, tmp_path, "--budget", "0.1")
-    trained, original = [], workspace.warm_up
-    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+    trained, original = [], warmed.warm_up
+    monkeypatch.setattr(warmed, "warm_up", lambda *args: trained.append(1) or original(*args))
 
     def killed(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(select_command, "select", killed)
+    monkeypatch.setattr(scoring, "select", killed)
     assert main(arguments) == 130
     monkeypatch.undo()
-    monkeypatch.setattr(workspace, "warm_up", lambda *args: trained.append(1) or original(*args))
+    monkeypatch.setattr(warmed, "warm_up", lambda *args: trained.append(1) or original(*args))
     assert main(arguments) == 0 and len(trained) == 1
     again = tmp_path / "again"
     assert main(flags(files, again, "--budget", "0.1")) == 0

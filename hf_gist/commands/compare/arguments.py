@@ -1,9 +1,16 @@
-"""The flags of `hf-gist compare` beside those of every selection."""
+"""The flags of `hf-gist compare` beside those of every selection, and what two runs into one folder must share."""
 
+import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from hf_gist.commands.compare.arms import ARMS
-from hf_gist.commands.workspace import SourceArguments, flag
+from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN
+from hf_gist.commands.workspace import SourceArguments, check_source, flag
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.provenance import digest
+from hf_gist.utils.disk import as_json
 
 
 @dataclass(frozen=True)
@@ -20,3 +27,70 @@ class CompareArguments(SourceArguments):
     target_column: str | None = flag("Column of the targets: with --target_value, only those rows are the target set.")
     target_value: str | None = flag("Its value. The scores hold all targets, so several target sets share a scoring.")
     scores_dir: str | None = flag("Where scores are kept and reused. Default: scores in the output folder.")
+
+    @property
+    def test_files(self) -> dict[str, str]:
+        """The files of `--test_file` by name; the name of a file without one is its stem."""
+        pairs = [text.rpartition("=") for text in self.test_file or []]
+        return {name or Path(file).stem: file for name, _, file in pairs}
+
+    @property
+    def target(self) -> tuple[str, str] | None:
+        """Column and value of the target rows to keep; `None` for all target rows."""
+        if self.target_column is None or self.target_value is None:
+            return None
+        return self.target_column, self.target_value
+
+
+def check_comparison(arguments: CompareArguments) -> None:
+    """Find mistakes in the flags before anything is read.
+
+    Raises:
+        ValueError: naming the flag that is missing or wrong.
+    """
+    check_source(arguments)
+    if not arguments.test_file:
+        raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
+    for file in arguments.test_files.values():
+        if not Path(file).is_file():
+            raise ValueError(f"`--test_file {file}`: no such file.")
+    if (arguments.target_column is None) != (arguments.target_value is None):
+        raise ValueError("`--target_column` and `--target_value` need each other.")
+
+
+def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
+    """The methods to compare.
+
+    Raises:
+        ValueError: for a method that does not exist or lacks its input.
+    """
+    oracle = arguments.oracle_source is not None
+    methods = arguments.methods or [m for m in ARMS if m != "less" and (oracle or m != IN_DOMAIN)]
+    unknown = [m for m in methods if m not in ARMS]
+    if unknown:
+        raise ValueError(f"`--methods {' '.join(unknown)}`: no such method. The methods are {', '.join(ARMS)}.")
+    if IN_DOMAIN in methods and (not oracle or config.source_column is None):
+        raise ValueError(f"`--methods {IN_DOMAIN}` needs `--source_column` and `--oracle_source`.")
+    return list(dict.fromkeys(methods))
+
+
+def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
+    """What two runs into one folder must share; methods and seeds may be added later."""
+    free = {"output_dir", "methods", "seeds", "scores_dir"}
+    values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
+    files = {name: digest(values[name]) for name in ("train_file", "target_file")}
+    tests = {name: digest(file) for name, file in arguments.test_files.items()}
+    digests = {"sha256": files, "sha256 of the test files": tests}
+    return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)
+
+
+def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of [`comparison_settings`] that change the scores: neither the budget nor the training of an arm.
+
+    Args:
+        settings (`dict`): all settings of a comparison.
+    """
+    names = {f.name for f in dataclasses.fields(SourceArguments)} - {"output_dir"}
+    names |= {f.name for f in dataclasses.fields(WarmupSettings)} | {"sha256", "seed", "source_column"}
+    names |= {"warmup_ratio", "warmup_steps", "score_layers", "sketch_dim", "prefilter", "scoring_dtype"}
+    return {name: value for name, value in settings.items() if name in names}

@@ -17,9 +17,13 @@ from hf_gist.gist.selection import Selection
 from hf_gist.gist.wording import SCORES, STRATEGIES
 
 
-UNTRAINED, WHOLE_POOL, IN_DOMAIN, RANDOM = "untrained", "whole_pool", "in_domain_random", "random"
+UNTRAINED = "untrained"
+WHOLE_POOL = "whole_pool"
+IN_DOMAIN = "in_domain_random"
+RANDOM = "random"
 LABELS = "labels"
-"""Key of measurements that hold nothing but label counts."""
+"""Key of measurements that hold only label counts."""
+ONE_GROUP = "__all__"
 
 
 @dataclass(frozen=True)
@@ -27,8 +31,8 @@ class Arm:
     """One method.
 
     Args:
-        title (`str`): what the table says.
-        changes (`dict`): fields of [`GISTConfig`] that make the method.
+        title (`str`): its name in the table.
+        changes (`dict`): fields of [`GISTConfig`] that define the method.
         random (`bool`): its rows differ from seed to seed.
     """
 
@@ -72,14 +76,19 @@ NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
 
 
 def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConfig:
-    """The configuration of an arm; what `config` sets and the arm does not change stays."""
-    plain: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
+    """The configuration of an arm.
+
+    Args:
+        arm (`Arm`): the method.
+        config (`GISTConfig`): what the arms share; fields that the arm does not change stay.
+        seed (`int`, *optional*): of the random draws; no score depends on it.
+    """
+    changes: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
     if arm.scorer != GIST.name:
-        plain |= {"prefilter": None, "sketch_dim": None}
+        changes |= {"prefilter": None, "sketch_dim": None}
     if seed is not None:
-        # of the draws; no score depends on it
-        plain["seed"] = seed
-    return dataclasses.replace(config, **(plain | arm.changes))
+        changes["seed"] = seed
+    return dataclasses.replace(config, **(changes | arm.changes))
 
 
 def rows_of_arm(
@@ -90,23 +99,27 @@ def rows_of_arm(
     Args:
         name (`str`): key of `ARMS`.
         measured (`Measurements`): of its scorer.
-        config (`GISTConfig`): what the arms share, the budget above all.
+        config (`GISTConfig`): what the arms share, above all the budget.
         seed (`int`): of the random arms.
-        oracle_sources (`list[str]`, *optional*): sources that the targets come from, for `in_domain_random`.
+        oracle_sources (`list[str]`, *optional*): sources of the targets, for `in_domain_random`.
     """
     eligible = measured.eligible(config.drop_target_duplicates)
     if name == WHOLE_POOL:
         return eligible.nonzero().flatten().tolist()
     if name == IN_DOMAIN:
-        own = torch.tensor([source in oracle_sources for source in measured.sources]) & eligible
+        own = torch.tensor([source in (oracle_sources or ()) for source in measured.sources or []]) & eligible
         order = uniform_order(own, seed)
         return cut_to_budget(order, config.budget, config.budget_unit, measured.label_tokens)
-    changed = config_of(ARMS[name], config, seed)
+    own_config = config_of(ARMS[name], config, seed)
     if name == "gist_mean_target":
-        column = "__all__"
-        together = {column: ["all"] * len(measured.target_coordinates)}
-        measured = dataclasses.replace(measured, target_columns=measured.target_columns | together)
-        changed = dataclasses.replace(changed, target_group_column=column)
-    if changed.strategy in UNSCORED:
-        changed = dataclasses.replace(changed, target_group_column=None)
-    return Selection.choose(measured, changed).indices
+        measured = _in_one_group(measured)
+        own_config = dataclasses.replace(own_config, target_group_column=ONE_GROUP)
+    if own_config.strategy in UNSCORED:
+        own_config = dataclasses.replace(own_config, target_group_column=None)
+    return Selection.choose(measured, own_config).indices
+
+
+def _in_one_group(measured: Measurements) -> Measurements:
+    """The measurements with a further target column, `ONE_GROUP`, that has the same value in every row."""
+    column = {ONE_GROUP: ["all"] * len(measured.target_coordinates)}
+    return dataclasses.replace(measured, target_columns=measured.target_columns | column)

@@ -1,8 +1,6 @@
-"""The loop of `hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes where it was."""
+"""`hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes after the last finished run."""
 
 import argparse
-import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,244 +11,60 @@ import torch
 from datasets import Dataset
 from pyarrow import parquet
 
-from hf_gist.commands.compare.arguments import CompareArguments
-from hf_gist.commands.compare.arms import (
-    ARMS,
-    IN_DOMAIN,
-    LABELS,
-    NEED_NO_ROWS,
-    RANDOM,
-    UNTRAINED,
-    WHOLE_POOL,
-    config_of,
-    rows_of_arm,
+from hf_gist.commands.bench import Bench
+from hf_gist.commands.compare.arguments import (
+    CompareArguments,
+    check_comparison,
+    chosen_methods,
+    comparison_settings,
+    scoring_settings,
 )
+from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, UNTRAINED, WHOLE_POOL, rows_of_arm
+from hf_gist.commands.compare.scores import Scores, passes_of
 from hf_gist.commands.compare.table import Runs, break_even, markdown, save_plot
-from hf_gist.commands.compare.training import Bench
 from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
-from hf_gist.commands.workspace import (
-    USAGE,
-    SourceArguments,
-    Workspace,
-    check_source,
-    open_workspace,
-    token_columns,
-    warmed_model,
-)
+from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_columns, token_counts
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.formats import load_rows
-from hf_gist.data.leaks import Leaks, find_leaks
-from hf_gist.data.provenance import RowSource, digest
-from hf_gist.data.rows import row_lengths
-from hf_gist.functional.measurements import Measurements
-from hf_gist.gist.selection import Selection
+from hf_gist.data.provenance import RowSource
 from hf_gist.gradients.partial import refuse_other_settings
-from hf_gist.offline import select
-from hf_gist.training.loading import fresh_lora
-from hf_gist.utils.disk import as_json, read_json, write, write_json
+from hf_gist.utils.disk import read_json, write, write_json
 from hf_gist.utils.terminal import say
 
 
-RUNS, RESULTS, SETTINGS, TABLE, PLOT = "runs", "compare.parquet", "compare.json", "compare.md", "compare.png"
-SCORES, SCORED_WITH = "scores", "scored_with.json"
+RUNS_FOLDER = "runs"
+SCORES_FOLDER = "scores"
+TRAINER_FOLDER = "trainer"
+SETTINGS = "compare.json"
+RESULTS = "compare.parquet"
+TABLE = "compare.md"
+PLOT = "compare.png"
+
+TRAINING = {
+    "warmup_steps": 0.03,
+    "train_sampling_strategy": "group_by_length",
+    "include_num_input_tokens_seen": "non_padding",
+}
+"""`TrainingArguments` of every training."""
 
 
-# ---- What was asked ----
-
-
-def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
-    """The methods to compare.
-
-    Raises:
-        ValueError: for a method that does not exist or lacks its input.
-    """
-    oracle = arguments.oracle_source is not None
-    methods = arguments.methods or [m for m in ARMS if m != "less" and (oracle or m != IN_DOMAIN)]
-    unknown = [m for m in methods if m not in ARMS]
-    if unknown:
-        raise ValueError(f"`--methods {' '.join(unknown)}`: no such method. There are {', '.join(ARMS)}.")
-    if IN_DOMAIN in methods and (not oracle or config.source_column is None):
-        raise ValueError(f"`--methods {IN_DOMAIN}` needs `--source_column` and `--oracle_source`.")
-    return list(dict.fromkeys(methods))
-
-
-def test_files(arguments: CompareArguments) -> dict[str, str]:
-    """The files of `--test_file` by name."""
-    pairs = [text.rpartition("=") for text in arguments.test_file]
-    return {name or Path(file).stem: file for name, _, file in pairs}
-
-
-def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, Dataset]:
-    """The test sets by name."""
-    tests = {}
-    for name, file in test_files(arguments).items():
-        rows = workspace.tokenized(load_rows(RowSource(file), "test_file"), "test_file")
-        tests[name] = rows.select_columns(["input_ids", "labels"])
-    return tests
-
-
-def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
-    """What two runs into one folder must share; methods and seeds may be added later."""
-    free = {"output_dir", "methods", "seeds", "scores_dir"}
-    values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
-    files = {name: digest(values[name]) for name in ("train_file", "target_file")}
-    tests = {name: digest(file) for name, file in test_files(arguments).items()}
-    digests = {"sha256": files, "sha256 of the test files": tests}
-    return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)
-
-
-# ---- Measuring ----
-
-
-@dataclass
-class Scores:
-    """What the arms choose from, measured when first asked for and kept on disk.
-
-    Args:
-        workspace (`Workspace`): model, pool and targets.
-        base (`nn.Module`): the base model.
-        warmup (`WarmupSettings`): of the warm-up.
-        config (`GISTConfig`): what the arms share.
-        folder (`Path`): a folder per scorer.
-        settings (`dict`): what the scores depend on.
-        tests (`Dataset`): all test rows, which are not to be selected.
-    """
-
-    workspace: Workspace
-    base: torch.nn.Module
-    warmup: WarmupSettings
-    config: GISTConfig
-    folder: Path
-    settings: dict[str, Any]
-    tests: Dataset
-    _loaded: dict[str, tuple[Measurements, float]] = dataclasses.field(default_factory=dict)
-    _leaks: list[Leaks | None] | None = None
-
-    def of(self, scorer: str) -> tuple[Measurements, float]:
-        """Measurements of a scorer, and the seconds they took with their warm-up."""
-        if scorer not in self._loaded:
-            self._loaded[scorer] = self._load(scorer)
-        return self._loaded[scorer]
-
-    def _load(self, scorer: str) -> tuple[Measurements, float]:
-        folder = self.folder / scorer
-        if reused := (folder / SCORED_WITH).exists():
-            about = read_json(folder / SCORED_WITH)
-            refuse_other_settings(about["settings"], self.settings, folder)
-        else:
-            about = {"settings": self.settings, "seconds": round(self._measure(scorer, folder), 1)}
-            write_json(folder / SCORED_WITH, about)
-        measured, only = Selection.load(folder).measurements, self.workspace.arguments
-        if reused:
-            # the scores may be of a comparison with other test rows
-            measured = dataclasses.replace(measured, leaked=self._leaked())
-        if only.target_column is not None:
-            measured = measured.for_targets(only.target_column, only.target_value)
-        return measured, about["seconds"]
-
-    def _leaked(self) -> torch.Tensor | None:
-        """Rows of the pool that are target or test rows of this comparison."""
-        if self._leaks is None:
-            space = self.workspace
-            self._leaks = [find_leaks(space.pool, space.targets, self.tests, space.tokenizer)]
-        (leaks,) = self._leaks
-        return None if leaks is None else leaks.mask(len(self.workspace.pool))
-
-    def _measure(self, scorer: str, folder: Path) -> float:
-        """Seconds it took, with those of the warm-up, also where that was shared with another scorer."""
-        say(f"measuring: {scorer}")
-        config, checkpoints, warming = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config), [], 0.0
-        if scorer == LABELS:
-            model = fresh_lora(self.base, self.warmup, config.seed)
-        else:
-            warmed = warmed_model(self.workspace, self.base, self.warmup, config, self.tests)
-            model, checkpoints, warming = warmed.model, warmed.checkpoints, warmed.cost.seconds
-        start = time.perf_counter()
-        select(
-            model,
-            self.workspace.pool,
-            self.workspace.targets,
-            config,
-            data_collator=self.workspace.collator,
-            checkpoints=checkpoints,
-            eval_dataset=self.tests,
-            output_dir=folder,
-        )
-        model.unload()
-        return warming + time.perf_counter() - start
-
-
-def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those that change the scores: neither the budget nor how an arm is trained afterwards."""
-    names = {f.name for f in dataclasses.fields(SourceArguments)} - {"output_dir"}
-    names |= {f.name for f in dataclasses.fields(WarmupSettings)} | {"sha256", "seed", "source_column"}
-    names |= {"warmup_ratio", "warmup_steps", "score_layers", "sketch_dim", "prefilter", "scoring_dtype"}
-    return {name: value for name, value in settings.items() if name in names}
-
-
-def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int, blocks: int) -> float:
-    """Cost of scoring in passes over the pool, forward and backward; a forward alone counts half.
-
-    Args:
-        scorer (`str`): the measurements.
-        warmup (`WarmupSettings`): batch size and checkpoints of the warm-up.
-        config (`GISTConfig`): what the arms share.
-        rows (`int`): of the pool.
-        blocks (`int`): of the model.
-    """
-    if scorer == LABELS:
-        return 0.0
-    trained = config.warmup_ratio
-    if config.warmup_steps is not None:
-        trained = config.warmup_steps * warmup.per_device_train_batch_size / rows
-    if scorer == "rds_plus":
-        return trained + 0.5
-    passed = 0.5 + 0.5 * (config.score_layers or blocks) / blocks
-    if scorer == "less":
-        return trained + passed * warmup.less_checkpoints
-    return trained + (passed if config.prefilter is None else 0.5 + config.prefilter * passed)
-
-
-# ---- Training ----
+# ---- Files ----
 
 
 def run_file(folder: Path, method: str, seed: int) -> Path:
-    """A file of its own for every run: what is finished is kept, and commands may share a folder at the same time."""
-    return folder / RUNS / (f"{method}.json" if method == UNTRAINED else f"{method}-seed{seed}.json")
+    """The file of one run: a finished run is kept, and several commands may write into one folder at the same time."""
+    return folder / RUNS_FOLDER / (f"{method}.json" if method == UNTRAINED else f"{method}-seed{seed}.json")
 
 
 def read_runs(folder: Path) -> Runs:
     """Every finished run, of this command or another, in the order of the methods and seeds."""
-    runs = [read_json(path) for path in (folder / RUNS).glob("*.json")]
+    runs = [read_json(path) for path in (folder / RUNS_FOLDER).glob("*.json")]
     return sorted(runs, key=lambda run: (list(ARMS).index(run["method"]), run["seed"]))
 
 
-def run_arm(
-    name: str, seed: int, scores: Scores, bench: Bench, arguments: CompareArguments, config: GISTConfig
-) -> dict[str, Any]:
-    """One row of the results."""
-    scorer = ARMS[name].scorer if name not in NEED_NO_ROWS else LABELS
-    measured, seconds = scores.of(scorer)
-    facts = {"method": name, "seed": seed, "rows": 0, "label_tokens": 0, "steps": 0}
-    cost = {"selection_seconds": 0.0, "selection_passes": 0.0, "train_seconds": 0.0, "train_tokens": 0}
-    if name == UNTRAINED:
-        return facts | bench.losses(bench.base) | cost
-    rows = rows_of_arm(name, measured, config, seed, arguments.oracle_source)
-    epochs, max_steps = arguments.num_train_epochs, arguments.max_steps
-    if name == WHOLE_POOL:
-        epochs, max_steps = arguments.whole_pool_epochs, -1
-    if scorer != LABELS:
-        blocks = bench.base.config.num_hidden_layers
-        passes = passes_of(scorer, bench.settings, config, len(measured.norms), blocks)
-        cost |= {"selection_seconds": seconds, "selection_passes": passes}
-    pool = scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
-    facts |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
-    return facts | cost | bench.train(pool, f"{name}, seed {seed}", seed, epochs, max_steps)
-
-
 def write_results(pool_tokens: int, folder: Path) -> str:
-    """Parquet, Markdown and picture of all finished runs; returns the Markdown."""
+    """Parquet, Markdown and figure of all finished runs; returns the Markdown."""
     runs = read_runs(folder)
     table = pyarrow.Table.from_pylist(runs)
     write(folder / RESULTS, lambda name: parquet.write_table(table, name))
@@ -263,9 +77,115 @@ def write_results(pool_tokens: int, folder: Path) -> str:
     return text
 
 
-def plan(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
+def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, Dataset]:
+    """The test sets by name."""
+    tests = {}
+    for name, file in arguments.test_files.items():
+        rows = workspace.tokenized(load_rows(RowSource(file), "test_file"), "test_file")
+        tests[name] = rows.select_columns(["input_ids", "labels"])
+    return tests
+
+
+# ---- Training ----
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that the runs of a comparison share.
+
+    Args:
+        arguments (`CompareArguments`): training length and the sources of the oracle.
+        config (`GISTConfig`): what the arms share.
+        folder (`Path`): where results are written.
+        bench (`Bench`): trains a fresh LoRA on some rows.
+        scores (`Scores`): what the arms choose from.
+        pool_tokens (`int`): tokens of the whole pool.
+    """
+
+    arguments: CompareArguments
+    config: GISTConfig
+    folder: Path
+    bench: Bench
+    scores: Scores
+    pool_tokens: int
+
+    def finish(self, method: str, seed: int) -> None:
+        """Make one run, unless it is finished already, and write the results of all runs."""
+        file = run_file(self.folder, method, seed)
+        if file.exists():
+            return
+        run = self.train(method, seed)
+        write_json(file, run)
+        write_results(self.pool_tokens, self.folder)
+        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in run.items() if k.startswith("loss_"))
+        say(f"{method}, seed {seed}: {losses}")
+
+    def train(self, method: str, seed: int) -> dict[str, Any]:
+        """Train one arm with one seed and measure it: one row of the results."""
+        scorer = ARMS[method].scorer if method not in NEED_NO_ROWS else LABELS
+        measured, seconds = self.scores.of(scorer)
+        run = {"method": method, "seed": seed, "rows": 0, "label_tokens": 0, "steps": 0}
+        run |= {"selection_seconds": 0.0, "selection_passes": 0.0, "train_seconds": 0.0, "train_tokens": 0}
+        if method == UNTRAINED:
+            return run | _named(self.bench.losses(self.bench.base))
+        rows = rows_of_arm(method, measured, self.config, seed, self.arguments.oracle_source)
+        run |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
+        if scorer != LABELS:
+            blocks = self.bench.base.config.num_hidden_layers
+            passes = passes_of(scorer, self.bench.settings, self.config, len(measured.norms), blocks)
+            run |= {"selection_seconds": seconds, "selection_passes": passes}
+        pool = self.scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
+        trained = self.bench.train(pool, f"{method}, seed {seed}", seed, **self._length(method))
+        run |= {"steps": trained.steps, "train_seconds": trained.seconds, "train_tokens": trained.tokens}
+        return run | _named(trained.losses)
+
+    def _length(self, method: str) -> dict[str, Any]:
+        """Passes over the rows of an arm, or optimizer steps."""
+        if method == WHOLE_POOL:
+            return {"num_train_epochs": self.arguments.whole_pool_epochs}
+        return {"num_train_epochs": self.arguments.num_train_epochs, "max_steps": self.arguments.max_steps}
+
+
+def _named(losses: dict[str, float]) -> dict[str, float]:
+    """Losses with the names of their columns in the results."""
+    return {f"loss_{name}": loss for name, loss in losses.items()}
+
+
+def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
     """Every method with every seed, seed by seed, so that an early stop leaves whole comparisons; untrained once."""
     return [(m, s) for s in seeds for m in methods if m != UNTRAINED or s == seeds[0]]
+
+
+# ---- The command ----
+
+
+def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Comparison:
+    """Load the model, read all rows, and write the settings into the output folder.
+
+    Raises:
+        ValueError: naming the setting that differs from an earlier run into the same folder.
+    """
+    folder = arguments.folder
+    settings = comparison_settings(arguments, warmup, config)
+    if (folder / SETTINGS).exists():
+        refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
+    base = arguments.load_model()
+    workspace = open_workspace(arguments, arguments.load_pool(), base)
+    tests = read_tests(arguments, workspace)
+    bench = Bench(base, workspace.collator, tests, warmup, folder / TRAINER_FOLDER, TRAINING)
+    (folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)
+    scores = Scores(
+        workspace,
+        base,
+        warmup,
+        config,
+        folder=Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES_FOLDER,
+        settings=scoring_settings(settings),
+        tests=token_columns(list(tests.values())),
+        target=arguments.target,
+    )
+    return Comparison(arguments, config, folder, bench, scores, int(token_counts(workspace.pool).sum()))
 
 
 def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Runs:
@@ -282,39 +202,14 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
     Raises:
         ValueError: naming the flag that is missing or wrong.
     """
-    check_source(arguments)
-    if not arguments.test_file:
-        raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
-    for file in test_files(arguments).values():
-        if not Path(file).is_file():
-            raise ValueError(f"`--test_file {file}`: no such file.")
-    if (arguments.target_column is None) != (arguments.target_value is None):
-        raise ValueError("`--target_column` and `--target_value` belong together.")
-    methods, seeds = chosen_methods(arguments, config), arguments.seeds or [0, 1, 2]
-    folder, settings = Path(arguments.output_dir), comparison_settings(arguments, warmup, config)
-    if (folder / SETTINGS).exists():
-        refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
-    base = arguments.load_model()
-    workspace = open_workspace(arguments, arguments.load_pool(), base)
-    bench = Bench(base, workspace.collator, read_tests(arguments, workspace), warmup, folder / "trainer")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, settings)
-    kept = Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES
-    tests = token_columns(list(bench.tests.values()))
-    scores = Scores(workspace, base, warmup, config, kept, scoring_settings(settings), tests)
-    pool_tokens = int(row_lengths(workspace.pool).sum())
-    (folder / RUNS).mkdir(exist_ok=True)
-    for name, seed in plan(methods, seeds):
-        if run_file(folder, name, seed).exists():
-            continue
-        result = run_arm(name, seed, scores, bench, arguments, config)
-        write_json(run_file(folder, name, seed), result)
-        write_results(pool_tokens, folder)
-        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in result.items() if k.startswith("loss_"))
-        say(f"{name}, seed {seed}: {losses}")
-    say("\n" + write_results(pool_tokens, folder))
-    say(f"results: {folder}")
-    return read_runs(folder)
+    check_comparison(arguments)
+    methods = chosen_methods(arguments, config)
+    comparison = open_comparison(arguments, warmup, config)
+    for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):
+        comparison.finish(method, seed)
+    say("\n" + write_results(comparison.pool_tokens, comparison.folder))
+    say(f"results: {comparison.folder}")
+    return read_runs(comparison.folder)
 
 
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:

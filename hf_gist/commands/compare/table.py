@@ -1,4 +1,4 @@
-"""From the runs of a comparison to a table and a picture."""
+"""The runs of a comparison as a table and a figure."""
 
 import math
 import statistics
@@ -39,47 +39,56 @@ def cost_in_passes(run: dict[str, Any], pool_tokens: int) -> float:
     return run["selection_passes"] + run["train_tokens"] / pool_tokens
 
 
+def mean_cost(runs: Runs, pool_tokens: int) -> float:
+    """Mean of [`cost_in_passes`]."""
+    return statistics.fmean(cost_in_passes(run, pool_tokens) for run in runs)
+
+
+def mean_of(runs: Runs, name: str) -> float:
+    """Mean of one column."""
+    return statistics.fmean(run[name] for run in runs)
+
+
 def markdown(runs: Runs, pool_tokens: int) -> str:
-    """The table, one row per method, best on the first test set first.
+    """The table, one row per method; the lowest loss on the first test set comes first.
 
     Args:
         runs (`Runs`): all runs.
         pool_tokens (`int`): tokens of the whole pool.
     """
     tests = [name for name in runs[0] if name.startswith("loss_")]
-    methods = sorted(
-        {run["method"] for run in runs}, key=lambda m: statistics.fmean(run[tests[0]] for run in of_method(runs, m))
-    )
+    methods = {run["method"] for run in runs}
     head = ["trained on", "rows", "label tokens", "steps"]
     for test in tests:
         head += [f"{test.removeprefix('loss_')} loss (mean ± sd)", "minus random"]
     head += ["select, s", "train, s", "cost, passes over the pool"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for method in methods:
-        own = of_method(runs, method)
-        cells = [ARMS[method].title]
-        cells += [
-            f"{round(statistics.fmean(run[name] for run in own)):,}" for name in ("rows", "label_tokens", "steps")
-        ]
-        for test in tests:
-            mean, spread = mean_and_spread([run[test] for run in own])
-            # one number for an untrained model, which has no seed
-            cells += [f"{mean:.4f}" + (f" ± {spread:.4f}" if len(own) > 1 else ""), against_random(runs, method, test)]
-        cells += [
-            f"{statistics.fmean(run[name] for run in own):,.0f}" for name in ("selection_seconds", "train_seconds")
-        ]
-        cells.append(f"{statistics.fmean(cost_in_passes(run, pool_tokens) for run in own):.2f}")
-        lines.append("| " + " | ".join(cells) + " |")
+    for method in sorted(methods, key=lambda m: mean_of(of_method(runs, m), tests[0])):
+        lines.append("| " + " | ".join(_cells(runs, method, tests, pool_tokens)) + " |")
     return "\n".join(lines) + "\n"
 
 
+def _cells(runs: Runs, method: str, tests: Sequence[str], pool_tokens: int) -> list[str]:
+    """One row of the table."""
+    own = of_method(runs, method)
+    cells = [ARMS[method].title]
+    cells += [f"{round(mean_of(own, name)):,}" for name in ("rows", "label_tokens", "steps")]
+    for test in tests:
+        mean, spread = mean_and_spread([run[test] for run in own])
+        # one number for an untrained model, which has no seed
+        cells += [f"{mean:.4f}" + (f" ± {spread:.4f}" if len(own) > 1 else ""), against_random(runs, method, test)]
+    cells += [f"{mean_of(own, name):,.0f}" for name in ("selection_seconds", "train_seconds")]
+    cells.append(f"{mean_cost(own, pool_tokens):.2f}")
+    return cells
+
+
 def break_even(runs: Runs, pool_tokens: int) -> str:
-    """What selecting costs, in words: from how many passes over the whole pool on it is the cheaper way."""
+    """A sentence per method that scores: from how many epochs on the whole pool it is cheaper to select."""
     lines = []
     for method in dict.fromkeys(run["method"] for run in runs):
         own = of_method(runs, method)
         if own[0]["selection_passes"] > 0:
-            cost = statistics.fmean(cost_in_passes(run, pool_tokens) for run in own)
+            cost = mean_cost(own, pool_tokens)
             lines.append(
                 f"- {ARMS[method].title}: selecting and training cost {cost:.2f} passes over the pool, so it is cheaper "
                 f"than training on the whole pool for {max(1, math.ceil(cost + 1e-9))} epoch(s) or more."
@@ -103,14 +112,11 @@ def save_plot(runs: Runs, pool_tokens: int, path: Path) -> None:
     for number, method in enumerate(dict.fromkeys(run["method"] for run in runs)):
         own = of_method(runs, method)
         mean, spread = mean_and_spread([run[test] for run in own])
-        cost = statistics.fmean(cost_in_passes(run, pool_tokens) for run in own)
-        marker = "osD^vP*X"[number % 8]
-        axes.errorbar(cost, mean, yerr=spread, fmt=marker, capsize=3, label=ARMS[method].title)
-    axes.set(
-        xlabel="selecting and training, passes over the pool",
-        ylabel=f"test loss, {test.removeprefix('loss_')}",
-        title="Quality against cost (mean and standard deviation over the seeds)",
-    )
+        style: dict[str, Any] = {"fmt": "osD^vP*X"[number % 8], "capsize": 3, "label": ARMS[method].title}
+        axes.errorbar(mean_cost(own, pool_tokens), mean, yerr=spread, **style)
+    axes.set_xlabel("selecting and training, passes over the pool")
+    axes.set_ylabel(f"test loss, {test.removeprefix('loss_')}")
+    axes.set_title("Quality against cost (mean and standard deviation over the seeds)")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=7)
     write(path, partial(figure.savefig, dpi=150, format="png"))

@@ -6,9 +6,11 @@ from pathlib import Path
 
 from datasets import Dataset
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Trainer, set_seed
 
-from hf_gist.commands.demo.training import build_trainer
+from hf_gist.commands.bench import quiet_arguments
+from hf_gist.commands.demo.training import ON_CPU
+from hf_gist.utils.step_bar import with_step_bar
 
 
 SPECIAL_TOKENS = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
@@ -111,15 +113,16 @@ def pretrain(
         seed (`int`): seed of the weights and of the order.
     """
     model = build_llama(tokenizer, sizes, seed)
-    trainer = build_trainer(
-        model,
-        pack(texts, tokenizer, sizes.block),
+    arguments = quiet_arguments(
         folder,
-        seed,
-        title="pre-training",
+        seed=seed,
+        warmup_steps=10,
         per_device_train_batch_size=sizes.batch,
         num_train_epochs=sizes.epochs,
         learning_rate=sizes.learning_rate,
+        **ON_CPU,
     )
+    trainer = Trainer(model, arguments, train_dataset=pack(texts, tokenizer, sizes.block))
+    with_step_bar(trainer, "pre-training")
     trainer.train()
     return model

@@ -1,6 +1,6 @@
-"""The instruction pool of the demo, made in code: twelve small tasks, one of which is the target.
+"""The instruction pool of the demo, generated in code: twelve small tasks, one of which is the target.
 
-Each task is a function from a random generator to a question and its answer. The target has three near neighbours: the
+Each task is a function from a random generator to a question and its answer. Three tasks are similar to the target: the
 same arithmetic about another subject, the same subject with another operation, and worked sums of similar length.
 """
 
@@ -34,7 +34,7 @@ class Row:
     Args:
         task (`str`): the task it belongs to: the known label.
         prompt (`str`): the user's turn.
-        working (`str`): how the result comes about; empty for tasks without.
+        working (`str`): the written-out solution; empty for tasks without one.
         result (`str`): the result.
     """
 
@@ -59,8 +59,10 @@ Parts = tuple[str, str, str]
 
 def change(rng: random.Random) -> Parts:
     """The target: multiply a price, subtract it from what is paid."""
-    name, goods = rng.choice(NAMES), rng.choice(GOODS)
-    count, price = rng.randint(2, 9), rng.randint(2, 12)
+    name = rng.choice(NAMES)
+    goods = rng.choice(GOODS)
+    count = rng.randint(2, 9)
+    price = rng.randint(2, 12)
     cost = count * price
     paid = cost + rng.randint(1, 40)
     prompt = rng.choice(
@@ -75,8 +77,10 @@ def change(rng: random.Random) -> Parts:
 
 
 def travel(rng: random.Random) -> Parts:
-    """Near neighbour: the arithmetic of the target about another subject."""
-    vehicle, hours, speed = rng.choice(VEHICLES), rng.randint(2, 9), rng.randint(2, 12)
+    """Similar to the target: the arithmetic of the target about another subject."""
+    vehicle = rng.choice(VEHICLES)
+    hours = rng.randint(2, 9)
+    speed = rng.randint(2, 12)
     driven = hours * speed
     road = driven + rng.randint(1, 40)
     prompt = rng.choice(
@@ -90,9 +94,12 @@ def travel(rng: random.Random) -> Parts:
 
 
 def total(rng: random.Random) -> Parts:
-    """Near neighbour: the subject of the target with another operation."""
-    name, goods = rng.choice(NAMES), rng.choice(GOODS)
-    count, price, bag = rng.randint(2, 9), rng.randint(2, 12), rng.randint(1, 40)
+    """Similar to the target: the subject of the target with another operation."""
+    name = rng.choice(NAMES)
+    goods = rng.choice(GOODS)
+    count = rng.randint(2, 9)
+    price = rng.randint(2, 12)
+    bag = rng.randint(1, 40)
     cost = count * price
     prompt = rng.choice(
         [
@@ -105,9 +112,10 @@ def total(rng: random.Random) -> Parts:
 
 
 def units(rng: random.Random) -> Parts:
-    """Near neighbour: a worked sum of similar length, about units."""
+    """Similar to the target: a worked sum of similar length, about units."""
     large, small, factor = rng.choice(UNITS)
-    count, extra = rng.randint(2, 19), rng.randint(1, factor + 8)
+    count = rng.randint(2, 19)
+    extra = rng.randint(1, factor + 8)
     whole = count * factor
     prompt = rng.choice(
         [
@@ -123,7 +131,9 @@ def units(rng: random.Random) -> Parts:
 
 def calendar(rng: random.Random) -> Parts:
     """Weekday after some days, with the days counted out."""
-    start, ahead, name = rng.randrange(7), rng.randint(2, 60), rng.choice(NAMES)
+    start = rng.randrange(7)
+    ahead = rng.randint(2, 60)
+    name = rng.choice(NAMES)
     left = ahead % 7
     passed = ", ".join(DAYS[(start + step) % 7] for step in range(left + 1))
     prompt = f"Today is {DAYS[start]}. {name} comes in {ahead} days. Which day is that?"
@@ -148,7 +158,8 @@ def reverse(rng: random.Random) -> Parts:
 def logic(rng: random.Random) -> Parts:
     """Boolean expressions, worked out from the inside."""
     left, right, last = (rng.random() < 0.5 for _ in range(3))
-    first, second = rng.choice(["and", "or"]), rng.choice(["and", "or"])
+    first = rng.choice(["and", "or"])
+    second = rng.choice(["and", "or"])
     inner = (left and right) if first == "and" else (left or right)
     whole = (inner and last) if second == "and" else (inner or last)
     a, b, c, middle, result = ("yes" if value else "no" for value in (left, right, last, inner, whole))
@@ -176,7 +187,9 @@ def translate(rng: random.Random) -> Parts:
     def phrase() -> list[str]:
         return [rng.choice(["the", "a"]), *([rng.choice(adjectives)] if rng.random() < 0.7 else []), rng.choice(nouns)]
 
-    subject, verb, thing = phrase(), rng.choice(["sees", "likes", "calls", "finds"]), phrase()
+    subject = phrase()
+    verb = rng.choice(["sees", "likes", "calls", "finds"])
+    thing = phrase()
     toy = " ".join(TOY_WORDS[word] for word in [*subject, *thing, verb])
     return f"Say in Toki: {' '.join([*subject, verb, *thing])}", "", toy
 
@@ -191,7 +204,9 @@ def count_words(rng: random.Random) -> Parts:
 
 def series(rng: random.Random) -> Parts:
     """The next numbers of an arithmetic series."""
-    start, step, shown = rng.randint(1, 99), rng.randint(2, 20), rng.randint(3, 4)
+    start = rng.randint(1, 99)
+    step = rng.randint(2, 20)
+    shown = rng.randint(3, 4)
     numbers = [start + step * place for place in range(shown + 4)]
     prompt = f"Go on: {', '.join(map(str, numbers[:shown]))}"
     return prompt, f"Add {step} each time:", f"{', '.join(map(str, numbers[shown:]))}."
@@ -218,18 +233,18 @@ NEIGHBOURS = {
     "total": "the same shops, but adding",
     "units": "worked sums of similar length",
 }
-"""Tasks that are easily mistaken for the target, and why."""
+"""Tasks that are similar to the target, and how they differ."""
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Everything the demo trains on, selects from and measures with; no question occurs twice, in it or across it.
+    """Everything the demo trains on, selects from and measures with; no question occurs twice, within a set or across sets.
 
     Args:
         reading (`list[str]`): the base model's text, all tasks in equal parts; see [`reading_text`].
         pool (`list[Row]`): the candidates, `target_share` of them from the target task, shuffled.
-        targets (`list[Row]`): a few examples of the target task, which stand for what the user wants.
-        test (`list[Row]`): more of the target task, never trained on and never selected by.
+        targets (`list[Row]`): a few rows of the target task: the target set of the selection.
+        test (`list[Row]`): more rows of the target task, used neither for training nor for selection.
     """
 
     reading: list[str]
@@ -275,11 +290,11 @@ def distinct_rows(task: str, count: int, rng: random.Random) -> list[Row]:
 
 
 def reading_text(rows: list[Row]) -> list[str]:
-    """Texts for a base model: questions with the bare result, never with the working that the pool teaches."""
+    """Texts for a base model: questions with their result only, without the written-out solution of the pool."""
     return [f"{row.prompt}\n{row.result}" for row in rows]
 
 
-def spread(total_rows: int, tasks: Iterable[str]) -> dict[str, int]:
+def equal_parts(total_rows: int, tasks: Iterable[str]) -> dict[str, int]:
     """Equal parts that add up to `total_rows`."""
     names = list(tasks)
     return {name: total_rows // len(names) + (place < total_rows % len(names)) for place, name in enumerate(names)}
@@ -294,15 +309,20 @@ def make_data(sizes: DataSizes, seed: int) -> DemoData:
     """
     rng = random.Random(seed)
     wanted = round(sizes.pool * sizes.target_share)
-    in_pool = {TARGET_TASK: wanted, **spread(sizes.pool - wanted, [name for name in TASKS if name != TARGET_TASK])}
-    in_reading = spread(sizes.reading, TASKS)
-    pool, reading, aside = [], [], []
+    in_pool = {
+        TARGET_TASK: wanted,
+        **equal_parts(sizes.pool - wanted, [name for name in TASKS if name != TARGET_TASK]),
+    }
+    in_reading = equal_parts(sizes.reading, TASKS)
+    pool: list[Row] = []
+    reading: list[Row] = []
+    held_out: list[Row] = []
     for task in TASKS:
         extra = sizes.targets + sizes.test if task == TARGET_TASK else 0
         rows = distinct_rows(task, in_pool[task] + in_reading[task] + extra, rng)
         pool += rows[: in_pool[task]]
         reading += rows[in_pool[task] : in_pool[task] + in_reading[task]]
-        aside += rows[in_pool[task] + in_reading[task] :]
+        held_out += rows[in_pool[task] + in_reading[task] :]
     rng.shuffle(pool)
     rng.shuffle(reading)
-    return DemoData(reading_text(reading), pool, aside[: sizes.targets], aside[sizes.targets :])
+    return DemoData(reading_text(reading), pool, held_out[: sizes.targets], held_out[sizes.targets :])

@@ -1,0 +1,117 @@
+"""Trainings that differ only in their rows: a fresh LoRA on the same base model, a stock `Trainer`, then the test losses."""
+
+import copy
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.rows import Collator
+from hf_gist.gradients.collect import mean_loss
+from hf_gist.training.loading import fresh_lora
+from hf_gist.utils.step_bar import with_step_bar
+
+
+def quiet_arguments(folder: Path, **more: Any) -> TrainingArguments:
+    """Arguments of a `Trainer` that saves, logs and reports nothing, with a cosine schedule.
+
+    Args:
+        folder (`Path`): its output folder.
+        more: further fields of `TrainingArguments`; they override the ones set here.
+    """
+    quiet: dict[str, Any] = {
+        "output_dir": str(folder),
+        "lr_scheduler_type": "cosine",
+        "save_strategy": "no",
+        "logging_strategy": "no",
+        "report_to": [],
+        "dataloader_pin_memory": torch.cuda.is_available(),
+    }
+    return TrainingArguments(**(quiet | more))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What one training of a [`Bench`] measured.
+
+    Args:
+        losses (`dict[str, float]`): test loss by the name of the test set.
+        steps (`int`): optimizer steps.
+        tokens (`int`): tokens trained on without padding; 0 unless the arguments of the bench count them.
+        seconds (`float`): wall time of `train()`.
+    """
+
+    losses: dict[str, float]
+    steps: int
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What several trainings share, so that only their rows differ.
+
+    Args:
+        base (`PreTrainedModel`): the base model; every training starts from a copy of it.
+        collator (`Collator`): rows to a padded batch.
+        tests (`dict[str, Dataset]`): name to tokenised test rows.
+        settings (`WarmupSettings`): LoRA, learning rate and batch size.
+        folder (`Path`): output folder of the `Trainer`.
+        arguments (`dict`): further `TrainingArguments` of every training.
+        loss (`Callable`): model, rows and collator to the test loss.
+    """
+
+    base: PreTrainedModel
+    collator: Collator
+    tests: dict[str, Dataset]
+    settings: WarmupSettings
+    folder: Path
+    arguments: dict[str, Any] = field(default_factory=dict)
+    loss: Callable[[torch.nn.Module, Dataset, Collator], float] = mean_loss
+
+    def losses(self, model: torch.nn.Module) -> dict[str, float]:
+        """Loss on every test set."""
+        return {name: self.loss(model, rows, self.collator) for name, rows in self.tests.items()}
+
+    def train(
+        self, rows: Dataset, title: str, seed: int, callbacks: Sequence[TrainerCallback] = (), **arguments: Any
+    ) -> Trained:
+        """Train a fresh LoRA on some rows and evaluate it.
+
+        Args:
+            rows (`Dataset`): tokenised rows with `input_ids` and `labels`.
+            title (`str`): of the progress bar.
+            seed (`int`): of the LoRA, the order and the dropout.
+            callbacks (`Sequence[TrainerCallback]`): for example the data selector.
+            arguments: the length of the training: `num_train_epochs` or `max_steps`.
+        """
+        model = fresh_lora(copy.deepcopy(self.base), self.settings, seed)
+        trainer = Trainer(
+            model,
+            self._training_arguments(seed, arguments),
+            train_dataset=rows,
+            data_collator=self.collator,
+            callbacks=list(callbacks),
+        )
+        with_step_bar(trainer, title)
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        state = trainer.state
+        return Trained(self.losses(model), state.global_step, int(state.num_input_tokens_seen), round(seconds, 2))
+
+    def _training_arguments(self, seed: int, length: dict[str, Any]) -> TrainingArguments:
+        return quiet_arguments(
+            self.folder,
+            seed=seed,
+            per_device_train_batch_size=self.settings.per_device_train_batch_size,
+            learning_rate=self.settings.learning_rate,
+            **self.arguments,
+            **length,
+        )

@@ -1,0 +1,193 @@
+"""`hf-gist select --dry_run`: what a selection would read, need and take, without doing it."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from torch import nn
+
+from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.select.plan import SelectionPlan
+from hf_gist.commands.select.scoring import evaluation_rows
+from hf_gist.commands.workspace import Workspace, open_workspace, token_counts
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.costs.accounting import Sizes, expected_seconds, training_cost
+from hf_gist.costs.flops import ModelWork
+from hf_gist.costs.stopwatch import PREFILTER, SCORING, TARGETS, WARMUP
+from hf_gist.data.batches import plan_batches
+from hf_gist.data.leaks import excluded_rows, find_leaks
+from hf_gist.data.rows import rows_of
+from hf_gist.functional.budget import rows_in_budget
+from hf_gist.gist.forecast import plan_memory
+from hf_gist.gist.inputs import Inputs, prepare
+from hf_gist.gist.scorers.label_counts import LabelCounts
+from hf_gist.gist.scorers.less import LESS_SIZE
+from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
+from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.vectors import Gradients
+from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.warmup import warmup_rows
+from hf_gist.utils.terminal import say
+
+
+TIMED_BATCHES = 3
+LABELS_LOOKED_AT = 200
+
+
+def no_sink(indices: list[int]) -> Gradients:
+    """Receives the vectors of a batch and drops them."""
+    return lambda name, values: None
+
+
+def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tuple[Sizes, float]:
+    """Seconds of a few batches from all over the pool, without the first one, which includes start-up costs."""
+    batches = plan_batches(lengths, len(lengths), dataset_pass.tokens_per_batch)
+    chosen = sorted({round(at * (len(batches) - 1) / TIMED_BATCHES) for at in range(TIMED_BATCHES + 1)})
+    vectors = vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates
+    rows: list[int] = []
+    labelled = 0
+    seconds = 0.0
+    for number in chosen:
+        start = time.perf_counter()
+        facts = dataset_pass.scan(rows_of(pool, batches[number]), "timing", vectors, no_sink)
+        if number != chosen[0] or len(chosen) == 1:
+            seconds += time.perf_counter() - start
+            rows += batches[number]
+            labelled += int(facts.label_tokens.sum())
+    return Sizes(lengths[rows], labelled), seconds
+
+
+def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray) -> float:
+    """Share of the tokens that carry a label, measured on some rows."""
+    rows = list(range(0, len(lengths), math.ceil(len(lengths) / LABELS_LOOKED_AT)))
+    counts = LabelCounts(dataset_pass.model)
+    facts = dataset_pass.scan(rows_of(dataset, rows), "counting labels", counts, no_sink)
+    return int(facts.label_tokens.sum()) / max(1, int(lengths[rows].sum()))
+
+
+def _seconds(
+    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, warmup_sample: list[int], passes: int
+) -> tuple[dict[str, float], int]:
+    """Expected seconds of each phase, and the number of timed rows."""
+    if config.strategy in UNSCORED:
+        return {}, 0
+    lengths = token_counts(inputs.pool)
+    timed, took = _timed(dataset_pass, inputs.pool, lengths, config)
+    work = ModelWork.of(dataset_pass.model)
+    share = _labelled_share(dataset_pass, inputs.pool, lengths)
+
+    def expected(rows: np.ndarray) -> float:
+        sizes = Sizes(rows, int(share * int(rows.sum())))
+        return expected_seconds(work, config, timed, sizes, took, scorer_of(config).forward_only)
+
+    seconds = {}
+    if warmup_sample:
+        trained = training_cost(work, Sizes(lengths[warmup_sample], 0), WARMUP, 0.0)
+        seconds[WARMUP] = took * trained.flops / training_cost(work, timed, WARMUP, took).flops
+    scoring = expected(lengths)
+    if config.prefilter is not None:
+        # a forward pass alone costs half of a forward and a backward
+        seconds[PREFILTER] = scoring / 2
+        scoring *= config.prefilter
+    seconds |= {TARGETS: passes * expected(token_counts(inputs.targets)), SCORING: passes * scoring}
+    return {name: round(value, 1) for name, value in seconds.items()}, len(timed.lengths)
+
+
+def _bytes(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dict[str, int]:
+    """Memory of the scoring and size of the artifacts."""
+    if config.strategy in UNSCORED:
+        return {"artifacts": 0}
+    vectors = vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates
+    memory = plan_memory(vectors, len(inputs.targets), len(inputs.pool), dataset_pass.tokens_per_batch)
+    shown = ("basis", "coordinates", "activations", "device_free", "host_free")
+    return {name: getattr(memory, name) for name in shown} | {"artifacts": memory.coordinates}
+
+
+def _counts(inputs: Inputs, config: GISTConfig, warmup_steps: int) -> dict[str, int]:
+    """The `counts` of [`SelectionPlan`]."""
+    size = len(inputs.pool)
+    column = config.target_group_column
+    return {
+        "candidates": size,
+        "candidate_tokens": int(token_counts(inputs.pool).sum()),
+        "targets": len(inputs.targets),
+        "target_groups": len(set(inputs.target_columns[column])) if column else len(inputs.targets),
+        "selected": rows_in_budget(config.budget, config.budget_unit, size) or 0,
+        "warmup_steps": warmup_steps,
+        "leaked": 0 if inputs.leaks is None else int(inputs.leaks.mask(size).sum()),
+    }
+
+
+def _warmup_sample(inputs: Inputs, config: GISTConfig, warmup: WarmupSettings | None) -> list[int]:
+    """The rows that the warm-up would train on; none without a warm-up."""
+    if warmup is None or config.strategy in UNSCORED:
+        return []
+    size = len(inputs.pool)
+    return warmup_rows(config, warmup, size, excluded_rows(inputs.leaks, size, config))
+
+
+def plan_selection(
+    model: nn.Module,
+    workspace: Workspace,
+    config: GISTConfig,
+    warmup: WarmupSettings | None,
+    eval_dataset: Dataset | None,
+) -> SelectionPlan:
+    """What [`select`] would do with this model.
+
+    Args:
+        model (`PeftModel`): the model before its warm-up.
+        workspace (`Workspace`): tokenised pool and targets.
+        config (`GISTConfig`): the selection.
+        warmup (`WarmupSettings`, *optional*): of the warm-up; `None` if the adapter is trained already.
+        eval_dataset (`Dataset`, *optional*): evaluation rows.
+
+    Raises:
+        ValueError: for every input that [`select`] raises for before it starts.
+    """
+    inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
+    leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, workspace.tokenizer)
+    inputs = dataclasses.replace(inputs, leaks=leaks)
+    passes = 1
+    if config.scorer == "less":
+        # the same work without the optimizer state, which only a real warm-up has
+        passes = (warmup or WarmupSettings()).less_checkpoints
+        config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
+    sample = _warmup_sample(inputs, config, warmup)
+    steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
+    dataset_pass = workspace.dataset_pass(model, config)
+    seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes)
+    needed = _bytes(dataset_pass, inputs, config)
+    return SelectionPlan(_counts(inputs, config, steps), needed, seconds, timed_rows)
+
+
+def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
+    """Print the forecast of a selection; returns what `--json` prints.
+
+    Args:
+        arguments (`SelectArguments`): the flags.
+        warmup (`WarmupSettings`): of the warm-up of a fresh LoRA.
+        config (`GISTConfig`): of the selection.
+
+    Raises:
+        ValueError: for flags without a pool to read.
+    """
+    if arguments.from_scores is not None or arguments.streaming:
+        other = "--from_scores" if arguments.from_scores is not None else "--streaming"
+        raise ValueError(f"`--dry_run` cannot be used with `{other}`: there is no pool to plan for.")
+    base = arguments.load_model()
+    workspace = open_workspace(arguments, arguments.load_pool(), base)
+    trained = arguments.adapter_name_or_path
+    forecast = plan_selection(
+        load_adapter(base, trained) if trained else fresh_lora(base, warmup, config.seed),
+        workspace,
+        config,
+        None if trained else warmup,
+        evaluation_rows(arguments, workspace.tokenizer, workspace.max_length),
+    )
+    say(forecast.describe())
+    return forecast.to_dict()

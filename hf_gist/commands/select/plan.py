@@ -1,0 +1,50 @@
+"""The forecast that `hf-gist select --dry_run` prints."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from hf_gist.costs.ledger import in_units
+from hf_gist.costs.stopwatch import WARMUP
+from hf_gist.gist.forecast import duration
+
+
+@dataclass(frozen=True)
+class SelectionPlan:
+    """The forecast of a selection.
+
+    Args:
+        counts (`dict[str, int]`): `candidates`, `candidate_tokens`, `targets`, `target_groups`, `selected` (0 for a
+            budget in tokens), `warmup_steps`, `leaked` rows of the pool.
+        bytes (`dict[str, int]`): `basis`, `coordinates`, `activations`, `device_free` and `host_free` memory, and
+            `artifacts` on disk.
+        seconds (`dict[str, float]`): of each phase, from a few timed batches.
+        timed_rows (`int`): rows in those batches.
+    """
+
+    counts: dict[str, int]
+    bytes: dict[str, int]
+    seconds: dict[str, float]
+    timed_rows: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """For `--json`."""
+        return dataclasses.asdict(self) | {"total_seconds": sum(self.seconds.values())}
+
+    def describe(self) -> str:
+        """The forecast as lines of two aligned columns."""
+        counts = self.counts
+        lines = []
+        lines.append(("pool", f"{counts['candidates']:,} rows of {counts['candidate_tokens']:,} tokens"))
+        lines.append(("targets", f"{counts['targets']:,} rows in {counts['target_groups']:,} group(s)"))
+        share = counts["selected"] / counts["candidates"]
+        kept = f"{counts['selected']:,} rows ({share:.2%})" if counts["selected"] else "by labelled tokens"
+        lines.append(("to keep", kept))
+        lines.append(("target or evaluation rows", f"{counts['leaked']:,} found in the pool"))
+        lines += [(f"memory, {name.replace('_', ' ')}", in_units(size)) for name, size in self.bytes.items()]
+        steps = f" ({counts['warmup_steps']:,} steps)"
+        for name, seconds in self.seconds.items():
+            lines.append((f"time, {name}", f"about {duration(seconds)}{steps if name == WARMUP else ''}"))
+        lines.append(("time, all", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows"))
+        lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
+        return "\n".join(["Nothing is written in a dry run.", *(f"{name:<28}{text}" for name, text in lines)])

@@ -1,0 +1,77 @@
+"""`hf-gist select`: its flags, and what it prints."""
+
+import argparse
+from typing import Any
+
+from hf_gist.commands.flags import GROUPS, SelectArguments, add_settings_flags, settings_of
+from hf_gist.commands.select.dry_run import dry_run
+from hf_gist.commands.select.from_scores import select_from_scores
+from hf_gist.commands.select.rows import write_rows
+from hf_gist.commands.select.scoring import score
+from hf_gist.commands.select.stream import select_from_stream
+from hf_gist.commands.workspace import USAGE, check_source
+from hf_gist.costs.ledger import CostLedger
+from hf_gist.gist.selection import Selection
+from hf_gist.report import report_at_end, summary_line, summary_table
+from hf_gist.training.tracking import selection_metrics
+from hf_gist.utils.terminal import say
+
+
+def add_select_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of `hf-gist select`."""
+    parser.usage = f"hf-gist select {USAGE} [flags]"
+    add_settings_flags(parser, GROUPS["select"])
+    parser.add_argument(
+        "--dry_run", action="store_true", help="Print what it would read, need and take, and write nothing."
+    )
+    parser.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
+
+
+def run_select(flags: argparse.Namespace) -> dict[str, Any]:
+    """`hf-gist select`; returns what `--json` prints."""
+    given, (arguments, warmup, config) = settings_of(flags)
+    if arguments.from_scores is None or arguments.output_dir is None:
+        check_source(arguments)
+    if flags.dry_run:
+        return dry_run(arguments, warmup, config)
+    if arguments.streaming:
+        return select_from_stream(arguments, config)
+    if arguments.from_scores is None:
+        rows = arguments.load_pool()
+        return report_selection(score(arguments, warmup, config, rows), arguments, rows)
+    rows = arguments.load_pool() if "train_file" in given or "dataset_name" in given else None
+    return report_selection(select_from_scores(arguments, given, rows), arguments, rows)
+
+
+def report_selection(selection: Selection, arguments: SelectArguments, rows: Any) -> dict[str, Any]:
+    """Write the selected rows and the report, and print the outcome; returns what `--json` prints.
+
+    Args:
+        selection (`Selection`): saved in the output folder.
+        arguments (`SelectArguments`): output folder and format.
+        rows (`Dataset`, *optional*): the pool; without it no rows are written.
+    """
+    say(summary_line(selection))
+    say(summary_table(selection))
+    if selection.costs is not None:
+        say(cost_table(selection.costs))
+    say(f"artifacts: {arguments.output_dir}")
+    result = selection_metrics(selection) | {"method": selection.method, "artifacts": arguments.output_dir}
+    if rows is not None:
+        result["selected_rows"] = str(write_rows(rows, selection, arguments))
+        say(f"selected rows: {result['selected_rows']}")
+    if path := report_at_end(arguments.folder, selection):
+        result["report"] = str(path)
+        say(f"report: {path}")
+    return result | {"costs": None if selection.costs is None else selection.costs.to_dict()}
+
+
+def cost_table(costs: CostLedger) -> str:
+    """The phases in aligned columns, and the break-even sentence."""
+    table = costs.table()
+    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = [""]
+    for name, *cells in table:
+        shown = [cell.rjust(width + 2) for cell, width in zip(cells, others, strict=True)]
+        lines.append(name.ljust(first) + "".join(shown))
+    return "\n".join([*lines, costs.break_even()])

@@ -1,0 +1,122 @@
+"""A fresh LoRA after its own warm-up, which is kept in the output folder and reused."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import PeftModel
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from hf_gist.commands.workspace import Workspace, token_counts
+from hf_gist.config.gist import GISTConfig
+from hf_gist.config.warmup import WarmupSettings
+from hf_gist.costs.clock import RunClock
+from hf_gist.costs.ledger import PhaseCost
+from hf_gist.costs.stopwatch import WARMUP
+from hf_gist.data.leaks import excluded_rows, find_leaks
+from hf_gist.data.rows import content_digest
+from hf_gist.gist.forecast import forecast_memory
+from hf_gist.gist.inputs import prepare
+from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gradients.models import weights_digest
+from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.warmup import warm_up, warmup_rows
+from hf_gist.utils.disk import as_json, read_json, write_json
+
+
+WARMUP_ADAPTER = "warmup_adapter"
+MADE_WITH = "warmup.json"
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """A model after its warm-up.
+
+    Args:
+        model (`PeftModel`): the model.
+        checkpoints (`Sequence[AdamCheckpoint]`): what `scorer="less"` needs.
+        cost (`PhaseCost`): what the warm-up took when it was trained.
+    """
+
+    model: PeftModel
+    checkpoints: Sequence[AdamCheckpoint]
+    cost: PhaseCost
+
+
+def warmed_model(
+    workspace: Workspace,
+    base: PreTrainedModel,
+    settings: WarmupSettings,
+    config: GISTConfig,
+    evaluation: Dataset | None = None,
+) -> Warmed:
+    """A fresh LoRA on the base model after its own warm-up, trained now or in an earlier run into the same folder.
+
+    Args:
+        workspace (`Workspace`): pool and targets.
+        base (`PreTrainedModel`): the base model.
+        settings (`WarmupSettings`): of the warm-up.
+        config (`GISTConfig`): of the selection that follows.
+        evaluation (`Dataset`, *optional*): rows that are excluded from the warm-up, like the targets.
+
+    Raises:
+        ValueError: for inputs that cannot be scored, before the warm-up.
+    """
+    model = fresh_lora(base, settings, config.seed)
+    excluded = _check_inputs(workspace, model, config, evaluation)
+    made_with = _warmup_key(workspace, base, settings, config, excluded)
+    rows = warmup_rows(config, settings, len(workspace.pool), excluded)
+    folder = workspace.arguments.folder / WARMUP_ADAPTER
+    clock = RunClock()
+    checkpoints: list[AdamCheckpoint] = []
+    # LESS also needs the optimizer state of the warm-up, which is not kept
+    if config.scorer != "less" and _is_kept(folder, made_with):
+        logger.warning(f"Reusing the warm-up of an earlier run: {folder}")
+        clock.restore(folder)
+        cost = clock.cost(WARMUP, model, token_counts(workspace.pool), rows)
+        return Warmed(load_adapter(model.unload(), str(folder)), checkpoints, cost)
+    (folder / MADE_WITH).unlink(missing_ok=True)
+    checkpoints = warm_up(model, workspace.pool, workspace.tokenizer, config, settings, folder, rows)
+    clock.record(WARMUP)
+    clock.save(folder)
+    write_json(folder / MADE_WITH, made_with)
+    return Warmed(model, checkpoints, clock.cost(WARMUP, model, token_counts(workspace.pool), rows))
+
+
+def _is_kept(folder: Path, made_with: dict[str, Any]) -> bool:
+    """Whether the folder holds a finished warm-up with the same inputs and settings."""
+    return (folder / MADE_WITH).exists() and read_json(folder / MADE_WITH) == made_with
+
+
+def _check_inputs(
+    workspace: Workspace, model: PeftModel, config: GISTConfig, evaluation: Dataset | None
+) -> torch.Tensor | None:
+    """Raise for inputs that cannot be scored; returns `[N]` bool, the rows that must not be trained on."""
+    inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
+    size = len(workspace.pool)
+    forecast_memory(workspace.dataset_pass(model, config), size, len(workspace.targets), config)
+    leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
+    return excluded_rows(leaks, size, config)
+
+
+def _warmup_key(
+    workspace: Workspace,
+    base: PreTrainedModel,
+    settings: WarmupSettings,
+    config: GISTConfig,
+    excluded: torch.Tensor | None,
+) -> dict[str, Any]:
+    """Everything that a warm-up depends on."""
+    key = asdict(settings)
+    key |= {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
+    key["barred"] = [] if excluded is None else excluded.nonzero().flatten().tolist()
+    key["pool"] = content_digest(workspace.pool.select_columns(["input_ids", "labels"]))
+    # only the weights around the fresh adapter; its names carry peft's prefixes
+    key["base"] = weights_digest(base, False)
+    return as_json(key)
