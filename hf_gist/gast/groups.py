@@ -87,10 +87,10 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
             name = tracked.block if group_by == "block" else _adapted_module(tracked.name)
         members.setdefault(name, []).append(tracked)
     groups = []
-    for index, (name, tracked) in enumerate(members.items()):
+    for index, (name, own) in enumerate(members.items()):
         # Only the whole model encloses a head and an embedding, and peft does not `__call__` the model it wraps.
         owner = model if name == OUTSIDE_NAME else model.get_submodule(name)
-        groups.append(Group(name, index, owner, tuple(tracked)))
+        groups.append(Group(name, index, owner, tuple(own)))
     return groups, list(unmasked)
 
 

@@ -30,7 +30,11 @@ def collect_vectors(
 
     def new_sink(indices: list[int]) -> Gradients:
         rows = torch.tensor(indices, device=device)
-        return lambda name, values: gradients[name].index_copy_(0, rows, values.to(device))
+
+        def sink(name: str, values: Tensor) -> None:
+            gradients[name].index_copy_(0, rows, values.to(device))
+
+        return sink
 
     facts = dataset_pass.scan(dataset, what, vectors, new_sink)
     for values in gradients.values():

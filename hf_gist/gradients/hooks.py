@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from peft.tuners.lora.dora import DoraLinearLayer
 from peft.utils.integrations import dequantize_module_weight
 from peft.utils.other import transpose
 from torch import Tensor, nn
@@ -122,12 +123,13 @@ def _attach_linear(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf, we
 # ---- Scales ----
 
 
-def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
+def scale_derivative(module: DoraLinearLayer, args: tuple, kwargs: dict) -> Tensor:
     """`∂y/∂m` `[B, T, o]` of a DoRA layer `y = (s - 1) base + s lora` with `s = m / ‖W + BA‖`: `(base + lora) / ‖·‖`.
 
     Computed from its parts, because recovering it as `(y + base) / m` loses digits where `m` is small.
     """
-    x, lora_a, lora_b, scaling = args[0], kwargs["lora_A"], kwargs["lora_B"], kwargs["scaling"]
+    x = args[0]
+    lora_a, lora_b, scaling = kwargs["lora_A"], kwargs["lora_B"], kwargs["scaling"]
     weight = dequantize_module_weight(kwargs["base_layer"]).to(x.dtype)
     base = kwargs["base_result"]
     if base is None:

@@ -155,6 +155,7 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
     _check_active(model)
     inactive = set(_inactive_adapters(model))
     owners: dict[str, dict[str, str]] = {}
+    kinds: dict[str, str] = {}
     refused = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad or inactive.intersection(_prefixes(name)):
@@ -166,11 +167,18 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
             refused.append(f"{name} (in {type(module).__name__})")
         else:
             owners.setdefault(owner, {})[attribute] = name
+            kinds[owner] = kind
     _check_supported(owners, refused)
     return [
-        TrackedModule(name, module, _kind_of(module), block_of(model, name), attributes, _casting_layer(model, name))
+        TrackedModule(
+            name,
+            model.get_submodule(name),
+            kinds[name],
+            block_of(model, name),
+            attributes,
+            _casting_layer(model, name),
+        )
         for name, attributes in owners.items()
-        for module in [model.get_submodule(name)]
     ]
 
 

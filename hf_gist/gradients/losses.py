@@ -19,7 +19,7 @@ def loss_kind(model: nn.Module) -> str:
     Raises:
         ValueError: for a model whose loss is none of these.
     """
-    base = unwrapped(model)
+    base: Any = unwrapped(model)
     kind = getattr(base, "loss_type", None)
     if kind == "ForSequenceClassification":
         return "classification"
