@@ -7,7 +7,7 @@ for passes that must not change `p.grad` (scoring, the support pass of GAST), or
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft.tuners.lora.dora import DoraLinearLayer
@@ -123,21 +123,22 @@ def _attach_linear(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf, we
 # ---- Scales ----
 
 
-def scale_derivative(module: DoraLinearLayer, args: tuple, kwargs: dict) -> Tensor:
+def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
     """`∂y/∂m` `[B, T, o]` of a DoRA layer `y = (s - 1) base + s lora` with `s = m / ‖W + BA‖`: `(base + lora) / ‖·‖`.
 
     Computed from its parts, because recovering it as `(y + base) / m` loses digits where `m` is small.
     """
+    layer = cast(DoraLinearLayer, module)
     x = args[0]
     lora_a, lora_b, scaling = kwargs["lora_A"], kwargs["lora_B"], kwargs["scaling"]
     weight = dequantize_module_weight(kwargs["base_layer"]).to(x.dtype)
     base = kwargs["base_result"]
     if base is None:
-        base = nn.functional.linear(x, transpose(weight, module.fan_in_fan_out))
+        base = nn.functional.linear(x, transpose(weight, layer.fan_in_fan_out))
     elif kwargs["base_layer"].bias is not None:
         base = base - kwargs["base_layer"].bias
-    delta = module.get_lora_weight(lora_A=lora_a, lora_B=lora_b).to(x.dtype)
-    norm = module.get_weight_norm(weight=weight, lora_weight=delta, scaling=scaling)
+    delta = layer.get_lora_weight(lora_A=lora_a, lora_B=lora_b).to(x.dtype)
+    norm = layer.get_weight_norm(weight=weight, lora_weight=delta, scaling=scaling)
     return (base + lora_b(lora_a(x)) * scaling) / norm
 
 
