@@ -22,6 +22,7 @@ from hf_gist.data.rows import content_digest
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import weights_digest
 from hf_gist.training.loading import fresh_lora, load_adapter
 from hf_gist.training.warmup import warm_up, warmup_rows
@@ -76,7 +77,7 @@ def warmed_model(
     clock = RunClock()
     checkpoints: list[AdamCheckpoint] = []
     # LESS also needs the optimizer state of the warm-up, which is not kept
-    if config.scorer != "less" and _is_kept(folder, made_with):
+    if not scorer_of(config).needs_adam and _is_kept(folder, made_with):
         logger.warning(f"Reusing the warm-up of an earlier run: {folder}")
         clock.restore(folder)
         cost = clock.cost(WARMUP, model, token_counts(workspace.pool), rows)

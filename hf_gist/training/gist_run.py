@@ -22,6 +22,7 @@ from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.less import adam_checkpoint
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.scoring import measure_and_choose
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import PARTIAL, PartialScores
@@ -188,7 +189,7 @@ class GISTRun:
 
     def _select(self, partial: PartialScores) -> Selection:
         parts, inputs = self.parts, self.inputs
-        if self.config.scorer == "less":
+        if scorer_of(self.config).needs_adam:
             checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
             inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
         self.clock.record(WARMUP)

@@ -16,6 +16,7 @@ from hf_gist.gist.checks import check_dataset, check_distribution, check_inputs,
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.less import check_optimizer
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.parts import TrainerParts
 
@@ -41,7 +42,7 @@ def read_inputs(
     columns = _target_columns(parts, config, target_dataset)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
     check_inputs(parts.model, pool, targets, config, parts.collator)
-    if config.scorer == "less":
+    if scorer_of(config).needs_adam:
         check_optimizer(parts.optimizer)
     forecast_memory(parts.dataset_pass(config), len(pool), len(targets), config)
     evaluation = prepare_evaluation(eval_dataset, parts)

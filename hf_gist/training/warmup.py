@@ -20,6 +20,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.rows import keep_columns
 from hf_gist.gist.scorers.less import AdamCheckpoint, adam_checkpoint
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import naming
@@ -136,7 +137,7 @@ def warm_up(
         args=warmup_arguments(config, settings, folder, len(sample)),
         train_dataset=keep_columns(pool, signature_columns(model)).select(sample),
         data_collator=padding_collator(tokenizer),
-        callbacks=[recorder] if config.scorer == "less" else [],
+        callbacks=[recorder] if scorer_of(config).needs_adam else [],
     )
     trainer.train()
     with naming(folder):

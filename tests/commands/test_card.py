@@ -128,4 +128,4 @@ def test_a_config_of_the_hub_says_nothing_of_models_or_code(hub, files, capsys):
     assert main(["select", "--config", "hf://jane/bad", "--output_dir", str(files / "o")]) == 2
     assert "unknown key(s) model_name_or_path, trust_remote_code" in capsys.readouterr().err
     assert main(["compare", "--config", "hf://jane/none", "--output_dir", str(files / "o")]) == 2
-    assert "does not exist, or is private" in capsys.readouterr().err
+    assert "does not exist or is private" in capsys.readouterr().err

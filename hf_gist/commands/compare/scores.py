@@ -20,6 +20,7 @@ from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.leaks import Leaks, find_leaks
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.scorers.less import AdamCheckpoint
+from hf_gist.gist.scorers.table import SCORERS
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.offline import select
@@ -130,9 +131,9 @@ def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int
     trained = config.warmup_ratio
     if config.warmup_steps is not None:
         trained = config.warmup_steps * warmup.per_device_train_batch_size / rows
-    if scorer == "rds_plus":
+    if SCORERS[scorer].forward_only:
         return trained + 0.5
     passed = 0.5 + 0.5 * (config.score_layers or blocks) / blocks
-    if scorer == "less":
+    if SCORERS[scorer].needs_adam:
         return trained + passed * warmup.less_checkpoints
     return trained + (passed if config.prefilter is None else 0.5 + config.prefilter * passed)

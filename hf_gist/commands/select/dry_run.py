@@ -153,7 +153,7 @@ def plan_selection(
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, workspace.tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks)
     passes = 1
-    if config.scorer == "less":
+    if scorer_of(config).needs_adam:
         # the same work without the optimizer state, which only a real warm-up has
         passes = (warmup or WarmupSettings()).less_checkpoints
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
