@@ -26,6 +26,7 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.commands.workspace import token_columns
 from hf_gist.config.base import BaseConfig, parse_yaml
+from hf_gist.config.documentation import setting_help
 from hf_gist.data.formats import load_rows, tokenize
 from hf_gist.data.provenance import RowSource, digest, public_name
 from hf_gist.trainer import GASTSFTTrainer
@@ -105,8 +106,10 @@ def build_parser() -> TrlParser:
     parser.add_argument("--config", help="YAML file with any of the flags; flags override it.")
     for method, config in METHODS.items():
         group = parser.add_argument_group(f"{method}: any of them switches {method.upper()} on")
+        texts = setting_help(config)
         for one in dataclasses.fields(config):
-            name, text = f"{method}.{one.name}", f"{one.metadata['help']} Default: {one.default}.".replace("%", "%%")
+            name = f"{method}.{one.name}"
+            text = f"{texts[one.name]} Default: {one.default}.".replace("%", "%%")
             group.add_argument(f"--{name}", dest=name, type=_yaml_value, default=argparse.SUPPRESS, help=text)
     if not is_torch_bf16_gpu_available():
         # TRL's default is bf16

@@ -12,6 +12,7 @@ from transformers import OPTConfig, OPTForCausalLM, Trainer, TrainerCallback, Tr
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.errors import NoEffectWarning, ResumedStepWarning, SelectionNotVerifiedWarning
 from hf_gist.gist.scorers.less import adam_checkpoint
+from hf_gist.training.gist_run import GISTRun
 from tests.helpers.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
@@ -614,22 +615,25 @@ def test_baselines_and_cheaper_scorings_go_through_the_same_swap(tmp_path, choic
     assert Selection.load(tmp_path / "gist").indices == callback.selection.indices
 
 
-def test_less_in_the_callback_uses_the_live_optimizer(tmp_path):
-    class Measure(GISTDataSelectorCallback):
-        def _select_and_swap(self, args, state, model, optimizer, loader):
-            checkpoint = adam_checkpoint(model, optimizer, 0.5)
-            assert checkpoint.steps == 4 and all(float(v.sum()) > 0 for _, v in checkpoint.moments.values())
-            self.offline = select(
-                model, self._pool, self._targets, self.config, data_collator=self._collator, checkpoints=[checkpoint]
-            )
-            super()._select_and_swap(args, state, model, optimizer, loader)
+def test_less_in_the_callback_uses_the_live_optimizer(tmp_path, monkeypatch):
+    offline = []
 
+    def swap(run, state, original=GISTRun.swap):
+        parts, inputs = run.parts, run.inputs
+        checkpoint = adam_checkpoint(parts.model, parts.optimizer, 0.5)
+        assert checkpoint.steps == 4 and all(float(v.sum()) > 0 for _, v in checkpoint.moments.values())
+        given = {"data_collator": parts.collator, "checkpoints": [checkpoint]}
+        offline.append(select(parts.model, inputs.pool, inputs.targets, run.config, **given))
+        original(run, state)
+
+    monkeypatch.setattr(GISTRun, "swap", swap)
     config = GISTConfig(budget=20, warmup_ratio=0.1, scorer="less")
-    callback = Measure(config, as_dataset(token_rows(4, seed=5)))
+    callback = GISTDataSelectorCallback(config, as_dataset(token_rows(4, seed=5)))
     train(tmp_path, callback=callback)
-    assert callback.offline.indices == callback.selection.indices
+    (selected,) = offline
+    assert selected.indices == callback.selection.indices
     plain = callback.selection.measurements.coordinates
-    assert torch.equal(callback.offline.measurements.coordinates, plain) and plain.abs().sum() > 0
+    assert torch.equal(selected.measurements.coordinates, plain) and plain.abs().sum() > 0
 
 
 def test_less_refuses_another_optimizer_before_the_first_step(tmp_path):

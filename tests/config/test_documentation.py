@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from hf_gist.commands.flags import GROUPS, build_parser
+from hf_gist.commands.flags import GROUPS
+from hf_gist.commands.main import build_parser
 from hf_gist.config import GASTConfig, GISTConfig, WarmupSettings
 from hf_gist.config.documentation import setting_help, setting_texts, settings_table
 

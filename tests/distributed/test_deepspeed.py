@@ -34,7 +34,7 @@ def launch(folder, stage, processes, *changes):
 @pytest.mark.parametrize("setting", [{"after_selection": "restart"}, {"scorer": "less"}], ids=str)
 def test_what_deepspeed_would_undo_is_refused(tmp_path, monkeypatch, setting):
     monkeypatch.setattr(
-        "hf_gist.callback.AcceleratorState", lambda: SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+        "hf_gist.training.inputs.AcceleratorState", lambda: SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
     )
     name, value = next(iter(setting.items()))
     with pytest.raises(ValueError, match=f"`{name}='{value}'` does not work under DeepSpeed"):
