@@ -23,7 +23,7 @@ Rule = tuple[str, bool, str]
 
 
 def fraction_or_count(text: str) -> int | float:
-    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count: an integer is a count, as in `TrainingArguments`."""
+    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count; integers are counts, as in `TrainingArguments`."""
     try:
         return int(text)
     except ValueError:
@@ -39,7 +39,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML or JSON matches a field's type; a float field also accepts an int, but no bool."""
+    """Whether a value read from YAML or JSON matches a field's type; a float field accepts an int, but no bool."""
     if get_origin(hint) in (types.UnionType, typing.Union):
         return any(matches_type(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
