@@ -77,5 +77,5 @@ def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_to
         rows = int((used <= allowed).sum())
     selected = list(order[:rows])
     if not selected:
-        raise ValueError(f"`budget={budget}` {unit} selects no row; raise it.")
+        raise ValueError(f"`budget={budget}` {unit} selects no rows; raise it.")
     return selected
