@@ -168,6 +168,6 @@ def _try_longest(
             per_sample_backward(model, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         raise ValueError(
-            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model fails "
-            f"on it ({error}). Truncate rows to the model's maximum length."
+            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model "
+            f"fails on it ({error}). Truncate rows to the model's maximum length."
         ) from error

@@ -140,7 +140,7 @@ class DatasetPass:
         return tqdm(total=size, desc=what, unit="row", disable=not (self.progress and PartialState().is_main_process))
 
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
-        """Run passes and discard the results: a sharded model's passes are collective; other ranks may have one more."""
+        """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""
         for _ in range(passes):
             batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
             vectors(batch, lambda name, values: None)
