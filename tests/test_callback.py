@@ -469,7 +469,7 @@ class Stream(IterableDataset):
         ({"config": {"source_column": "source"}}, "Trainer drops the columns"),
         ({"targets": as_dataset(token_rows(1)).select([])}, "`target_dataset` is empty"),
         ({"targets": as_dataset([{"input_ids": [5, 6], "labels": [-100, -100]}])}, "No labelled token"),
-        ({"targets": as_dataset([{"text": "hello"}])}, "lacks the column"),
+        ({"targets": as_dataset([{"text": "hello"}])}, "does not have the column"),
         ({"rows": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 150}, "No labelled token in 150 rows of `train"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
     ],

@@ -1,4 +1,4 @@
-"""The proof that only selected rows reach the model."""
+"""Checks that only selected rows reach the model."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,7 +11,7 @@ from hf_gist.errors import SelectionNotVerifiedWarning
 
 
 class RowCheck:
-    """Checks that the first step after the swap trains on the rows that were meant, and on no others.
+    """Checks that the first step after the swap trains only on the expected rows.
 
     Args:
         model (`nn.Module`): the model in training.
@@ -29,12 +29,12 @@ class RowCheck:
         self._recorder: RowRecorder | None = None
 
     def watch(self) -> None:
-        """Record the rows of the step that begins, unless the check was made already."""
+        """Start recording the rows of the current step, unless the check is already done."""
         if not self.done and self._recorder is None:
             self._recorder = RowRecorder(self.model, self.batches)
 
     def verify(self, expected: Sequence[int]) -> None:
-        """Compare what was recorded, if anything was, with the rows of the step.
+        """Compare the recorded rows, if any, with the expected rows of the step.
 
         Args:
             expected (`Sequence[int]`): row numbers of the step, over all processes.
@@ -104,7 +104,7 @@ def token_rows(batch: dict) -> list[tuple[int, ...]]:
 
 
 def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
-    """Whether a token row is one of `allowed`, or one of them with padding that no attention mask marks."""
+    """Whether a token row is in `allowed`, also with padding that is not in an attention mask."""
     if row in allowed:
         return True
     return any(
@@ -118,7 +118,7 @@ def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
 
 
 def rows_as_collated(rows: Sequence[dict], collator: Callable) -> set[tuple[int, ...]] | None:
-    """The token rows a collator makes of dataset rows; `None` if it makes others the second time (random masking)."""
+    """The token rows of collated dataset rows; `None` if collating twice gives different tokens (random masking)."""
     first = [token_rows(collator([dict(row)]))[0] for row in rows]
     second = [token_rows(collator([dict(row)]))[0] for row in rows[:8]]
     return set(first) if first[: len(second)] == second else None
