@@ -460,9 +460,9 @@ class Stream(IterableDataset):
     ("change", "message"),
     [
         ({"num_train_epochs": 1}, r"`num_train_epochs=1.*Set `num_train_epochs` to 1 \+"),
-        ({"max_steps": 30}, "`max_steps=30` cannot be kept.*set `num_train_epochs="),
-        ({"max_steps": 2}, "`max_steps=2` cannot be kept"),
-        ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` makes a warm-up of 100"),
+        ({"max_steps": 30}, "`max_steps=30` is not possible.*set `num_train_epochs="),
+        ({"max_steps": 2}, "`max_steps=2` is not possible"),
+        ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` gives a warm-up of 100"),
         ({"config": {"budget": 0.001}}, "selects nothing"),
         ({"config": {"budget": 151}}, "more than the 150 rows"),
         ({"config": {"target_group_column": "task"}}, "'task'. is not a column"),

@@ -16,8 +16,10 @@ except ModuleNotFoundError:  # Windows
     resource = None
 
 
-WARMUP, TRAINING = "warm-up", "training"
-"""Phases of a training."""
+WARMUP = "warm-up"
+"""Phase of a training run."""
+TRAINING = "training"
+"""Phase of a training run."""
 
 PREFILTER, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
     "prefilter",

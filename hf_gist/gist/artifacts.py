@@ -14,8 +14,12 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.utils.disk import read, write
 
 
-SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
-CONFIG, MANIFEST, TARGETS = GISTConfig.FILE, "manifest.json", "targets.parquet"
+SCORES = "scores.parquet"
+COORDINATES = "coordinates.safetensors"
+SUBSPACE = "subspace.safetensors"
+CONFIG = GISTConfig.FILE
+MANIFEST = "manifest.json"
+TARGETS = "targets.parquet"
 ARTIFACTS = (SCORES, COORDINATES, SUBSPACE, CONFIG, TARGETS)
 TARGET_ROW = "__row__"
 """Column with the row numbers in the table of targets; the other columns keep the user's names."""

@@ -123,7 +123,8 @@ def complete_cards(trainer: Trainer | None, output_dir: Path) -> None:
     if getattr(trainer, COMPLETES_CARDS, False):
         return
     setattr(trainer, COMPLETES_CARDS, True)
-    create, push = trainer.create_model_card, trainer.push_to_hub
+    create = trainer.create_model_card
+    push = trainer.push_to_hub
 
     @functools.wraps(create)
     def create_model_card(*args: Any, **kwargs: Any) -> None:

@@ -189,7 +189,8 @@ class GISTRun:
             tqdm.write(summary_table(selection))
 
     def _select(self, partial: PartialScores) -> Selection:
-        parts, inputs = self.parts, self.inputs
+        parts = self.parts
+        inputs = self.inputs
         if self.config.scorer == "less":
             checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
             inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])

@@ -59,7 +59,7 @@ def track_selection(parts: TrainerParts, state: TrainerState, selection: Selecti
 
 
 def _tensorboard_folder(args: TrainingArguments) -> Path:
-    """The log folder of Trainer's TensorBoard callback: the one set by the user, or the newest in its default folder."""
+    """The log folder of Trainer's TensorBoard callback: the user's, or the newest in its default folder."""
     asked = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if asked:
         return Path(asked).expanduser()

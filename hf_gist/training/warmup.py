@@ -80,8 +80,8 @@ def warmup_rows(
     # the last batch may be smaller
     if rows >= len(order) + batch:
         raise ValueError(
-            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, but only {len(order)} rows "
-            "of the pool can be trained on; lower it."
+            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, but only "
+            f"{len(order)} rows of the pool can be trained on; lower it."
         )
     return order[:rows].tolist()
 

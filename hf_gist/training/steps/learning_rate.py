@@ -17,7 +17,7 @@ Factor = Callable[[int], float]
 
 
 def _lambdas(args: TrainingArguments, like: LambdaLR, steps: int) -> list[Factor]:
-    """The learning-rate factors that `Trainer` would use for a run of `steps` steps; empty if they do not depend on the length."""
+    """The factors that `Trainer` would use for a run of `steps` steps; empty if they do not depend on the length."""
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in like.lr_lambdas]
     scheduler = get_scheduler(
         args.lr_scheduler_type,
@@ -59,8 +59,8 @@ def adjustable(args: TrainingArguments, scheduler: LRScheduler, horizon: int) ->
         return scheduler
     if type(scheduler).__name__ not in ("ReduceLROnPlateau", "GreedyLR"):
         warnings.warn(
-            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so its "
-            "length was not changed. Create it for the number of steps in the log.",
+            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so "
+            "its length was not changed. Create it for the number of steps in the log.",
             stacklevel=4,
         )
     return None

@@ -106,8 +106,8 @@ def plan_steps(
     if max_steps <= warmup_steps or max_steps > reachable:
         passes = max(1, math.ceil((max_steps - warmup_steps) / steps_per_pass))
         raise ValueError(
-            f"`max_steps={max_steps}` is not possible: Trainer converts it to {epochs} epoch(s) of the whole pool, the "
-            f"first of which is the warm-up of {warmup_steps} steps. Leave `max_steps` out and set "
+            f"`max_steps={max_steps}` is not possible: Trainer converts it to {epochs} epoch(s) of the whole pool, "
+            f"the first of which is the warm-up of {warmup_steps} steps. Leave `max_steps` out and set "
             f"`num_train_epochs={1 + passes}`, which gives {warmup_steps + passes * steps_per_pass} steps."
         )
     return StepPlan(pool_size, samples_per_step, warmup_steps, steps_per_pass, max_steps, steps_in_epoch, False)

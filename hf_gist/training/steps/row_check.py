@@ -50,8 +50,8 @@ class RowCheck:
         allowed = rows_as_collated(fetch_rows(self.pool, expected), self.collator) if seen else None
         if allowed is None:
             warnings.warn(
-                "Could not check that only selected rows are trained on: the model takes no `input_ids`, or the collator "
-                "makes different tokens each time.",
+                "Could not check that only selected rows are trained on: the model has no `input_ids`, or the "
+                "collator returns different tokens each time.",
                 SelectionNotVerifiedWarning,
                 stacklevel=4,
             )
@@ -59,8 +59,8 @@ class RowCheck:
         strangers = sum(not is_one_of(row, allowed) for row in seen)
         if strangers:
             raise RuntimeError(
-                f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something replaced "
-                "the order of the train dataloader. Remove other callbacks or subclasses that change it."
+                f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something "
+                "replaced the order of the train dataloader. Remove other callbacks or subclasses that change it."
             )
 
     def close(self) -> None:

@@ -50,7 +50,7 @@ class GISTSampler(Sampler[int]):
         return order if self.excluded is None else [row for row in order if not self.excluded[row]]
 
     def rows_of_step(self, step: int) -> list[int]:
-        """The rows of one optimizer step, over all processes; the last step of a pass is filled up with its first rows."""
+        """The rows of one optimizer step, over all processes; the last step of a pass is padded with its first rows."""
         size = self.plan.samples_per_step
         if step < self.plan.warmup_steps:
             order = self._warmup_order
@@ -72,8 +72,8 @@ class GISTSampler(Sampler[int]):
         left = self.plan.epoch_limit - skipped_steps
         if left < 1:
             warnings.warn(
-                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` shortens the "
-                "last step of a pass over the whole pool, and treats this step as the last one.",
+                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` shortens "
+                "the last step of a pass over the whole pool, and treats this step as the last one.",
                 ResumedStepWarning,
                 stacklevel=2,
             )
