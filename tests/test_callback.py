@@ -416,7 +416,7 @@ def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistak
     ("architecture", "lora", "rows", "message"),
     [
         ("gpt2", {}, token_rows(60, low=70, high=80), "The longest row of `train_dataset` has .* tokens"),
-        ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* sees .* rows for a batch of 2 samples"),
+        ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* gets .* rows for a batch of 2 samples"),
     ],
 )
 def test_what_the_model_cannot_do_shows_before_the_first_step(tmp_path, architecture, lora, rows, message):

@@ -21,7 +21,8 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
         selected score), and if gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
         of the selected rows) and `gist_scoring_seconds`.
     """
-    m, kept = selection.measurements, torch.tensor(selection.indices)
+    m = selection.measurements
+    kept = torch.tensor(selection.indices)
     metrics = {
         "gist_rows": len(kept),
         "gist_share": len(kept) / len(selection.scores),

@@ -97,7 +97,8 @@ class RowRecorder:
 
 def token_rows(batch: dict) -> list[tuple[int, ...]]:
     """The rows of a batch as tuples of token ids without padding."""
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
     if mask is None or mask.shape != ids.shape:
         return [tuple(row) for row in ids.tolist()]
     return [tuple(row[keep.bool()].tolist()) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]

@@ -50,7 +50,7 @@ class GISTSampler(Sampler[int]):
         return order if self.excluded is None else [row for row in order if not self.excluded[row]]
 
     def rows_of_step(self, step: int) -> list[int]:
-        """The rows of one optimizer step, over all processes; the last step of a pass is padded with its first rows."""
+        """The rows of one optimizer step, over all processes; a pass's last step is padded with its first rows."""
         size = self.plan.samples_per_step
         if step < self.plan.warmup_steps:
             order = self._warmup_order
