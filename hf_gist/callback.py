@@ -89,7 +89,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Check all inputs, then set the order of the train dataloader and the length of the run."""
         if self._run is not None:
-            # an earlier training may have ended in an error
+            # the previous `train()` call may have raised an error
             self._run.row_check.close()
             self._run = None
         parts = TrainerParts.of_event(args, kwargs)

@@ -123,7 +123,7 @@ class BaseConfig:
         return cls.from_dict(json.loads(text))
 
     def to_yaml(self) -> str:
-        """The fields as YAML text, in the order of the class."""
+        """The fields as YAML text, in the order of their definition."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
@@ -148,8 +148,8 @@ class BaseConfig:
             name_or_folder (`str` or `PathLike`): a local folder, or `user/model` on the Hub.
             revision (`str`, *optional*): branch, tag or commit.
             token (`str` or `bool`, *optional*): by default the token of `hf auth login`.
-            cache_dir (`str` or `PathLike`, *optional*): where downloads are kept.
-            local_files_only (`bool`, defaults to `False`): look in the cache only.
+            cache_dir (`str` or `PathLike`, *optional*): folder for downloaded files.
+            local_files_only (`bool`, defaults to `False`): use only cached files.
             repo_type (`str`, defaults to `"model"`): `"dataset"` for a pushed selection.
 
         Raises:

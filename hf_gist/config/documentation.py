@@ -23,7 +23,7 @@ def setting_texts(cls: type) -> dict[str, str]:
 
 
 def setting_help(cls: type) -> dict[str, str]:
-    """The first sentence of the text of every setting, without Markdown, for `--help`."""
+    """The first sentence of the description of every setting, without Markdown, for `--help`."""
     return {name: SENTENCE_END.split(text)[0].replace("`", "") for name, text in setting_texts(cls).items()}
 
 

@@ -1,4 +1,4 @@
-"""Configuration files: read from a folder or the Hub, written into a folder."""
+"""Reads configuration files from a folder or the Hub, and writes them to a folder."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from hf_gist.version import __version__
 
 
 FOLDER = "gist"
-"""Folder of the artifacts of a selection inside the output folder of a training."""
+"""Name of the folder for a selection's artifacts in the output folder of a training run."""
 
 SCHEME = "hf://"
 LIBRARY: dict[str, Any] = {"library_name": "hf_gist", "library_version": __version__}
@@ -28,7 +28,7 @@ LIBRARY: dict[str, Any] = {"library_name": "hf_gist", "library_version": __versi
 
 
 class ConfigFile(Protocol):
-    """A configuration class with a file name and JSON."""
+    """A configuration class with a file name and JSON conversion."""
 
     FILE: ClassVar[str]
 

@@ -86,7 +86,7 @@ class ScoringRun:
 
     Args:
         work (`ModelWork`): of the scoring model.
-        config (`GISTConfig`): of the selection.
+        config (`GISTConfig`): the configuration of the selection.
         forward_only (`bool`): no backward pass was needed.
         passes (`int`): number of checkpoints used for scoring.
     """

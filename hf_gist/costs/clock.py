@@ -1,4 +1,4 @@
-"""Seconds of the phases of a training, across restarts."""
+"""Seconds of the phases of a training run, across restarts."""
 
 import time
 from collections.abc import Sequence

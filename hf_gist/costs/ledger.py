@@ -53,7 +53,7 @@ class CostLedger:
     """The phases of a run, and the training costs they are compared with.
 
     Args:
-        phases (`tuple[PhaseCost, ...]`): in order.
+        phases (`tuple[PhaseCost, ...]`): the phases in order.
         pool_pass_flops (`float`): operations of one training pass over the whole pool; 0 if row lengths are not known.
         kept_pass_flops (`float`): operations of one training pass over the selected rows.
     """
@@ -127,7 +127,7 @@ class CostLedger:
 
     @classmethod
     def load(cls, folder: str | Path) -> "CostLedger | None":
-        """Read it back; `None` if the folder has none.
+        """Read `costs.json`; `None` if the folder has none.
 
         Raises:
             ValueError: if the file is damaged.
@@ -145,7 +145,7 @@ class CostLedger:
 
 
 def in_units(size: float) -> str:
-    """A readable number of bytes."""
+    """A number of bytes as text with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:,.0f} {unit}"

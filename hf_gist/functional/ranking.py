@@ -152,7 +152,7 @@ def length_matched_order(
         label_tokens (`Tensor`): labelled tokens of the candidates `[N]`.
         target_label_tokens (`Tensor`): labelled tokens of the targets `[M]`.
         eligible (`Tensor`): `[N]` bool.
-        seed (`int`): of the draw.
+        seed (`int`): seed of the draw.
         bins (`int`): quantile bins of the target lengths.
 
     Returns:

@@ -80,8 +80,8 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
     """Check the whole setup of a run.
 
     Args:
-        args (`TrainingArguments`): of the trainer.
-        accelerator (`Accelerator`): of the trainer.
+        args (`TrainingArguments`): the trainer's arguments.
+        accelerator (`Accelerator`): the trainer's accelerator.
         model (`nn.Module`): without the trainer's wrappers.
 
     Raises:

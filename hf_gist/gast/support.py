@@ -98,7 +98,7 @@ def first_moments(
     """The optimizer's first moment of every masked matrix; `None` before its first step.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): of the trainer.
+        optimizer (`torch.optim.Optimizer`): the trainer's optimizer.
         groups (`Sequence[Group]`): from [`hf_gist.gast.groups.find_groups`].
         stepped (`bool`): whether the optimizer must have taken a step by now.
 

@@ -41,7 +41,7 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by name; what `after_selection="restart"` resets."""
+    """The trainable parameters by name; `after_selection="restart"` resets these."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

@@ -89,7 +89,7 @@ class CardCallback(TrainerCallback):
     """Completes the model card before each push during training.
 
     Args:
-        trainer (`Trainer`): whose card it is.
+        trainer (`Trainer`): the trainer of the model card.
     """
 
     def __init__(self, trainer: Trainer) -> None:

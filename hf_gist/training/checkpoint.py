@@ -65,9 +65,9 @@ def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -
     """Load the selection of an interrupted run, and check that it matches the checkpoint.
 
     Args:
-        output_dir (`Path`): of the trainer.
+        output_dir (`Path`): the trainer's output folder.
         step (`int`): optimizer step of the checkpoint.
-        config (`GISTConfig`): of the callback.
+        config (`GISTConfig`): the callback's configuration.
         pool: the train dataset.
 
     Raises:

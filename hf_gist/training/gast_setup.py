@@ -43,7 +43,7 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
     """The support set, with the columns and the format of the trainer's training rows.
 
     Args:
-        trainer (`Trainer`): stock, or TRL's.
+        trainer (`Trainer`): a `Trainer` or TRL's `SFTTrainer`.
         dataset: support rows, raw with `SFTTrainer`; `None` for the training set.
         config (`GASTConfig`): size and order of support batches.
 

@@ -21,7 +21,7 @@ def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any
     """Determine how the trainer's `compute_loss_func` weights the samples, from a forward pass over one batch.
 
     Args:
-        trainer (`Trainer`): whose loss it is.
+        trainer (`Trainer`): the trainer with the loss.
         probe (`LossFunctionProbe`): stores the result.
         inputs (`dict`): a collated batch on the device.
         counts (`Tensor`): labelled tokens `[B]`.

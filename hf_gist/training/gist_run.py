@@ -68,10 +68,10 @@ class GISTRun:
     The constructor has no side effects on the trainer; [`GISTRun.begin`] changes its dataloader and schedule.
 
     Args:
-        config (`GISTConfig`): of the callback.
-        parts (`TrainerParts`): of the trainer.
+        config (`GISTConfig`): the callback's configuration.
+        parts (`TrainerParts`): the trainer's objects.
         inputs (`Inputs`): the checked inputs.
-        state (`TrainerState`): of the trainer, before the first step or at a checkpoint.
+        state (`TrainerState`): the trainer's state, before the first step or at a checkpoint.
 
     Raises:
         ValueError: if there would be no step on the selection.

@@ -26,7 +26,7 @@ def read_inputs(
     """Check the callback's datasets against the trainer's rows, and prepare them for scoring.
 
     Args:
-        parts (`TrainerParts`): of the `train()` call.
+        parts (`TrainerParts`): the trainer's objects for this `train()` call.
         config (`GISTConfig`): the selection.
         target_dataset: see [`GISTDataSelectorCallback`].
         train_dataset: see [`GISTDataSelectorCallback`].
@@ -113,7 +113,7 @@ def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: A
     Args:
         rows: the `train_dataset` that the callback was given, with all its columns, or `None`.
         column (`str`, *optional*): `source_column`.
-        args (`TrainingArguments`): of the trainer.
+        args (`TrainingArguments`): the trainer's arguments.
         pool: the train dataset after preparation by the trainer.
 
     Raises:

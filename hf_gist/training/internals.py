@@ -14,7 +14,7 @@ class Internal:
     """A name that may change without notice.
 
     Args:
-        owner (`str`): dotted path of the class or module that has it.
+        owner (`str`): dotted path of the class or module with the attribute.
         name (`str`): the attribute.
         why (`str`): what breaks without it.
         set_by (`str`): how it is defined: `"class"` (an attribute of the owner), or `"source"` (an attribute of
@@ -71,7 +71,7 @@ INTERNALS = (
     Internal("torch.nn.Module", "_parameters", "hides DoRA's magnitude from the graph without changing it", "source"),
     Internal("tqdm.auto.tqdm", "_instances", "Trainer's progress bar shows the correct number of steps", "source"),
 )
-"""In the order of their owners."""
+"""Sorted by owner."""
 
 
 def resize_progress_bars(before: int, after: int) -> None:

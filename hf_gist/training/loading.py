@@ -33,7 +33,7 @@ def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> 
 
 
 def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
-    """Pads `input_ids` and `labels`; the same for the warm-up and for scoring."""
+    """The collator that pads `input_ids` and `labels`, used for the warm-up and for scoring."""
     return DataCollatorForSeq2Seq(tokenizer, padding=True)
 
 

@@ -24,7 +24,7 @@ class TrainerParts:
     """The Trainer's objects for one `train()` call.
 
     Args:
-        args (`TrainingArguments`): of the trainer.
+        args (`TrainingArguments`): the trainer's arguments.
         model (`nn.Module`): the model in training, without accelerate's wrappers.
         loader (`DataLoader`): accelerate's train dataloader.
         optimizer (`Optimizer`): accelerate's wrapper of the optimizer.

@@ -51,8 +51,8 @@ def adjustable(args: TrainingArguments, scheduler: LRScheduler, horizon: int) ->
     """The scheduler if `Trainer` created it, so that its length may be changed; otherwise `None`, with a warning.
 
     Args:
-        args (`TrainingArguments`): of the run.
-        scheduler (`LRScheduler`): of the run.
+        args (`TrainingArguments`): the run's arguments.
+        scheduler (`LRScheduler`): the run's scheduler.
         horizon (`int`): optimizer steps that it was created for.
     """
     if isinstance(scheduler, LambdaLR) and is_trainers_own(args, scheduler, horizon):
@@ -70,7 +70,7 @@ def set_length(args: TrainingArguments, scheduler: LambdaLR, plan: StepPlan, res
     """Set the length of a scheduler to that of the plan, and set the learning rate of the current step.
 
     Args:
-        args (`TrainingArguments`): of the run.
+        args (`TrainingArguments`): the run's arguments.
         scheduler (`LambdaLR`): the scheduler of the `Trainer`, changed in place.
         plan (`StepPlan`): the step plan of the run.
         restart (`bool`): one schedule over the warm-up and a new one after it, instead of one over both.

@@ -84,8 +84,8 @@ def plan_steps(
         steps_in_epoch (`int`): whole optimizer steps in one pass over the whole pool, as assumed by `Trainer`.
         warmup_steps (`int`): steps of the warm-up.
         selected_rows (`int`): rows of the selection.
-        num_train_epochs (`float`): of the `TrainingArguments`.
-        max_steps (`int`): of the `TrainingArguments`; -1 for none.
+        num_train_epochs (`float`): from the `TrainingArguments`.
+        max_steps (`int`): from the `TrainingArguments`; -1 if not set.
 
     Raises:
         ValueError: if there would be no step on the selection.

@@ -17,7 +17,7 @@ class RowCheck:
         model (`nn.Module`): the model in training.
         batches (`int`): batches of an optimizer step.
         pool: the train dataset.
-        collator (`Collator`): of the train dataloader.
+        collator (`Collator`): the collator of the train dataloader.
     """
 
     def __init__(self, model: torch.nn.Module, batches: int, pool: Any, collator: Collator) -> None:

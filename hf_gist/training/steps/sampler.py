@@ -16,7 +16,7 @@ class GISTSampler(Sampler[int]):
     """Yields the rows of one epoch at a time: the warm-up sample, then passes over the selection.
 
     Args:
-        plan (`StepPlan`): the layout of the run.
+        plan (`StepPlan`): the step plan of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
         excluded (`Tensor`, *optional*): `[N]` bool, rows that are not used for the warm-up either.
 
