@@ -1,1 +1,1 @@
-"""Pure functions on tensors, without models, files or processes. Imports torch, numpy and the standard library only."""
+"""Pure functions on tensors: no models, files or processes. Imports torch, numpy and the standard library only."""
