@@ -36,7 +36,7 @@ __all__ = [
 if find_spec("trl") is not None:
     __all__ += ["GASTSFTTrainer"]
 
-# A configuration alone should not cost the seconds that transformers, peft and datasets take to import.
+# Lazy imports: importing only a configuration must not load transformers, peft and datasets, which takes seconds.
 _MODULES = {
     "GASTConfig": "hf_gist.config",
     "GASTMixin": "hf_gist.trainer",

@@ -1,4 +1,4 @@
-"""`GISTDataSelectorCallback`: GIST inside the user's own `trainer.train()`, by public API of Trainer and accelerate."""
+"""`GISTDataSelectorCallback`: GIST in the user's `trainer.train()`, through public APIs of Trainer and accelerate."""
 
 from typing import Any
 
@@ -15,11 +15,12 @@ from hf_gist.training.parts import TrainerParts
 class GISTDataSelectorCallback(TrainerCallback):
     """Selects the training data at the end of a short warm-up and trains on the selected rows from then on.
 
-    The first epoch is the warm-up on a random `warmup_ratio` of the train dataset. At its end the LoRA gradients of
-    the target set give a subspace, every row of the train dataset is scored by its alignment in it, and each further
-    epoch is one pass over the best `budget` of them: `num_train_epochs = 1 + passes`. Learning-rate schedule,
-    `max_steps`, progress bar and `state.epoch` follow. Works as a constructor argument of `Trainer` and TRL's
-    `SFTTrainer` and with `add_callback`. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv 2602.18584.
+    The first epoch is the warm-up on a random `warmup_ratio` of the train dataset. At its end, the LoRA gradients of
+    the target set span a subspace, every row of the train dataset is scored by its alignment in this subspace, and
+    each further epoch is one pass over the best `budget` of the rows: `num_train_epochs = 1 + passes`. Learning-rate
+    schedule, `max_steps`, progress bar and `state.epoch` are updated to match. Pass it to the constructor of `Trainer`
+    or TRL's `SFTTrainer`, or to `add_callback`. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv
+    2602.18584.
 
     Args:
         config (`GISTConfig`, *optional*): what to select and how.
@@ -28,14 +29,15 @@ class GISTDataSelectorCallback(TrainerCallback):
             evaluation rows.
         train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
             `config.source_column`.
-        eval_dataset (*optional*): tokenised evaluation rows; those that are in the train dataset too are not selected.
+        eval_dataset (*optional*): tokenised evaluation rows; those that are also in the train dataset are not
+            selected.
 
     Attributes:
-        selection (`Selection`, *optional*): the outcome, from the end of the warm-up on; before, `None`. Its row numbers
-            are those of `trainer.train_dataset`, from which `SFTTrainer` may have dropped rows without a label.
+        selection (`Selection`, *optional*): the result; `None` before the end of the warm-up. Its row numbers refer
+            to `trainer.train_dataset`, from which `SFTTrainer` may have dropped rows without a label.
 
     Raises:
-        ValueError: from `trainer.train()`, before any step, for inputs that cannot be selected from.
+        ValueError: from `trainer.train()`, before any step, for invalid inputs.
         RuntimeError: after the swap, if rows that were not selected reach the model.
 
     Example:
@@ -68,7 +70,7 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     @property
     def selection(self) -> Selection | None:
-        """The outcome of the last `train()` call; `None` before the end of its warm-up."""
+        """The result of the last `train()` call; `None` before the end of its warm-up."""
         return None if self._run is None else self._run.selection
 
     @property
@@ -76,18 +78,18 @@ class GISTDataSelectorCallback(TrainerCallback):
         """The state of the last `train()` call.
 
         Raises:
-            RuntimeError: before the first one.
+            RuntimeError: before the first call.
         """
         if self._run is None:
-            raise RuntimeError("`on_train_begin` of GISTDataSelectorCallback was not called: no training has begun.")
+            raise RuntimeError("`on_train_begin` of GISTDataSelectorCallback was not called: no training has started.")
         return self._run
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Check everything, then take over the order of the train dataloader and the length of the run."""
+        """Check all inputs, then set the order of the train dataloader and the length of the run."""
         if self._run is not None:
-            # an earlier training may have ended in an error
+            # the previous `train()` call may have raised an error
             self._run.row_check.close()
             self._run = None
         parts = TrainerParts.of_event(args, kwargs)
@@ -99,13 +101,13 @@ class GISTDataSelectorCallback(TrainerCallback):
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the sampler where this epoch starts."""
+        """Set the step at which the sampler starts this epoch."""
         self.run.start_epoch(state.global_step)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Neither evaluate nor save where an epoch of a resumed run ends in the middle of a pass."""
+        """Skip evaluation and saving if an epoch of a resumed run ends in the middle of a pass."""
         if self.run.ends_inside_a_pass(state.global_step):
             control.should_evaluate = False
             control.should_save = False
@@ -120,7 +122,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Select at the end of the warm-up, end the epoch at the end of each pass, and check what was trained on."""
+        """Select at the end of the warm-up, end the epoch at the end of each pass, and check the trained rows."""
         self.run.finish_step(state)
         if state.global_step == self.run.sampler.epoch_end:
             control.should_epoch_stop = True
@@ -129,12 +131,12 @@ class GISTDataSelectorCallback(TrainerCallback):
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Add to the checkpoint what a resumed run needs."""
+        """Write the state that a resumed run needs into the checkpoint."""
         if state.is_world_process_zero:
             self.run.save(state.global_step)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Complete the cost ledger, and warn if training ended before anything was trained on the selection."""
+        """Complete the cost ledger, and warn if training ended before the first step on selected rows."""
         self.run.end(state)

@@ -1,4 +1,4 @@
-"""Warning classes of the library, so that a script can filter each of them or turn it into an error."""
+"""Warning classes of the library; scripts can filter them or turn them into errors."""
 
 
 class NoEffectWarning(UserWarning):
@@ -10,7 +10,7 @@ class SelectionNotVerifiedWarning(UserWarning):
 
 
 class UnscorableRowsWarning(UserWarning):
-    """Some candidate rows have no labelled token or a gradient that is not finite, and cannot be selected."""
+    """Some candidate rows have no labelled token or a non-finite gradient, and cannot be selected."""
 
 
 class LeakWarning(UserWarning):
@@ -18,7 +18,7 @@ class LeakWarning(UserWarning):
 
 
 class ReportWarning(UserWarning):
-    """The report at the end of a selection or a training could not be written; all other files were."""
+    """The report at the end of a selection or a training run could not be written; all other files were written."""
 
 
 class ResumedStepWarning(UserWarning):

@@ -35,18 +35,18 @@ def select(
 ) -> Selection:
     """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
 
-    The adapter should have seen a short warm-up first: while LoRA's `B` is zero, the gradients of `A` are zero.
+    The adapter should have seen a short warm-up first: while LoRA's `B` is zero, the gradients of `A` are zero too.
 
     Args:
-        model (`PeftModel`): a model with trainable LoRA layers; it is left as it was.
+        model (`PeftModel`): a model with trainable LoRA layers; it is not changed.
         candidates: the pool, `N` tokenised rows (a `datasets.Dataset` or any sized dataset of dicts).
         targets: `M` tokenised rows that are examples of what the model should learn.
         config (`GISTConfig`, *optional*): what to select and how.
-        data_collator (`Callable`): rows to a padded batch with `labels`, the one used for training.
-        output_dir (`str` or `Path`, *optional*): where to write the artifacts. An interrupted scoring resumes
-            after the last batch that it saved there.
+        data_collator (`Callable`): collates rows into a padded batch with `labels`; use the one used for training.
+        output_dir (`str` or `Path`, *optional*): where to write the artifacts. Interrupted scoring resumes
+            after the last batch saved there.
         progress (`bool`, defaults to `True`): show progress bars.
-        eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
+        eval_dataset (*optional*): tokenised evaluation rows; those that are also candidates are not selected.
         checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
             [`hf_gist.gist.scorers.less.adam_checkpoint`].
 
@@ -54,7 +54,7 @@ def select(
         `Selection`: the selected rows, scores and measurements.
 
     Raises:
-        ValueError: for inputs that cannot be selected from, before any gradient is taken.
+        ValueError: for invalid inputs, before any gradient is computed.
     """
     config = config or GISTConfig()
     inputs = prepare(model, candidates, targets, config, data_collator)
@@ -62,7 +62,7 @@ def select(
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks, checkpoints=tuple(checkpoints))
     if config.strategy not in UNSCORED:
-        vectors_per_checkpoint(model, config, checkpoints)  # raises before any work if something is missing
+        vectors_per_checkpoint(model, config, checkpoints)  # raises early if something is missing
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
     selection = measure_and_choose(dataset_pass, inputs, config, partial)

@@ -1,4 +1,4 @@
-"""`GASTTrainer`: a Trainer in which every layer learns from the samples of the batch that agree with a support set."""
+"""`GASTTrainer`: a Trainer in which only the gradient-aligned samples of a batch update each layer."""
 
 import os
 from functools import partial
@@ -29,7 +29,7 @@ from hf_gist.training.parts import output_folder
 if TYPE_CHECKING:
 
     class _Base(Trainer):
-        """What the mixin is mixed into."""
+        """Base class of the mixin, for type checkers."""
 else:
     _Base = object
 
@@ -40,12 +40,12 @@ class GASTMixin(_Base):
     Args:
         args: as for the Trainer.
         gast_config (`GASTConfig`, *optional*): the defaults are the paper's.
-        support_dataset (*optional*): samples whose gradient the training samples must agree with, in the format of the
-            training set: a held-out or target set. By default the training set itself.
+        support_dataset (*optional*): samples whose gradient the training samples are aligned with, in the format of
+            the training set: a held-out or target set. By default the training set itself.
         kwargs: as for the Trainer.
 
     Raises:
-        ValueError: for a model, a loss or a setup that cannot be masked, naming what to change.
+        ValueError: for a model, a loss or a setup that GAST does not support, with what to change.
     """
 
     completes_gist_cards = True
@@ -54,7 +54,7 @@ class GASTMixin(_Base):
     def __init__(
         self, *args: Any, gast_config: GASTConfig | None = None, support_dataset: Any = None, **kwargs: Any
     ) -> None:
-        # Before the Trainer's own set-up, which may already call the methods below.
+        # Set before `Trainer.__init__`, which may already call the methods below.
         self.gast_config = gast_config if gast_config is not None else GASTConfig()
         self.support_dataset = support_dataset
         self.gast: GASTRun | None = None
@@ -81,7 +81,7 @@ class GASTMixin(_Base):
             return super().get_train_dataloader()
 
     def sample_weights(self, inputs: dict[str, Any]) -> Tensor:
-        """How much each sample's own mean loss weighs in the loss of a batch, up to a factor that all samples share.
+        """Weight of each sample's own mean loss in the loss of a batch, up to a factor common to all samples.
 
         Override it together with `compute_loss`.
 
@@ -100,7 +100,7 @@ class GASTMixin(_Base):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """See [`~transformers.Trainer`]; the backward pass gives every layer the gradients of the samples it keeps."""
+        """See [`~transformers.Trainer`]; in the backward pass, only kept samples contribute to a layer's gradient."""
         sources = inputs.pop(SOURCE_KEY, None)
         step = self.state.global_step
         if self.gast_config.mode == "all" or step < self.gast_config.start_step:
@@ -125,8 +125,8 @@ class GASTMixin(_Base):
         return first_moments(optimizer, run.groups, stepped)
 
     def _gast_run(self) -> GASTRun:
-        """The state of this `train` call, made at its first masked step, when the model has all its wrappers."""
-        # a training that runs out of memory starts over with a smaller batch (`auto_find_batch_size`)
+        """The state of this `train` call, created at its first masked step, when the model has all its wrappers."""
+        # `auto_find_batch_size` restarts training with a smaller batch after running out of memory
         if self.gast is None or self.gast.batch_size != self._train_batch_size:
             model = self.accelerator.unwrap_model(self.model_wrapped)
             rank = self.accelerator.process_index
@@ -160,7 +160,7 @@ class GASTMixin(_Base):
         super().log(logs, start_time)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        # Before the rest, so that the folder is whole when it is pushed.
+        # Saved first, so that the folder is complete when it is pushed.
         if self.gast is not None:
             folder = Path(self._get_output_dir(trial=trial)) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
             if self.args.should_save:
@@ -178,7 +178,7 @@ class GASTMixin(_Base):
         complete_card(self)
 
     def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
-        """See [`~transformers.Trainer`]; no text of the data is uploaded."""
+        """See [`~transformers.Trainer`]; no text of the dataset is uploaded."""
         withhold_rows(self)
         return super().push_to_hub(*args, **kwargs)
 
@@ -188,7 +188,7 @@ class GASTTrainer(GASTMixin, Trainer):
 
 
 def __getattr__(name: str) -> type:
-    # TRL is optional, and takes seconds to import.
+    # TRL is optional and takes seconds to import.
     if name != "GASTSFTTrainer":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from trl import SFTTrainer

@@ -417,7 +417,7 @@ def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistak
     ("architecture", "lora", "rows", "message"),
     [
         ("gpt2", {}, token_rows(60, low=70, high=80), "The longest row of `train_dataset` has .* tokens"),
-        ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* sees .* rows for a batch of 2 samples"),
+        ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* gets .* rows for a batch of 2 samples"),
     ],
 )
 def test_what_the_model_cannot_do_shows_before_the_first_step(tmp_path, architecture, lora, rows, message):
@@ -461,16 +461,16 @@ class Stream(IterableDataset):
     ("change", "message"),
     [
         ({"num_train_epochs": 1}, r"`num_train_epochs=1.*Set `num_train_epochs` to 1 \+"),
-        ({"max_steps": 30}, "`max_steps=30` cannot be kept.*set `num_train_epochs="),
-        ({"max_steps": 2}, "`max_steps=2` cannot be kept"),
-        ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` makes a warm-up of 100"),
+        ({"max_steps": 30}, "`max_steps=30` is not possible.*set `num_train_epochs="),
+        ({"max_steps": 2}, "`max_steps=2` is not possible"),
+        ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` gives a warm-up of 100"),
         ({"config": {"budget": 0.001}}, "selects nothing"),
         ({"config": {"budget": 151}}, "more than the 150 rows"),
         ({"config": {"target_group_column": "task"}}, "'task'. is not a column"),
         ({"config": {"source_column": "source"}}, "Trainer drops the columns"),
         ({"targets": as_dataset(token_rows(1)).select([])}, "`target_dataset` is empty"),
         ({"targets": as_dataset([{"input_ids": [5, 6], "labels": [-100, -100]}])}, "No labelled token"),
-        ({"targets": as_dataset([{"text": "hello"}])}, "lacks the column"),
+        ({"targets": as_dataset([{"text": "hello"}])}, "does not have the column"),
         ({"rows": [{"input_ids": [5, 6, 7], "labels": [-100] * 3}] * 150}, "No labelled token in 150 rows of `train"),
         ({"train_sampling_strategy": "batch_rebalance"}, "train_sampling_strategy"),
     ],

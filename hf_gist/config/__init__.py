@@ -1,4 +1,4 @@
-"""The configurations: what the user sets, with ranges, and their files."""
+"""Configuration classes: user settings, their valid ranges, and reading and writing them as files."""
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.config.gist import GISTConfig

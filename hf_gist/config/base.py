@@ -1,4 +1,4 @@
-"""What the configurations share: frozen dataclasses, range checks that are reported together, JSON and YAML."""
+"""Base class of the configurations: frozen dataclasses, range checks reported in one error, JSON and YAML."""
 
 import dataclasses
 import json
@@ -19,11 +19,11 @@ EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 Config = TypeVar("Config", bound="BaseConfig")
 
 Rule = tuple[str, bool, str]
-"""The range of a field: its name, whether the value is inside, and the range in words."""
+"""A range check: field name, whether the value is in range, and the range as text."""
 
 
 def fraction_or_count(text: str) -> int | float:
-    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count: the dot decides, as in `TrainingArguments`."""
+    """`"0.05"` and `"5e-2"` as a fraction, `"500"` as a count; integers are counts, as in `TrainingArguments`."""
     try:
         return int(text)
     except ValueError:
@@ -31,7 +31,7 @@ def fraction_or_count(text: str) -> int | float:
 
 
 def parse_yaml(text: str) -> Any:
-    """YAML in which `2e-4` is a number, although YAML 1.1 requires `2.0e-4`."""
+    """Parse YAML, also accepting `2e-4` as a number (YAML 1.1 requires `2.0e-4`)."""
     values = yaml.safe_load(text)
     if not isinstance(values, dict):
         return values
@@ -39,7 +39,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def matches_type(value: Any, hint: Any) -> bool:
-    """Whether a value read from YAML or JSON fits a field's type; an int is a float, a bool is neither."""
+    """Whether a value read from YAML or JSON matches a field's type; a float field accepts an int, but no bool."""
     if get_origin(hint) in (types.UnionType, typing.Union):
         return any(matches_type(value, option) for option in get_args(hint))
     if get_origin(hint) is Literal:
@@ -71,7 +71,7 @@ def fits_fraction_or_count(amount: int | float) -> bool:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """What the configurations share: type checks, range checks and files."""
+    """Base class of the configurations: type checks, range checks and files."""
 
     FILE: ClassVar[str]
     """Name of the file in a folder or a Hub repository."""
@@ -89,7 +89,7 @@ class BaseConfig:
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
     def rules(self) -> list[Rule]:
-        """The ranges of the fields, whose types are known to fit when this is called."""
+        """Range checks of the fields; called after the type checks have passed."""
         raise NotImplementedError
 
     @classmethod
@@ -97,7 +97,7 @@ class BaseConfig:
         """Build from a mapping.
 
         Raises:
-            ValueError: for an unknown key, a wrong type or a value out of range, each by name.
+            ValueError: for an unknown key, a wrong type or a value out of range, naming each.
         """
         if not isinstance(values, dict):
             raise ValueError(
@@ -123,7 +123,7 @@ class BaseConfig:
         return cls.from_dict(json.loads(text))
 
     def to_yaml(self) -> str:
-        """The fields as YAML text, in the order of the class."""
+        """The fields as YAML text, in the order of their definition."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
@@ -147,13 +147,13 @@ class BaseConfig:
         Args:
             name_or_folder (`str` or `PathLike`): a local folder, or `user/model` on the Hub.
             revision (`str`, *optional*): branch, tag or commit.
-            token (`str` or `bool`, *optional*): by default that of `hf auth login`.
-            cache_dir (`str` or `PathLike`, *optional*): where downloads are kept.
-            local_files_only (`bool`, defaults to `False`): look in the cache only.
+            token (`str` or `bool`, *optional*): by default the token of `hf auth login`.
+            cache_dir (`str` or `PathLike`, *optional*): folder for downloaded files.
+            local_files_only (`bool`, defaults to `False`): use only cached files.
             repo_type (`str`, defaults to `"model"`): `"dataset"` for a pushed selection.
 
         Raises:
-            ValueError: naming what does not exist, or what in the file does not fit.
+            ValueError: if the file does not exist or is not valid, naming the cause.
         """
         options = {"token": token, "cache_dir": cache_dir, "local_files_only": local_files_only}
         return load_config(cls, name_or_folder, repo_type, revision=revision, **options)

@@ -1,4 +1,4 @@
-"""The text of each setting, read from its entry in the class docstring: for `--help` and for the table in README.md."""
+"""The description of each setting, read from the class docstring, for `--help` and for the table in README.md."""
 
 import dataclasses
 import inspect
@@ -14,7 +14,7 @@ SENTENCE_END = re.compile(r"(?<=[^.].\.)\s+(?=[A-Z0-9`])")
 
 
 def setting_texts(cls: type) -> dict[str, str]:
-    """The text of every entry of `Args:` in the docstring of a class, on one line; empty without docstrings (`-OO`)."""
+    """The text of every entry of `Args:` in a class docstring, as one line; empty without docstrings (`-OO`)."""
     doc = inspect.cleandoc(cls.__doc__ or "")
     section = doc.partition("Args:\n")[2].split("\n\n")[0]
     parts = ENTRY.split(section)
@@ -23,7 +23,7 @@ def setting_texts(cls: type) -> dict[str, str]:
 
 
 def setting_help(cls: type) -> dict[str, str]:
-    """The first sentence of the text of every setting, without Markdown, for `--help`."""
+    """The first sentence of the description of every setting, without Markdown, for `--help`."""
     return {name: SENTENCE_END.split(text)[0].replace("`", "") for name, text in setting_texts(cls).items()}
 
 
@@ -34,7 +34,7 @@ def _shown(value: Any) -> str:
 
 
 def settings_table(cls: type, names: Sequence[str]) -> str:
-    """A Markdown table of some settings of a configuration: name, default, and the whole text."""
+    """A Markdown table of some settings of a configuration: name, default, and full description."""
     defaults = {field.name: field.default for field in dataclasses.fields(cls)}
     texts = setting_texts(cls)
     rows = [f"| `{name}` | {_shown(defaults[name])} | {texts[name]} |" for name in names]

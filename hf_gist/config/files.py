@@ -1,4 +1,4 @@
-"""Configuration files: read from a folder or the Hub, written into a folder."""
+"""Reads configuration files from a folder or the Hub, and writes them to a folder."""
 
 import json
 import os
@@ -20,15 +20,15 @@ from hf_gist.version import __version__
 
 
 FOLDER = "gist"
-"""Folder of the artifacts of a selection inside the output folder of a training."""
+"""Name of the folder for a selection's artifacts in the output folder of a training run."""
 
 SCHEME = "hf://"
 LIBRARY: dict[str, Any] = {"library_name": "hf_gist", "library_version": __version__}
-"""How requests to the Hub name this package."""
+"""Identifies this package in requests to the Hub."""
 
 
 class ConfigFile(Protocol):
-    """A configuration class with a file name and JSON."""
+    """A configuration class with a file name and JSON conversion."""
 
     FILE: ClassVar[str]
 
@@ -65,7 +65,7 @@ def _why_not_found(error: Exception, name: str, file: str, where: str, revision:
         return f"{where} has no revision {revision!r}."
     if isinstance(error, LocalEntryNotFoundError):
         return f"`{file}` of {where} is not in the cache, and the Hub cannot be reached: {error}"
-    return f"{where} has no `{file}`: it holds no run of hf_gist, or one that did not use this configuration."
+    return f"{where} has no `{file}`: it does not contain a run of hf_gist, or its run did not use this configuration."
 
 
 def _parse(cls: type[Config], path: Path, name: str) -> Config:
@@ -75,8 +75,8 @@ def _parse(cls: type[Config], path: Path, name: str) -> Config:
         raise ValueError(f"`{cls.FILE}` of {name!r} is not valid JSON: {error}") from error
     except ValueError as error:
         raise ValueError(
-            f"`{cls.FILE}` of {name!r} does not fit hf_gist {__version__}, or is damaged; a newer version may have "
-            f"written it. {error}"
+            f"`{cls.FILE}` of {name!r} is damaged or is not valid for hf_gist {__version__}; it may have been "
+            f"written by a newer version. {error}"
         ) from error
 
 
@@ -84,13 +84,13 @@ def load_config(cls: type[Config], name: str | os.PathLike, repo_type: str = "mo
     """A configuration from its file in a folder or on the Hub.
 
     Args:
-        cls (`type`): the configuration's class, which knows the name of its file.
+        cls (`type`): the configuration class, with the name of its file.
         name (`str` or `PathLike`): a folder (of a run, or of the artifacts in it), or `user/name` on the Hub.
         repo_type (`str`, defaults to `"model"`): `"model"` or `"dataset"`.
         download: `revision`, `token`, `cache_dir`, ... of [`~huggingface_hub.hf_hub_download`].
 
     Raises:
-        ValueError: naming what does not exist, or what in the file is not a field of the class.
+        ValueError: if the file does not exist or is not valid, naming the cause.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
@@ -107,7 +107,7 @@ def config_from_uri(cls: type[Config], uri: str) -> Config:
     """A configuration from `hf://user/model`, `hf://user/model@revision` or `hf://datasets/user/name`.
 
     Raises:
-        ValueError: if the address is none of these, or for the reasons of [`load_config`].
+        ValueError: if the address has another form; see also [`load_config`].
     """
     try:
         address = parse_hf_uri(uri)

@@ -1,4 +1,4 @@
-"""`GASTConfig`: which samples of a batch may update which layer."""
+"""`GASTConfig`: which samples of a batch update which layer."""
 
 import math
 from dataclasses import dataclass
@@ -9,36 +9,38 @@ from hf_gist.config.base import BaseConfig, Rule, fits_fraction_or_count
 
 @dataclass(frozen=True, kw_only=True)
 class GASTConfig(BaseConfig):
-    """Which samples of a batch may update which layer, and by which rule.
+    """Which samples of a batch update which layer.
 
     Args:
-        keep (`int` or `float`, defaults to `0.5`): samples of a per-device batch that may update a layer: 0.5 is a
+        keep (`int` or `float`, defaults to `0.5`): how many samples of a per-device batch update a layer: 0.5 is a
             fraction of the batch, 8 is a count (paper: 8 of 16).
         mode (`str`, defaults to `"stochastic"`): how the kept samples are chosen from the alignments. `"stochastic"`
-            draws `K` samples without replacement from the softmax of the standardised alignments (the paper's);
-            `"random"` draws uniformly (in the paper already most of the gain); `"topk"` takes the best aligned, which
-            in the paper is far worse than no mask at all; `"all"` leaves the stock `Trainer` untouched, bit for bit.
+            draws `K` samples without replacement from the softmax of the standardised alignments (the paper's method);
+            `"random"` draws uniformly (in the paper it already gives most of the gain); `"topk"` takes the best
+            aligned samples, which in the paper is far worse than no mask; `"all"` masks nothing: results are
+            bit-identical to those of the stock `Trainer`.
         temperature (`float`, defaults to `1.0`): divides the standardised alignments before the softmax. Large values
-            approach `"random"`, small ones `"topk"`.
-        support (`str`, defaults to `"dataset"`): source of the support gradient: a small batch of the support set (the
-            paper's), or `"momentum"`, the optimizer's first moment, which costs no extra pass (not in the paper). Until
-            the optimizer has a first moment the draw is uniform.
+            approach `"random"`, small values `"topk"`.
+        support (`str`, defaults to `"dataset"`): source of the support gradient: `"dataset"`, a small batch of the
+            support set (the paper's method), or `"momentum"`, the optimizer's first moment, which needs no extra pass
+            (not in the paper). Until the optimizer has a first moment, the draw is uniform.
         support_batch_size (`int`, defaults to `4`): support samples per process in one support gradient.
-        support_every (`int`, defaults to `1`): optimizer steps that share one support gradient of the support set. One
-            support gradient serves all batches of an accumulated step.
+        support_every (`int`, defaults to `1`): compute a new support gradient of the support set every this many
+            optimizer steps. All batches of an accumulated step use the same support gradient.
         group_by (`str`, defaults to `"block"`): matrices that share a mask: those of a transformer `"block"` (the
-            paper's), or those of one adapted `"module"`.
+            paper's method), or those of one adapted `"module"`.
         outside_blocks (`str`, defaults to `"unmasked"`): trainable matrices outside the repeated blocks (embeddings,
-            heads, `modules_to_save`): `"unmasked"` trains them on the whole batch, `"masked"` makes them a group.
-        rescale (`bool`, defaults to `True`): multiply the kept gradients by `B / K`, so that the step keeps the size
-            of a mean over the batch.
+            heads, `modules_to_save`): `"unmasked"` trains them on the whole batch, `"masked"` gives them one
+            mask.
+        rescale (`bool`, defaults to `True`): multiply the kept gradients by `B / K`, so that the step has the
+            same scale as with a mean over the batch.
         start_step (`int`, defaults to `0`): first optimizer step that is masked.
-        source_column (`str`, *optional*): column of the training set to report the selection by. By default the
-            report is by number of labelled tokens.
+        source_column (`str`, *optional*): column of the training set that the report groups samples by. By default
+            it groups them by number of labelled tokens.
         seed (`int`, defaults to `42`): seed of the draws and of the order of the support set.
 
     Raises:
-        ValueError: naming every field that has a wrong type or is out of range.
+        ValueError: naming every field with a wrong type or a value out of range.
     """
 
     FILE: ClassVar[str] = "gast_config.json"

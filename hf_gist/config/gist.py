@@ -8,7 +8,7 @@ from hf_gist.config.base import BaseConfig, Rule, fits_fraction_or_count
 
 
 UNSCORED = ("random", "length_matched_random")
-"""Strategies without scores."""
+"""Strategies that do not use scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,55 +16,58 @@ class GISTConfig(BaseConfig):
     """What GIST selects and how.
 
     Args:
-        budget (`int` or `float`, defaults to `0.05`): how much of the pool to keep: 0.05 is a fraction, 500 is a number
-            of rows. `budget_unit="tokens"` counts labelled tokens instead of rows.
+        budget (`int` or `float`, defaults to `0.05`): how much of the pool to keep: 0.05 is a fraction, 500 is a
+            number of rows. `budget_unit="tokens"` counts labelled tokens instead of rows.
         budget_unit (`str`, defaults to `"rows"`): unit of the budget: `"rows"`, or `"tokens"` for labelled tokens.
         warmup_ratio (`float`, defaults to `0.05`): share of the pool to train on before selecting (paper: 5 %, one
-            epoch). It is rounded up to whole optimizer steps.
+            epoch). Rounded up to whole optimizer steps.
         warmup_steps (`int`, *optional*): length of the warm-up in optimizer steps; overrides `warmup_ratio`.
-        rank (`int`, *optional*): fixed rank of the subspace, instead of the smallest that explains
+        rank (`int`, *optional*): fixed rank of the subspace; by default the smallest rank that reaches
             `explained_variance`.
         explained_variance (`float`, defaults to `0.95`): share of the target gradients' squared spectrum that the
-            subspace keeps.
+            subspace captures.
         scorer (`str`, defaults to `"gist"`): row representation: the LoRA gradient (`"gist"`), or a baseline,
-            `"rds_plus"` or `"less"`. `"rds_plus"` is the position-weighted mean of the last hidden states (forward pass
-            only), `"less"` the Adam-preconditioned gradient, randomly projected to 8,192 values; both are compared by
-            plain cosine.
+            `"rds_plus"` or `"less"`. `"rds_plus"` is the position-weighted mean of the last hidden states (forward
+            pass only), `"less"` the Adam-preconditioned gradient, randomly projected to 8,192 values; both are
+            compared by the plain cosine.
         score (`str`, defaults to `"subspace_cosine"`): how a row is compared with the targets: cosine in the subspace
-            (the paper's), plain `"cosine"`, or `"grad_norm"` (a baseline without targets). `"cosine"` also penalises
-            the part of a gradient that lies outside the subspace; it replaces the subspace cosine in a subspace of one
-            direction, where that is always 1 or -1. Other scorers than `"gist"` use the plain cosine.
-        strategy (`str`, defaults to `"max"`): how the scores per target group become a selection: the `"max"` over the
-            groups (the paper's), their `"mean"`, `"round_robin"`, or one of two baselines without scores, `"random"`
-            and `"length_matched_random"`. `"round_robin"` lets each group pick in turn, so that small budgets cover all
-            groups; `"length_matched_random"` draws rows with the answer lengths of the targets.
+            (the paper's score), plain `"cosine"`, or `"grad_norm"` (a baseline without targets). `"cosine"` also
+            penalises the part of a gradient outside the subspace; it replaces the subspace cosine if the subspace has
+            rank 1, where the subspace cosine is always 1 or -1. Scorers other than `"gist"` use the plain cosine.
+        strategy (`str`, defaults to `"max"`): how rows are ranked by their scores for each target group: the `"max"`
+            over the groups (the paper's method), their `"mean"`, `"round_robin"`, or one of two baselines without
+            scores, `"random"` and `"length_matched_random"`. `"round_robin"` lets each group pick a row in turn, so
+            that small budgets cover all groups; `"length_matched_random"` draws rows at random whose answer lengths
+            are distributed like those of the targets.
         sample_from_top (`float`, defaults to `1.0`): draw the selection at random from the best rows, this many times
-            the budget; 1 keeps the best rows, as the paper does. `3.0` keeps more variety: the rows closest to a
-            short-answer target tend to share its exact answer.
-        score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass ends
-            there: cheaper, not exact. `recipes/README.md` has the measured agreement.
-        sketch_dim (`int`, *optional*): project each gradient to this many values at random: far less memory for the
+            the budget; 1 keeps the best rows, as in the paper. `3.0` gives a more varied selection: the rows closest
+            to a short-answer target tend to have exactly its answer.
+        score_layers (`int`, *optional*): score by the adapters of the last blocks only, so that the backward pass
+            stops there: cheaper, not exact. `recipes/README.md` has the measured agreement.
+        sketch_dim (`int`, *optional*): project each gradient randomly to this many values: far less memory for the
             basis, not exact. `8192` is the value of LESS; `recipes/README.md` has the measured agreement.
         prefilter (`float`, *optional*): share of the pool, best first by RDS+, to score by gradients; the other rows
-            cannot be selected: cheaper, not exact. `0.3` scores the best 30 % by RDS+, which needs a forward pass only.
-        target_group_column (`str`, *optional*): column of the target set that names each row's group. By default each
-            target row is its own group. With a column, the gradients of a group are averaged into one direction, which
-            tends to select redundant rows.
-        source_column (`str`, *optional*): column of the pool to report shares by.
+            cannot be selected: cheaper, not exact. `0.3` scores the 30 % ranked best by RDS+, which needs a forward
+            pass only.
+        target_group_column (`str`, *optional*): column of the target set with the name of each row's group. By default
+            each target row is its own group. With a column, the gradients of a group are averaged into one direction,
+            which tends to select redundant rows.
+        source_column (`str`, *optional*): column of the pool that the report groups rows by.
         scoring_tokens_per_batch (`int`, defaults to `4096`): padded tokens in one scoring batch. Raise it on a large
             GPU.
         scoring_dtype (`str`, defaults to `"auto"`): compute dtype of scoring. `"auto"` is bfloat16 inside a trainer
             with `bf16=True`, and the model's own dtype otherwise.
-        after_selection (`str`, defaults to `"continue"`): continue with the warmed-up adapter, or `"restart"` from the
-            initial adapter with a fresh optimizer and schedule (the paper's).
-        drop_target_duplicates (`bool`, defaults to `True`): never select a row that is in the target or evaluation set
-            too, token for token or in the same words. Such rows are reported either way.
-        save_every (`int`, *optional*): scored batches between two saves; by default about a minute. An interrupted
-            scoring resumes after the last saved batch.
-        seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the order of each pass.
+        after_selection (`str`, defaults to `"continue"`): `"continue"` with the warmed-up adapter, or `"restart"` from
+            the initial adapter with a new optimizer and schedule (the paper's method).
+        drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
+            evaluation set, with the same tokens or the same words. These rows are reported in either case.
+        save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
+            Interrupted scoring resumes after the last saved batch.
+        seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the row order of each
+            pass.
 
     Raises:
-        ValueError: naming every field that has a wrong type or is out of range.
+        ValueError: naming every field with a wrong type or a value out of range.
     """
 
     FILE: ClassVar[str] = "gist_config.json"
@@ -111,14 +114,14 @@ class GISTConfig(BaseConfig):
         return [(name, getattr(self, name) >= 1, "at least 1") for name in names]
 
     def _combinations(self) -> list[Rule]:
-        """Settings that exclude each other."""
+        """Checks of settings that exclude each other."""
         with_scorer = f"with `scorer={self.scorer!r}`, which"
         gist = self.scorer == "gist"
         return [
             (
                 "score",
                 gist or self.score == "subspace_cosine",
-                f"left at its default {with_scorer} is compared by plain cosine",
+                f"left at its default {with_scorer} uses the plain cosine",
             ),
             (
                 "strategy",
@@ -128,7 +131,7 @@ class GISTConfig(BaseConfig):
             (
                 "sketch_dim",
                 gist or self.sketch_dim is None,
-                f"left out {with_scorer} has a projection of its own or no gradient",
+                f"left out {with_scorer} has its own projection or uses no gradients",
             ),
             (
                 "prefilter",
@@ -138,12 +141,12 @@ class GISTConfig(BaseConfig):
             (
                 "prefilter",
                 self._prefilter_is_enough(),
-                "at least `budget` times `sample_from_top`, or it leaves too few rows to choose from",
+                "at least `budget` times `sample_from_top`, or too few rows are left to choose from",
             ),
         ]
 
     def _prefilter_is_enough(self) -> bool:
-        """Whether the prefilter passes on enough rows; known without the pool only for a fraction of its rows."""
+        """Whether the prefilter keeps enough rows; without the pool, this can be checked for a fraction only."""
         if self.prefilter is None or self.budget_unit != "rows" or not isinstance(self.budget, float):
             return True
         return self.prefilter >= self.budget * self.sample_from_top

@@ -1,1 +1,1 @@
-"""What a run took: operations, seconds, memory, and what a manifest says of it."""
+"""Costs of a run (operations, seconds, memory) and its manifest."""

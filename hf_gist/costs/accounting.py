@@ -1,4 +1,4 @@
-"""From the rows and seconds of a run to its cost ledger."""
+"""Compute the cost ledger of a run from its rows and seconds."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -16,28 +16,28 @@ from hf_gist.functional.measurements import Measurements
 
 @dataclass(frozen=True)
 class Sizes:
-    """The tokens of some rows.
+    """Token counts of some rows.
 
     Args:
         lengths (`np.ndarray`): tokens of each row `[n]`.
-        labelled (`int`): labelled tokens of all.
+        labelled (`int`): total labelled tokens.
     """
 
     lengths: np.ndarray
     labelled: int
 
     def take(self, rows: Any, label_tokens: torch.Tensor) -> "Sizes":
-        """Only some of the rows."""
+        """The counts of some of the rows."""
         rows = torch.as_tensor(rows)
         return Sizes(self.lengths[rows.numpy()], int(label_tokens[rows].sum()))
 
     def cost(self, phase: str, seconds: float, **more: Any) -> PhaseCost:
-        """A phase that goes through these rows once."""
+        """Cost of a phase that processes these rows once."""
         return PhaseCost(phase, seconds, len(self.lengths), int(self.lengths.sum()), **more)
 
 
 def training_cost(work: ModelWork, sizes: Sizes, phase: str, seconds: float, **more: Any) -> PhaseCost:
-    """Training on rows: the head sees every token, and the adapters' gradients come on top."""
+    """Cost of training on rows: logits at every token, plus the gradients of the adapters."""
     tokens = float(sizes.lengths.sum())
     forward = work.forward(sizes.lengths, tokens)
     return sizes.cost(
@@ -55,7 +55,7 @@ def scoring_cost(
     forward_only: bool = False,
     **more: Any,
 ) -> PhaseCost:
-    """Scoring rows: logits at labelled tokens only, then, unless `forward_only`, gradients and coordinates."""
+    """Cost of scoring rows: logits at labelled tokens only; unless `forward_only`, also gradients and coordinates."""
     forward = work.forward(sizes.lengths, sizes.labelled)
     if forward_only:
         return sizes.cost(phase, seconds, forward_flops=forward, **more)
@@ -66,7 +66,7 @@ def scoring_cost(
 
 
 def times(phase: PhaseCost, passes: int) -> PhaseCost:
-    """The same rows gone through several times, in the seconds that all took."""
+    """The cost of `passes` passes over the same rows; `seconds` already covers all of them."""
     counts = ("rows", "tokens", "forward_flops", "backward_flops", "other_flops")
     return dataclasses.replace(phase, **{name: getattr(phase, name) * passes for name in counts})
 
@@ -74,7 +74,7 @@ def times(phase: PhaseCost, passes: int) -> PhaseCost:
 def expected_seconds(
     work: ModelWork, config: GISTConfig, targets: Sizes, candidates: Sizes, seconds: float, forward_only: bool = False
 ) -> float:
-    """Forecast of the scoring from the `seconds` of the targets, which are scored in the same way."""
+    """Forecast of the scoring time from the `seconds` taken by the targets, which are scored in the same way."""
     known = scoring_cost(work, targets, config, 0, TARGETS, seconds, forward_only)
     expected = scoring_cost(work, candidates, config, len(targets.lengths), SCORING, 0.0, forward_only)
     return seconds * expected.flops / known.flops
@@ -82,13 +82,13 @@ def expected_seconds(
 
 @dataclass(frozen=True)
 class ScoringRun:
-    """How the rows of a selection were scored, for its ledger.
+    """How the rows of a selection were scored, for the cost ledger.
 
     Args:
-        work (`ModelWork`): of the model that scored.
-        config (`GISTConfig`): of the selection.
+        work (`ModelWork`): of the scoring model.
+        config (`GISTConfig`): the configuration of the selection.
         forward_only (`bool`): no backward pass was needed.
-        passes (`int`): checkpoints that were scored at.
+        passes (`int`): number of checkpoints used for scoring.
     """
 
     work: ModelWork
@@ -97,7 +97,7 @@ class ScoringRun:
     passes: int = 1
 
     def cost(self, phase: str, seconds: float, sizes: dict[str, Sizes], rank: int, **more: Any) -> PhaseCost:
-        """Cost of a phase; `sizes` has the rows of the phases that score some."""
+        """Cost of a phase; `sizes` has the token counts of the phases that score rows."""
         if phase == SUBSPACE:
             return PhaseCost(phase, seconds, other_flops=self.work.basis(len(sizes[TARGETS].lengths)), **more)
         if phase not in sizes:

@@ -1,4 +1,4 @@
-"""Seconds of the phases of a training, across restarts."""
+"""Seconds of the phases of a training run, across restarts."""
 
 import time
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ CLOCK = "seconds.json"
 
 
 class RunClock:
-    """Adds the time between two calls of [`RunClock.record`] to a phase; starts when it is made."""
+    """Adds the time between two calls of [`RunClock.record`] to a phase; starts when it is created."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
         self._last = time.perf_counter()
 
     def record(self, phase: str | None) -> None:
-        """Add the time since the last record to a phase; `None` drops it."""
+        """Add the time since the last record to a phase; `None` discards it."""
         now = time.perf_counter()
         if phase is not None:
             self.seconds[phase] = self.seconds.get(phase, 0.0) + now - self._last
@@ -37,7 +37,7 @@ class RunClock:
         write_json(folder / CLOCK, self.seconds)
 
     def restore(self, folder: Path) -> None:
-        """Continue from a checkpoint; steps that were lost with a killed process are not counted."""
+        """Continue from a checkpoint; steps lost when a process was killed are not counted."""
         if (folder / CLOCK).exists():
             self.seconds = read_json(folder / CLOCK)
 
@@ -49,13 +49,13 @@ class RunClock:
         rows: Sequence[int] | np.ndarray,
         **more: Any,
     ) -> PhaseCost:
-        """What training on `rows` took.
+        """Cost of training on `rows`.
 
         Args:
             phase (`str`): its name.
             model (`nn.Module`): the model in training.
             lengths (`np.ndarray`, *optional*): tokens of each row of the pool `[N]`.
-            rows (`Sequence[int]`): the rows of all steps, each as often as it was trained on.
+            rows (`Sequence[int]`): the rows of all steps, repeated as often as they were trained on.
         """
         more["peak_memory_bytes"] = peak_memory_bytes(next(model.parameters()).device)
         seconds = round(self.seconds.get(phase, 0.0), 3)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a transformer with adapters, counted from its shapes (a multiply-add is two)."""
+"""Floating-point operations of a transformer with adapters, from its shapes (a multiply-add counts as two)."""
 
 from dataclasses import dataclass
 from typing import cast
@@ -12,13 +12,13 @@ from hf_gist.gradients.models import unwrapped
 
 @dataclass(frozen=True)
 class ModelWork:
-    """What decides how many operations a row costs.
+    """Model sizes that determine the number of operations per row.
 
     The weights are those of [`~transformers.PreTrainedModel.num_parameters`] without embeddings, as in Trainer's own
-    `total_flos`; of a mixture of experts all are counted, so there the numbers are upper bounds.
+    `total_flos`; for a mixture of experts, all experts are counted, so the numbers are upper bounds.
 
     Args:
-        body (`int`): weights that every token passes, adapters included.
+        body (`int`): weights applied to every token, including adapters.
         head (`int`): weights of the output head.
         trainable (`int`): weights of the adapters, `D`.
         layers (`int`): attention layers.
@@ -46,13 +46,13 @@ class ModelWork:
         return cls(body, head, trainable, layers, getattr(config, "hidden_size", 0))
 
     def forward(self, lengths: np.ndarray, head_positions: float) -> float:
-        """A forward pass over rows of `lengths` tokens `[N]`, with logits at `head_positions` of all their tokens."""
+        """A forward pass over rows of `lengths` tokens `[N]`, with logits at `head_positions` positions in total."""
         lengths = lengths.astype(np.float64)
         attention = 4 * self.layers * self.width * float(np.square(lengths).sum())
         return 2 * self.body * float(lengths.sum()) + 2 * self.head * head_positions + attention
 
     def weight_gradients(self, tokens: float) -> float:
-        """The gradients of the adapters; those of the activations cost as much as the forward pass."""
+        """The gradients of the adapters, without those of the activations, which cost as much as the forward pass."""
         return 2 * self.trainable * tokens
 
     def projection(self, rows: int, rank: int) -> float:

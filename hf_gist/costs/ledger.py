@@ -16,7 +16,7 @@ COSTS = "costs.json"
 
 @dataclass(frozen=True)
 class PhaseCost:
-    """What a phase took, over all processes.
+    """Cost of a phase, over all processes.
 
     Args:
         phase (`str`): its name.
@@ -26,9 +26,9 @@ class PhaseCost:
         forward_flops (`float`): operations of forward passes.
         backward_flops (`float`): operations of backward passes.
         other_flops (`float`): projections and the subspace.
-        forecast_seconds (`float`, *optional*): what was expected before it began.
+        forecast_seconds (`float`, *optional*): forecast made before the phase started.
         peak_memory_bytes (`int`, *optional*): peak so far, of the main process or its GPU.
-        bytes_written (`int`, *optional*): artifacts it left on disk.
+        bytes_written (`int`, *optional*): size of the artifacts it wrote.
     """
 
     phase: str
@@ -50,12 +50,12 @@ class PhaseCost:
 
 @dataclass(frozen=True)
 class CostLedger:
-    """The phases of a run, and what they are compared with.
+    """The phases of a run, and the training costs they are compared with.
 
     Args:
-        phases (`tuple[PhaseCost, ...]`): in order.
-        pool_pass_flops (`float`): operations of training on the whole pool once; 0 if its lengths are not known.
-        kept_pass_flops (`float`): of training on the selected rows once.
+        phases (`tuple[PhaseCost, ...]`): the phases in order.
+        pool_pass_flops (`float`): operations of one training pass over the whole pool; 0 if row lengths are not known.
+        kept_pass_flops (`float`): operations of one training pass over the selected rows.
     """
 
     phases: tuple[PhaseCost, ...]
@@ -68,13 +68,13 @@ class CostLedger:
         return dataclasses.replace(self, phases=(phase, *others) if first else (*others, phase))
 
     def with_bytes(self, folder: Path, files: Sequence[str]) -> "CostLedger":
-        """The ledger with the size of the artifacts noted at the scoring."""
+        """The ledger with the size of the artifacts added to the scoring phase."""
         size = sum((folder / name).stat().st_size for name in files)
         phases = [dataclasses.replace(p, bytes_written=size) if p.phase == SCORING else p for p in self.phases]
         return dataclasses.replace(self, phases=tuple(phases))
 
     def totals(self) -> dict[str, float]:
-        """Sums over the phases: `seconds`, `tokens`, `flops`, `selection_flops` and `selection_seconds` (without training)."""
+        """Sums: `seconds`, `tokens`, `flops`, and without training `selection_flops` and `selection_seconds`."""
         choosing = [p for p in self.phases if p.phase != TRAINING]
         return {
             "seconds": sum(p.seconds for p in self.phases),
@@ -85,11 +85,11 @@ class CostLedger:
         }
 
     def selection_passes(self) -> float | None:
-        """What selecting cost, in training passes over the whole pool; `None` if the rows' lengths are not known."""
+        """Cost of the selection in training passes over the whole pool; `None` if row lengths are not known."""
         return self.totals()["selection_flops"] / self.pool_pass_flops if self.pool_pass_flops else None
 
     def break_even(self) -> str:
-        """From how many epochs on selecting is cheaper than training on everything, as a sentence."""
+        """The number of epochs from which selecting is cheaper than training on everything, as a sentence."""
         cost = self.selection_passes()
         if cost is None:
             return "Break-even is not known: the rows are tokenised by the collator, so their lengths are not."
@@ -101,8 +101,8 @@ class CostLedger:
             return f"{took}, and the selection is as long as the pool: it never pays in time."
         epochs = max(1, math.floor(cost / (1 - share)) + 1)
         return (
-            f"{took}, and a pass over the selected rows costs {share:.3f} of one over the pool: cheaper than training on "
-            f"everything from {epochs} epoch(s) on ({cost + epochs * share:.2f} against {epochs:.2f} passes)."
+            f"{took}, and a pass over the selected rows costs {share:.3f} of one over the pool: cheaper than training "
+            f"on everything from {epochs} epoch(s) on ({cost + epochs * share:.2f} against {epochs:.2f} passes)."
         )
 
     def table(self) -> list[list[str]]:
@@ -127,7 +127,7 @@ class CostLedger:
 
     @classmethod
     def load(cls, folder: str | Path) -> "CostLedger | None":
-        """Read it back; `None` if the folder has none.
+        """Read `costs.json`; `None` if the folder has none.
 
         Raises:
             ValueError: if the file is damaged.
@@ -145,7 +145,7 @@ class CostLedger:
 
 
 def in_units(size: float) -> str:
-    """A readable number of bytes."""
+    """A number of bytes as text with a unit."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:,.0f} {unit}"

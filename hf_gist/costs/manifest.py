@@ -14,13 +14,13 @@ from hf_gist.version import __version__
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
+    """Versions of the packages that a run depends on."""
     packages = ("torch", "transformers", "peft", "accelerate", "datasets", "safetensors")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
 
 
 def training_manifest(model: nn.Module, **datasets: Any) -> dict[str, Any]:
-    """What a reader needs to know of a training without a selection: versions, model, and data sets by role."""
+    """Manifest of a training run without a selection: versions, model, and datasets by role."""
     sized = {role: dataset for role, dataset in datasets.items() if hasattr(dataset, "__len__")}
     return {"hf_gist": __version__, "versions": package_versions(), "model": model_identity(model)} | {
         role: describe_dataset(dataset) for role, dataset in sized.items()
@@ -28,7 +28,7 @@ def training_manifest(model: nn.Module, **datasets: Any) -> dict[str, Any]:
 
 
 def run_manifest(model: nn.Module, pool: Any, targets: Any, config: GISTConfig) -> dict[str, Any]:
-    """Everything that a reader needs to repeat a selection."""
+    """Everything needed to reproduce a selection."""
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {
         "hf_gist": __version__,

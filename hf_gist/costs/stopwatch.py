@@ -16,8 +16,10 @@ except ModuleNotFoundError:  # Windows
     resource = None
 
 
-WARMUP, TRAINING = "warm-up", "training"
-"""Phases of a training."""
+WARMUP = "warm-up"
+"""Phase of a training run."""
+TRAINING = "training"
+"""Phase of a training run."""
 
 PREFILTER, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
     "prefilter",
@@ -34,7 +36,8 @@ class Stopwatch:
     """Seconds and peak memory per phase.
 
     Args:
-        device (`torch.device`, *optional*): whose peak memory is looked at; by default that of the process.
+        device (`torch.device`, *optional*): device whose peak memory is recorded; by default the host memory of the
+            process.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -45,7 +48,7 @@ class Stopwatch:
         self._last = time.perf_counter()
 
     def record(self, phase: str) -> None:
-        """End the phase that is running."""
+        """End the current phase."""
         now = time.perf_counter()
         self.seconds[phase] = round(now - self._last, 3)
         self.peaks[phase] = peak_memory_bytes(self.device)

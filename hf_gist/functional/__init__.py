@@ -1,1 +1,1 @@
-"""Arithmetic on tensors: no model, no file, no process. Imports torch, numpy and the standard library only."""
+"""Pure functions on tensors: no models, files or processes. Imports torch, numpy and the standard library only."""

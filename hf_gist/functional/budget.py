@@ -1,4 +1,4 @@
-"""From a ranking to a selection: the rows that fit a budget."""
+"""Selects from a ranking the rows that fit a budget."""
 
 from collections.abc import Sequence
 
@@ -16,8 +16,8 @@ def sampled_from_top(
         budget (`int` or `float`): see [`cut_to_budget`].
         unit (`str`): see [`cut_to_budget`].
         label_tokens (`Tensor`): labelled tokens of every pool row `[N]`.
-        times (`float`): 1 or more.
-        seed (`int`): of the draw.
+        times (`float`): multiple of the budget, at least 1.
+        seed (`int`): seed of the draw.
 
     Returns:
         `list[int]`: the selected rows, best first.
@@ -55,7 +55,7 @@ def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None
 
 
 def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor) -> list[int]:
-    """The longest prefix of a ranking that fits the budget.
+    """The longest prefix of a ranking within the budget.
 
     Args:
         order (`Sequence[int]`): scorable rows, best first.
@@ -77,5 +77,5 @@ def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_to
         rows = int((used <= allowed).sum())
     selected = list(order[:rows])
     if not selected:
-        raise ValueError(f"`budget={budget}` {unit} selects no row; raise it.")
+        raise ValueError(f"`budget={budget}` {unit} selects no rows; raise it.")
     return selected

@@ -20,12 +20,13 @@ from hf_gist.functional.ranking import (
 
 @dataclass(frozen=True)
 class ComparisonSpace:
-    """Where candidates and target groups are compared.
+    """The coordinates in which candidates and target groups are compared.
 
     Args:
         coordinates (`Tensor`): candidates `[N, k]`.
         directions (`Tensor`): target groups `[H, k]`.
-        norms (`Tensor`, *optional*): whole norms `[N]` for the plain cosine; by default the norm inside the subspace.
+        norms (`Tensor`, *optional*): norms `[N]` of the whole vectors, for the plain cosine; by default the norm
+            inside the subspace.
     """
 
     coordinates: Tensor
@@ -48,7 +49,7 @@ class ComparisonSpace:
         k = len(m.singular_values) if rank is None else rank
         coordinates = torch.where(eligible.unsqueeze(1), m.coordinates[:, :k], torch.zeros(()))
         directions = group_directions(m.target_coordinates[:, :k], groups, len(set(groups)), unit_directions)
-        # the targets lie in the full-rank basis, so the plain cosine needs no gradient of a candidate, only its norm
+        # the full-rank basis spans the targets, so the plain cosine needs only a candidate's coordinates and norm
         norms = torch.where(m.scorable, m.norms, torch.zeros(())) if rank is None else None
         return cls(coordinates, directions, norms)
 
@@ -74,7 +75,7 @@ def order_candidates(
         m (`Measurements`): of candidates and targets.
         space (`ComparisonSpace`): where they are compared.
         scorable (`Tensor`): candidates that may be selected `[N]` bool.
-        config (`GISTConfig`): `score`, `strategy`, and what the strategy reads.
+        config (`GISTConfig`): `score`, `strategy` and the settings of the strategy.
 
     Returns:
         `tuple[Tensor, list[int], Tensor]`: scores `[N]`, -inf for rows that may not be selected; the scorable rows,

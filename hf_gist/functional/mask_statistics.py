@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def normalised_entropy(log_p: Tensor) -> Tensor:
-    """Entropy of the softmax over its largest possible value: 1 for a uniform draw, 0 for a certain one."""
+    """Entropy of the softmax, divided by its maximum: 1 for a uniform draw, 0 for a deterministic one."""
     p = log_p.exp()
     entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
     count = (p > 0).sum(-1).clamp(min=2)
@@ -21,7 +21,7 @@ def layer_agreement(masks: Tensor) -> Tensor:
         masks (`Tensor`): `[L, B]` bool.
 
     Returns:
-        `Tensor`: scalar; `K/B` is what independent draws give, 1 what identical ones do.
+        `Tensor`: scalar; its expected value is `K/B` for independent draws, 1 for identical draws.
     """
     votes = masks.sum(0).float()
     pairs = max(len(masks) - 1, 1)
@@ -32,7 +32,7 @@ def layer_agreement(masks: Tensor) -> Tensor:
 
 @dataclass
 class MaskStatistics:
-    """Running sums over the batches since the last log, on the device until they are read.
+    """Running sums over the batches since the last log, kept on the device until they are read.
 
     Args:
         sums (`Tensor`, *optional*): `[5]` sums of mean cosine, kept fraction, entropy, layer agreement, and the
@@ -65,6 +65,6 @@ class MaskStatistics:
         self.sums = row if self.sums is None else self.sums + row
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Name to mean, from `sums` `[5]` that may have been added up over processes."""
+        """Name to mean, from `sums` `[5]`, which may be summed over processes."""
         values = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
         return dict(zip(self.NAMES, values, strict=True))

@@ -1,8 +1,8 @@
-"""Which samples of a batch may update a layer: from alignments to masks.
+"""From alignments to masks: which samples of a batch update a layer.
 
-Notation: `B` samples, `L` groups (a layer, or one LoRA module), `K` kept samples. Everything here is a pure function of
-its arguments, the random noise included: the noise of a draw follows from a seed and a counter, so a resumed run
-continues the draws exactly and the global random state (dropout, shuffling) is never touched.
+Notation: `B` samples, `L` groups (a layer, or one LoRA module), `K` kept samples. All functions are pure, including
+the random noise: the noise of a draw depends only on a seed and a counter, so a resumed run continues the draws
+exactly, and the global random state (dropout, shuffling) is not changed.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ MODES = ("stochastic", "random", "topk", "all")
 
 
 def generator_for(*key: int | str) -> torch.Generator:
-    """A CPU generator seeded by the whole key, the same on every machine and in every process."""
+    """A CPU generator seeded from the key; identical on every machine and in every process."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
@@ -27,7 +27,7 @@ def gumbel_noise(seed: int, rank: int, counter: int, groups: int, batch_size: in
     Args:
         seed (`int`): seed of the run.
         rank (`int`): index of the process; every process draws for its own batch.
-        counter (`int`): number of batches drawn for before this one.
+        counter (`int`): number of previous batches.
         groups (`int`): `L`.
         batch_size (`int`): `B`.
 
@@ -41,13 +41,13 @@ def gumbel_noise(seed: int, rank: int, counter: int, groups: int, batch_size: in
 
 
 def support_rows(seed: int, size: int, start: int, count: int) -> list[int]:
-    """Rows `start .. start + count` of an endless sequence of seeded permutations of `size` rows.
+    """Rows `start` to `start + count` of an infinite sequence of seeded permutations of `size` rows.
 
     Args:
         seed (`int`): seed of the run.
         size (`int`): number of rows of the support set.
-        start (`int`): rows taken before.
-        count (`int`): rows to take; they may extend into the next permutation.
+        start (`int`): number of rows already used.
+        count (`int`): number of rows; they may extend into the next permutation.
 
     Returns:
         `list[int]`: `count` row indices.
@@ -71,8 +71,8 @@ def kept_count(keep: int | float, batch_size: int) -> int:
 def standardise(alignments: Tensor, valid: Tensor) -> Tensor:
     """Alignments with zero mean and unit variance over the valid samples of the batch.
 
-    A factor common to all samples drops out here, which is why nothing that scales the whole loss (tokens in the
-    accumulated batch, accumulation steps, world size, loss scaling) has to be known.
+    A factor common to all samples cancels here, so anything that scales the whole loss (tokens in the accumulated
+    batch, accumulation steps, world size, loss scaling) need not be known.
 
     Args:
         alignments (`Tensor`): `[B]` float32.
@@ -88,7 +88,7 @@ def standardise(alignments: Tensor, valid: Tensor) -> Tensor:
     alignments = alignments / alignments.abs().amax().clamp(min=torch.finfo(alignments.dtype).tiny)
     centred = (alignments - alignments.sum() / count) * weights
     deviation = (centred.square().sum() / count).sqrt()
-    # Rounding alone makes equal alignments differ by an ulp; dividing by that would invent an order.
+    # Rounding errors make equal alignments differ by an ulp; dividing by that would rank them arbitrarily.
     return torch.where(deviation > 1e-6, centred / deviation.clamp(min=1e-6), torch.zeros_like(centred))
 
 
@@ -107,10 +107,10 @@ def sampling_logits(alignments: Tensor, valid: Tensor, mode: str, temperature: f
 
 
 def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: str, temperature: float) -> Tensor:
-    """The samples that may update one group.
+    """The samples that update one group.
 
     The `K` largest of log-probability plus Gumbel noise are distributed as `K` draws without replacement from the
-    softmax, each from the samples that remain. No value is copied to the CPU.
+    softmax, each from the remaining samples. There is no copy to the CPU.
 
     Args:
         alignments (`Tensor`): `[B]` float32, `<g_i, s>` of each sample.
@@ -121,13 +121,13 @@ def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: s
         temperature (`float`): divides the standardised alignments.
 
     Returns:
-        `Tensor`: `[B]` bool with at most `K` true. Everything is kept when an alignment is not finite, so that the
+        `Tensor`: `[B]` bool with at most `K` true. If an alignment is not finite, every sample is kept, so that the
         overflow reaches the gradient, where a gradient scaler detects it.
     """
     if mode == "all":
         return valid.clone()
     if mode == "topk":
-        # If all samples are equal, the order of the batch must not decide.
+        # If all alignments are equal, the choice must not depend on the order of the batch.
         keys = torch.where(standardise(alignments, valid).any(), alignments, noise)
     else:
         keys = sampling_logits(alignments, valid, mode, temperature) + noise
@@ -143,7 +143,7 @@ def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:
     Args:
         kept (`Tensor`): `[B]` bool.
         valid (`Tensor`): `[B]` bool; `B` and `K` count samples that have a loss.
-        rescale (`bool`): keep the step the size of a mean over the batch.
+        rescale (`bool`): scale the step as with a mean over the batch.
 
     Returns:
         `Tensor`: `[B]` float32.
@@ -153,11 +153,11 @@ def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:
 
 
 def mean_loss_scales(loss_weights: Tensor) -> Tensor:
-    """Factors `[B]` that turn the gradients in a batch loss `Σ w_b ℓ_b / Σ w_b` into the mean of the `ℓ_b`'s gradients.
+    """Factors `[B]` that turn the gradients in a batch loss `Σ w_b ℓ_b / Σ w_b` into the mean gradient of the `ℓ_b`.
 
     Args:
-        loss_weights (`Tensor`): `w_b` `[B]`; their sum differs between processes, so it must not stay in an average
-            over them.
+        loss_weights (`Tensor`): `w_b` `[B]`; their sum differs between processes, so it must be divided out before
+            averaging over them.
     """
     labelled = loss_weights > 0
     factors = torch.where(labelled, loss_weights.sum() / loss_weights.clamp(min=1e-30), 0.0)

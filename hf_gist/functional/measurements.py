@@ -1,4 +1,4 @@
-"""What scoring measured: all that a selection needs, without the model."""
+"""Results of scoring: everything needed to choose a selection without the model."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from hf_gist.functional.subspace import spectrum, target_coordinates
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything scoring measured; any selection can be chosen from it without touching the model again.
+    """Results of scoring, from which any selection can be chosen without running the model again.
 
     Args:
         coordinates (`Tensor`): candidates in the full-rank basis `[N, q]` float32.
@@ -21,11 +21,12 @@ class Measurements:
         singular_values (`Tensor`): of the target gradients `[q]` float64, descending.
         target_coordinates (`Tensor`): `[M, q]` float32.
         target_label_tokens (`Tensor`): `[M]` int64.
-        scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter passed on; by default all.
-        leaked (`Tensor`, *optional*): `[N]` bool, the rows that are in the target or evaluation set too; by default none.
+        scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter kept; by default all.
+        leaked (`Tensor`, *optional*): `[N]` bool, the rows that are also in the target or evaluation set; by default
+            none.
         target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
-        target_rows (`list[int]`, *optional*): their numbers in the target set `[M]`, of which unusable rows were left
-            out; by default all of them in order.
+        target_rows (`list[int]`, *optional*): row numbers `[M]` in the target set, without unusable rows; by default
+            all rows in order.
         sources (`list[str]`, *optional*): the source of each candidate.
     """
 
@@ -42,7 +43,7 @@ class Measurements:
     sources: list[str] | None = None
 
     def check_shapes(self) -> None:
-        """Check that all parts belong to the same rows.
+        """Check that all tensors have matching shapes.
 
         Raises:
             ValueError: naming the shapes.
@@ -55,7 +56,7 @@ class Measurements:
         if len(self.target_numbers) != len(self.target_coordinates):
             wrong.append("target_rows")
         if wrong or not self.coordinates.is_floating_point():
-            raise ValueError(f"{', '.join(wrong) or 'coordinates'} of another size or type than the other tensors")
+            raise ValueError(f"{', '.join(wrong) or 'coordinates'}: size or type does not match the other tensors")
 
     @property
     def scorable(self) -> Tensor:
@@ -69,7 +70,7 @@ class Measurements:
         return list(range(len(self.target_coordinates))) if self.target_rows is None else self.target_rows
 
     def eligible(self, drop_leaked: bool) -> Tensor:
-        """`[N]` bool: the scorable rows, without those that are target or evaluation rows if they are to be dropped."""
+        """`[N]` bool: the scorable rows, without target and evaluation rows if `drop_leaked`."""
         return self.scorable & ~self.leaked if drop_leaked and self.leaked is not None else self.scorable
 
     @property
@@ -78,16 +79,16 @@ class Measurements:
         return (~(torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1))).nonzero().flatten().tolist()
 
     def for_targets(self, column: str, value: str) -> "Measurements":
-        """The measurements that some of the target rows would have given alone; one scoring serves several target sets.
+        """The measurements that scoring with only some of the target rows would give, without scoring again.
 
-        Their gradients lie in the basis of all targets, so their own subspace is a rotation of it.
+        The basis of all targets spans their gradients, so their own subspace is computed by rotating the coordinates.
 
         Args:
             column (`str`): a column of the target set.
-            value (`str`): keep the target rows with this value in it.
+            value (`str`): the value of that column in the target rows to keep.
 
         Raises:
-            ValueError: if there is no such column, or no such value in it.
+            ValueError: if the column does not exist, or does not contain the value.
         """
         groups, names = self.groups(column)
         if value not in names:
@@ -109,10 +110,10 @@ class Measurements:
         )
 
     def expand_to_pool(self, rows: list[int], label_tokens: Tensor) -> "Measurements":
-        """The measurements of some rows as those of the whole pool, in which the others were not scored.
+        """Expand the measurements of some rows to the whole pool, with the other rows marked as not scored.
 
         Args:
-            rows (`list[int]`): the rows that were measured, by their number in the pool.
+            rows (`list[int]`): row numbers in the pool of the measured rows.
             label_tokens (`Tensor`): labelled tokens of the whole pool `[N]`.
         """
         size = len(label_tokens)
@@ -129,7 +130,7 @@ class Measurements:
         """The group index of each target row and the groups' names; without a column every row is its own group.
 
         Raises:
-            ValueError: if the target rows have no such column.
+            ValueError: if the target rows do not have the column.
         """
         if column is None:
             return list(range(len(self.target_coordinates))), [str(number) for number in self.target_numbers]

@@ -1,8 +1,8 @@
-"""Per-sample gradients of linear maps, from one forward and one backward of the whole batch.
+"""Per-sample gradients of linear maps, from one forward and one backward pass of the whole batch.
 
 For a linear map `y = a Wᵀ + b` with input `a` `[B, T, i]` and output gradient `d` `[B, T, o]`, the gradient of sample
 `b` with respect to `W` is `d_bᵀ a_b` `[o, i]`. The two autograd Functions here replace the output of a module, pass
-`(a, d)` to a sink in the backward pass, and give the parameters no gradient.
+`(a, d)` to a sink in the backward pass, and compute no gradient for the parameters.
 """
 
 from collections.abc import Callable
@@ -17,9 +17,9 @@ Sink = Callable[[Tensor, Tensor], None]
 
 
 class TrackedLinear(torch.autograd.Function):
-    """The output of a linear module, with a backward that reports `(a, d)` instead of summing a weight gradient.
+    """The output of a linear module, whose backward pass reports `(a, d)` instead of computing a weight gradient.
 
-    The module has already computed `y`; it is passed in detached and returned as it is, so nothing is computed twice.
+    The module has already computed `y`; it is passed in detached and returned unchanged, so nothing is computed twice.
     `weight` and `bias` are inputs only so that the graph stays connected when `a` itself needs no gradient.
     """
 

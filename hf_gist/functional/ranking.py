@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 CHUNK_ROWS = 8192
-"""Candidates compared with the groups at a time, so that `[N, H]` need not fit in memory."""
+"""Candidates per chunk when comparing with the groups, so that `[N, H]` need not fit in memory."""
 
 
 def group_directions(
@@ -19,10 +19,10 @@ def group_directions(
         coordinates (`Tensor`): target coordinates `[M, k]`.
         groups (`Sequence[int]`): the group of each target row, `M` values in `[0, H)`.
         number_of_groups (`int`): `H`.
-        normalise (`bool`): `False` leaves the means as they are, as LESS does with the means of unit vectors.
+        normalise (`bool`): `False` does not normalise the means, as in LESS, which uses means of unit vectors.
 
     Returns:
-        `Tensor`: `[H, k]` float64; a group whose mean is zero has a zero direction and attracts nothing.
+        `Tensor`: `[H, k]` float64; a group whose mean is zero has a zero direction and scores 0.
     """
     index = torch.as_tensor(groups, dtype=torch.long)
     sums = torch.zeros(number_of_groups, coordinates.shape[1], dtype=torch.float64)
@@ -79,7 +79,7 @@ def score_candidates(
 
 
 def energy_inside(coordinates: Tensor, norms: Tensor) -> Tensor:
-    """Share of each squared gradient norm that lies in the subspace.
+    """Share of each squared gradient norm inside the subspace.
 
     Args:
         coordinates (`Tensor`): candidates in the subspace `[N, k]`.
@@ -94,14 +94,14 @@ def energy_inside(coordinates: Tensor, norms: Tensor) -> Tensor:
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """Row indices by descending score `[n]`; equal scores in order of the index."""
+    """Row indices by descending score `[n]`; ties in order of the index."""
     return torch.sort(scores, descending=True, stable=True).indices
 
 
 def round_robin(
     coordinates: Tensor, directions: Tensor, eligible: Tensor, norms: Tensor | None = None, limit: int | None = None
 ) -> list[int]:
-    """Each group in turn picks its best row that no group has taken.
+    """Each group in turn picks its best remaining row.
 
     Args:
         coordinates (`Tensor`): `[N, k]`.
@@ -118,12 +118,12 @@ def round_robin(
     per_group = torch.cat(
         [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
     )
-    # no group looks further down its ranking than there are rows to pick
+    # a group never needs more rows of its ranking than there are rows to pick
     return _take_turns([rows[ranked(column)[:limit]].tolist() for column in per_group.T], limit)
 
 
 def _take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
-    """Each order in turn gives its next row that was not picked before, until `limit` rows are picked."""
+    """Pick the next unpicked row of each ranking in turn, until `limit` rows are picked."""
     picked: dict[int, None] = {}
     remaining = [iter(order) for order in orders]
     while len(picked) < limit:
@@ -135,7 +135,7 @@ def _take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
 
 
 def uniform_order(eligible: Tensor, seed: int) -> list[int]:
-    """The eligible rows `[N]` in a seeded random order: the baseline for every selection."""
+    """The eligible rows `[N]` in a seeded random order: the random baseline."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(eligible), generator=generator)
     return order[eligible[order]].tolist()
@@ -144,25 +144,25 @@ def uniform_order(eligible: Tensor, seed: int) -> list[int]:
 def length_matched_order(
     label_tokens: Tensor, target_label_tokens: Tensor, eligible: Tensor, seed: int, bins: int = 8
 ) -> list[int]:
-    """A seeded random order in which every prefix has the answer lengths of the target set.
+    """A seeded random order in which the answer lengths of every prefix are distributed like those of the target set.
 
-    Gradient selection prefers some lengths; its gain over these rows does not come from length.
+    Gradient selection prefers some lengths; its gain over this baseline is not due to length.
 
     Args:
         label_tokens (`Tensor`): labelled tokens of the candidates `[N]`.
         target_label_tokens (`Tensor`): labelled tokens of the targets `[M]`.
         eligible (`Tensor`): `[N]` bool.
-        seed (`int`): of the draw.
+        seed (`int`): seed of the draw.
         bins (`int`): quantile bins of the target lengths.
 
     Returns:
-        `list[int]`: rows; the turns of an exhausted bin go to the others.
+        `list[int]`: rows; once a bin is exhausted, the other bins fill its positions.
     """
     edges = torch.quantile(target_label_tokens.double(), torch.linspace(0, 1, bins + 1).double()[1:-1]).unique()
     share = torch.bincount(torch.bucketize(target_label_tokens.double(), edges), minlength=len(edges) + 1)
     bin_of = torch.bucketize(label_tokens.double(), edges)
     order = torch.tensor(uniform_order(eligible, seed), dtype=torch.long)
     queues = [order[bin_of[order] == number] for number in range(len(share))]
-    # Row j of a bin with share p is due at turn (j + 1/2) / p, so every prefix holds the bins in proportion.
+    # Row j of a bin with share p is placed at (j + 1/2) / p, so every prefix has the bins in proportion.
     due = [(torch.arange(len(queue)).double() + 0.5) / share[number] for number, queue in enumerate(queues)]
     return torch.cat(queues)[torch.sort(torch.cat(due), stable=True).indices].tolist()

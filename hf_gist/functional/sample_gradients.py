@@ -1,4 +1,4 @@
-"""Per-sample gradients of one parameter, whole or as factors, and what is computed from them."""
+"""Per-sample gradients of one parameter, dense or factored, with dot products, norms and weighted sums."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from hf_gist.functional.per_sample import as_batch_of_sequences, bias_gradients,
 
 
 class DenseGradient:
-    """Per-sample gradients of one parameter, whole.
+    """Per-sample gradients of one parameter, as dense tensors.
 
     Args:
         values (`Tensor`): `[B, *shape]`.
@@ -17,11 +17,11 @@ class DenseGradient:
         self.values = values
 
     def dense(self) -> "DenseGradient":
-        """Itself."""
+        """Returns itself."""
         return self
 
     def smaller(self) -> "DenseGradient":
-        """Itself."""
+        """Returns itself."""
         return self
 
     def dot(self, support: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class DenseGradient:
 
 
 class FactoredGradient:
-    """Per-sample gradients `d_bᵀ a_b` of a linear weight, as their factors; computed in the dtype of `d`.
+    """Per-sample gradients `d_bᵀ a_b` of a linear weight, stored as factors; computed in the dtype of `d`.
 
     Args:
         a (`Tensor`): inputs `[B, T, i]`, see [`hf_gist.functional.per_sample`].
@@ -55,7 +55,7 @@ class FactoredGradient:
         return DenseGradient(weight_gradients(self.a, self.d))
 
     def smaller(self) -> "DenseGradient | FactoredGradient":
-        """The form that takes less memory: the factors where the weight is larger than input and output together."""
+        """The smaller form: the factors if `o i > T (o + i)`, otherwise the dense gradients."""
         tokens = self.d.shape[1]
         inputs = self.a.shape[2]
         outputs = self.d.shape[2]
@@ -64,7 +64,7 @@ class FactoredGradient:
     def dot(self, support: Tensor) -> Tensor:
         """`Σ_t d_bt · (s a_bt)` `[B]` in fp32."""
         dtype = self.d.dtype
-        # fp16 ends at 65,504, and a scaled loss makes a scaled support gradient
+        # fp16 overflows above 65,504, and loss scaling also scales the support gradient
         largest = support.abs().amax().float() if dtype == torch.float16 else support.new_ones(())
         largest = torch.where(largest > 0, largest, 1.0)
         mapped = self.a.to(dtype) @ (support / largest).to(dtype).T
@@ -86,7 +86,7 @@ SampleGradient = DenseGradient | FactoredGradient
 
 
 def sample_gradient(kind: str, attribute: str, a: Tensor, d: Tensor) -> SampleGradient:
-    """The per-sample gradients of a parameter, in a form that costs nothing to make.
+    """The per-sample gradients of a parameter, in the form that needs no matrix product.
 
     Args:
         kind (`str`): of the module, `"linear"` or `"scale"`.

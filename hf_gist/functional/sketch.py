@@ -1,8 +1,8 @@
 """Seeded random projection of per-sample gradients, one parameter at a time.
 
-A count sketch sends every gradient entry to one of `m` cells with a random sign. Inner products are unbiased and have
+A count sketch adds every gradient entry, with a random sign, to one of `m` cells. Inner products are unbiased and have
 the variance of a dense random projection to `m` values, at `O(D)` instead of `O(m D)` operations a sample. One sketch
-for the whole gradient is more faithful than one for each matrix: its error does not grow where a few matrices hold most
+for the whole gradient is more accurate than one for each matrix: its error does not grow if a few matrices have most
 of the norm.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def seeded_generator(seed: int, name: str) -> torch.Generator:
-    """A generator on the CPU, the same on every device and process, and different for every name."""
+    """A CPU generator that is identical on every device and process, and different for every name."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
 
@@ -23,7 +23,7 @@ class CountSketch:
 
     Args:
         size (`int`): `m`, values of a sketch.
-        seed (`int`): with the parameter's name, it fixes the map of each parameter.
+        seed (`int`): determines, with the parameter's name, the map of each parameter.
     """
 
     def __init__(self, size: int, seed: int) -> None:
@@ -40,7 +40,7 @@ class CountSketch:
         return self._maps[name]
 
     def add(self, sketch: Tensor, name: str, values: Tensor) -> None:
-        """Add one parameter's share to a sketch, in place.
+        """Add the sketch of one parameter's gradients, in place.
 
         Args:
             sketch (`Tensor`): `[B, m]`.

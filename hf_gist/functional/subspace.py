@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 RELATIVE_TOLERANCE = 1e-5
-"""Singular values below this fraction of the largest are noise of fp32 gradients and are dropped."""
+"""Singular values below this fraction of the largest are fp32 rounding noise and are dropped."""
 
 
 def spectrum(gram: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> tuple[Tensor, Tensor]:
@@ -17,7 +17,7 @@ def spectrum(gram: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> tuple[Tenso
 
     Args:
         gram (`Tensor`): `G Gᵀ` `[M, M]`.
-        tolerance (`float`): singular values below `tolerance * largest` are dropped, never divided by.
+        tolerance (`float`): singular values below `tolerance * largest` are dropped, to avoid dividing by them.
 
     Returns:
         `tuple[Tensor, Tensor]`: `S` `[q]` in descending order and `U` `[M, q]`, float64. The sign of each column of
@@ -28,13 +28,13 @@ def spectrum(gram: Tensor, tolerance: float = RELATIVE_TOLERANCE) -> tuple[Tenso
     """
     gram = gram.double()
     if not torch.isfinite(gram).all():
-        raise ValueError("The Gram matrix of the target gradients is not finite; look for NaN or Inf in the targets.")
+        raise ValueError("The Gram matrix of the target gradients is not finite; check the targets for NaN or Inf.")
     values, vectors = torch.linalg.eigh((gram + gram.T) / 2)
     singular = values.flip(0).clamp(min=0).sqrt()
     if singular[0] == 0:
         raise ValueError(
-            "Every target gradient is zero. A LoRA adapter whose A and B are both zero, or a target set the model "
-            "already fits exactly, has no direction to select by."
+            "Every target gradient is zero. This happens if LoRA's A and B are both zero, or if the model already "
+            "fits the target set exactly."
         )
     keep = singular > tolerance * singular[0]
     u = vectors.flip(1)[:, keep]
@@ -48,10 +48,10 @@ def choose_rank(singular_values: Tensor, explained_variance: float, rank: int | 
     Args:
         singular_values (`Tensor`): `S` `[q]`, descending.
         explained_variance (`float`): in (0, 1].
-        rank (`int`, *optional*): a fixed rank; larger than `q` is cut to `q`.
+        rank (`int`, *optional*): a fixed rank; capped at `q`.
 
     Returns:
-        `int`: `k`, between 1 and `q`; 0 if nothing was measured (`q` is 0).
+        `int`: `k`, between 1 and `q`; 0 if nothing was scored (`q` is 0).
     """
     if len(singular_values) == 0:
         return 0
@@ -63,7 +63,7 @@ def choose_rank(singular_values: Tensor, explained_variance: float, rank: int | 
 
 
 def captured_variance(singular_values: Tensor) -> Tensor:
-    """Share of the squared spectrum that the first `k` directions hold, for every `k`: `[q]`."""
+    """Share of the squared spectrum in the first `k` directions, for every `k`: `[q]`."""
     squares = singular_values.double().square()
     return squares.cumsum(0) / squares.sum()
 
@@ -77,8 +77,8 @@ def basis_slice(gradients: Tensor, singular_values: Tensor, u: Tensor) -> Tensor
         u (`Tensor`): `[M, q]`.
 
     Returns:
-        `Tensor`: `[q, n]`, float32; computed in float64. The memory layout is that of `[n, q]`, which the
-        projection `[B, n] @ [n, q]` of a few rows reads two to three times as fast on a CPU.
+        `Tensor`: `[q, n]`, float32; computed in float64. The memory layout is that of `[n, q]`: on a
+        CPU, this makes the projection `[B, n] @ [n, q]` of a few rows two to three times faster.
     """
     weights = (u / singular_values).to(gradients.device)
     return (gradients.double().T @ weights).float().T

@@ -16,9 +16,9 @@ def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of every position, in fp32, without an fp32 copy of all logits.
 
-    With a vocabulary of 128k the logits are the largest tensor of a step, and cross-entropy keeps two more of that size
-    in fp32 and makes others in the backward pass. Computed in chunks, and again in the backward pass, it needs the
-    logits and their gradient in their own dtype, and one chunk in fp32.
+    With a vocabulary of 128k, the logits are the largest tensor of a step. Cross-entropy keeps two more tensors of
+    that size in fp32 and allocates others in the backward pass. Computed in chunks that are recomputed in the backward
+    pass, it needs only the logits and their gradient in their own dtype, and one chunk in fp32.
 
     Args:
         logits (`Tensor`): `[n, V]`.
@@ -59,9 +59,9 @@ def classification_losses(logits: Tensor, labels: Tensor, problem_type: str | No
 
     Args:
         logits (`Tensor`): `[B, C]`.
-        labels (`Tensor`): `[B]` class ids or regression targets, or `[B, C]` for several labels.
+        labels (`Tensor`): `[B]` class ids or regression targets, or `[B, C]` for multiple labels.
         problem_type (`str`, *optional*): `regression`, `single_label_classification` or
-            `multi_label_classification`; inferred from `C` and the dtype of the labels when missing.
+            `multi_label_classification`; inferred from `C` and the dtype of the labels if `None`.
 
     Returns:
         `Tensor`: losses `[B]` in fp32.

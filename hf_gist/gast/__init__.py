@@ -1,1 +1,1 @@
-"""GAST: per layer, the samples of a batch that may update it."""
+"""GAST: selects, for each layer, the samples of a batch that update it."""

@@ -1,4 +1,4 @@
-"""What GAST does not support: a ValueError names it before the run starts."""
+"""Checks that raise a ValueError for setups that GAST does not support."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,14 +21,14 @@ def _argument_problems(args: TrainingArguments) -> list[str]:
     problems = []
     if args.per_device_train_batch_size < 2:
         problems.append(
-            "a batch of one sample leaves nothing to choose from; set `per_device_train_batch_size` to 2 or more"
+            "GAST cannot choose among the samples of a batch of one; set `per_device_train_batch_size` to 2 or more"
         )
     if args.n_gpu > 1:
         problems.append(
             "`nn.DataParallel` splits the batch inside the model's forward call; start with `accelerate launch`"
         )
     if args.torch_compile:
-        problems.append("`torch_compile=True` traces around the hooks; turn it off")
+        problems.append("`torch_compile=True` skips the hooks; turn it off")
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         problems.append(
             "packed or padding-free rows hold several samples; set `packing=False` and `padding_free=False`"
@@ -59,7 +59,7 @@ def _model_problems(model: nn.Module) -> list[str]:
     if config is not None and getattr(config.get_text_config(), "output_router_logits", False):
         problems.append(
             "the router loss mixes the samples of a batch; set `output_router_logits=False` in the model's config, and "
-            "with TRL `router_aux_loss_coef=0` in `SFTConfig`, which turns it on by itself"
+            "with TRL `router_aux_loss_coef=0` in `SFTConfig`, which otherwise turns it on"
         )
     for module in model.modules():
         if getattr(module, "gradient_checkpointing", False):
@@ -71,7 +71,7 @@ def _model_problems(model: nn.Module) -> list[str]:
 
 
 _REENTRANT = (
-    "reentrant activation checkpointing runs a backward of its own inside each block; set "
+    "reentrant activation checkpointing runs a separate backward pass in each block; set "
     "`gradient_checkpointing_kwargs={'use_reentrant': False}`"
 )
 
@@ -80,9 +80,9 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
     """Check the whole setup of a run.
 
     Args:
-        args (`TrainingArguments`): of the trainer.
-        accelerator (`Accelerator`): of the trainer.
-        model (`nn.Module`): without the wrappers of a trainer.
+        args (`TrainingArguments`): the trainer's arguments.
+        accelerator (`Accelerator`): the trainer's accelerator.
+        model (`nn.Module`): without the trainer's wrappers.
 
     Raises:
         ValueError: naming every problem and what to change.
@@ -102,19 +102,19 @@ def check_loss_owner(trainer: type) -> None:
     """Check that the weight of each sample in the loss is known.
 
     Raises:
-        ValueError: for a class with a `compute_loss` of its own, saying what to override.
+        ValueError: for a class that overrides `compute_loss`, naming what else to override.
     """
     owner = next(cls for cls in trainer.__mro__ if "compute_loss" in vars(cls))
     if owner.__module__ not in KNOWN_LOSSES:
         raise ValueError(
-            f"{owner.__name__} overrides `compute_loss`, so it is not known how much each sample weighs in the loss. "
+            f"{owner.__name__} overrides `compute_loss`, so the weight of each sample in the loss is not known. "
             "Override `sample_weights(inputs)` as well, to return the weight `[B]` of each sample's own mean loss "
             "(proportional to its labelled tokens for a token mean, 1 for a mean over samples)."
         )
 
 
 def check_unmasked(accelerator: Any, unmasked: Sequence[str], support: str) -> None:
-    """Check that no parameter without a hook gets a gradient in the support pass under FSDP2, which does not allow that.
+    """Check that under FSDP2 no parameter without a hook would get a gradient in the support pass.
 
     Raises:
         ValueError: naming the parameters and what to change.

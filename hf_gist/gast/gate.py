@@ -1,9 +1,9 @@
-"""The gate: the mask of one group of matrices, drawn in the backward pass as soon as the group's gradients are complete.
+"""The gate of a group of matrices: draws their mask in the backward pass as soon as their gradients are complete.
 
-The trainable matrices of a group (a transformer block, say) enter the graph through one identity autograd Function.
-Autograd calls its backward once, after everything that uses any of its outputs has been differentiated. By then every
-matrix of the group has reported its per-sample gradients to the gate, which draws the mask, returns the masked sums as
-the gradients of the real parameters, and frees the per-sample gradients.
+The trainable matrices of a group (for example, of a transformer block) enter the graph through one identity autograd
+Function. Autograd calls its backward once, after the backward of everything that uses its outputs. At that point, all
+matrices of the group have reported their per-sample gradients to the gate. The gate draws the mask, returns the masked
+sums as the gradients of the parameters, and frees the per-sample gradients.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class BatchMasks:
         loss_weights (`Tensor`): `[B]`, proportional to the weight of each sample's own mean loss in the loss that is
             backpropagated; zero for a sample without a loss.
         noise (`Tensor`): `[L, B]` from [`hf_gist.functional.masking.gumbel_noise`].
-        support (`dict[str, Tensor]`, *optional*): parameter name to support gradient; without it every alignment is
+        support (`dict[str, Tensor]`, *optional*): parameter name to support gradient; without it, every alignment is
             zero and `stochastic` draws uniformly.
         keep (`int`): `K`.
         mode (`str`): see [`hf_gist.functional.masking.draw`].
@@ -60,7 +60,7 @@ class BatchMasks:
     def align(self, gradients: dict[str, SampleGradient]) -> tuple[Tensor, Tensor]:
         """Alignment `<g_i, s>` of each sample's own mean loss, up to a common factor, and its cosine; both `[B]`.
 
-        A sample's gradient in the batch loss is its own gradient times its loss weight, which is divided out.
+        A sample's gradient in the batch loss is its own gradient times its loss weight, so the weight is divided out.
         """
         dots = torch.zeros(self.batch_size, device=self.loss_weights.device)
         if self.support is None:
@@ -94,8 +94,8 @@ class Gate:
     Args:
         name (`str`): name of the group for messages.
         index (`int`): position of the group among the `L` groups.
-        batch (`BatchMasks`): what the gates of this batch share.
-        parameters (`Sequence[str]`): parameter names, in the order in which they pass the gate.
+        batch (`BatchMasks`): shared state of the gates of this batch.
+        parameters (`Sequence[str]`): parameter names, in the order of the inputs of [`PassGate`].
         dtypes (`Sequence[torch.dtype]`): their dtypes.
     """
 
@@ -110,7 +110,7 @@ class Gate:
         self.collected: dict[str, SampleGradient] = {}
 
     def receive(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
-        """Take the `(a, d)` of one tracked module.
+        """Receive the `(a, d)` of one tracked module.
 
         Raises:
             ValueError: see [`hf_gist.gradients.hooks.check_report`].
@@ -121,10 +121,10 @@ class Gate:
             self.collected[name] = sample_gradient(tracked.kind, attribute, a, d).smaller()
 
     def gradients(self) -> list[Tensor | None]:
-        """The masked gradient of each parameter, in order; `None` for one that nothing was reported for.
+        """The masked gradient of each parameter, in order; `None` if nothing was reported for it.
 
         Raises:
-            ValueError: if another gate of the same group already did this for this batch.
+            ValueError: if the gradients of the same group were already computed for this batch.
         """
         if self.index in self.batch.masks:
             raise ValueError(
@@ -144,11 +144,11 @@ class Gate:
 
 
 class PassGate(torch.autograd.Function):
-    """Parameters, unchanged; their gradients are those that the gate returns, not those of the graph."""
+    """Returns the parameters unchanged; their gradients come from the gate, not from the graph."""
 
     @staticmethod
     def forward(ctx: Any, gate: Gate, *parameters: Tensor) -> tuple[Tensor, ...]:
-        # The graph's gradients are always undefined: the tracked modules report to the gate instead.
+        # The incoming gradients are always undefined, because the tracked modules report to the gate instead.
         ctx.set_materialize_grads(False)
         ctx.gate = gate
         return tuple(parameter.view_as(parameter) for parameter in parameters)

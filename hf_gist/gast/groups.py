@@ -19,7 +19,7 @@ class Group:
     Args:
         name (`str`): for messages and reports.
         index (`int`): position among the groups.
-        owner (`nn.Module`): the module whose forward call encloses those of all its matrices.
+        owner (`nn.Module`): the module whose forward pass contains those of all matrices of the group.
         tracked (`tuple[TrackedModule, ...]`): the modules that own the matrices.
     """
 
@@ -29,7 +29,7 @@ class Group:
     tracked: tuple[TrackedModule, ...]
 
     def parameters(self) -> dict[str, Tensor]:
-        """Full name to parameter, as the modules hold them right now."""
+        """From full names to the current parameters of the modules."""
         return {
             name: getattr(tracked.module, attribute)
             for tracked in self.tracked
@@ -57,7 +57,7 @@ def _outside_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _adapted_module(name: str) -> str:
-    """`...q_proj` for `...q_proj.lora_A.default`; a module that is trained itself is its own group."""
+    """`...q_proj` for `...q_proj.lora_A.default`; a module that is trained directly is its own group."""
     return name.partition(".lora_")[0]
 
 
@@ -65,13 +65,13 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
     """The groups of matrices to mask, by the structure of the model.
 
     Args:
-        model (`nn.Module`): a peft model, without the wrappers of a trainer.
+        model (`nn.Module`): a peft model, without the trainer's wrappers.
         group_by (`str`): `"block"` or `"module"`.
         outside_blocks (`str`): `"masked"` or `"unmasked"`.
 
     Returns:
         `tuple[list[Group], list[str]]`: the groups in the order of the model, and the names of the trainable
-        parameters that stay unmasked.
+        parameters that are not masked.
 
     Raises:
         ValueError: see [`hf_gist.gradients.lora.find_tracked`].
@@ -88,14 +88,14 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
         members.setdefault(name, []).append(tracked)
     groups = []
     for index, (name, own) in enumerate(members.items()):
-        # Only the whole model encloses a head and an embedding, and peft does not `__call__` the model it wraps.
+        # Only the whole model contains both head and embedding, and peft does not `__call__` the model it wraps.
         owner = model if name == OUTSIDE_NAME else model.get_submodule(name)
         groups.append(Group(name, index, owner, tuple(own)))
     return groups, list(unmasked)
 
 
 def summarise_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
-    """The start-up message in one line: how much is masked together, and what is not masked at all."""
+    """One-line start-up message: the masked groups, and the parameters that are not masked."""
     names = [group.name for group in groups]
     span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
     line = f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups: {span}"
@@ -103,7 +103,7 @@ def summarise_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
 
 
 def describe_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
-    """The start-up message: every group with its matrices, one line each."""
+    """Full start-up message: one line per group with its matrices."""
     lines = [f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups:"]
     for group in groups:
         prefix = f"{group.name}."

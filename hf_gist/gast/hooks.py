@@ -1,4 +1,4 @@
-"""Hooks that pass every group of adapter matrices through a gate for as long as a `with` block lasts."""
+"""Hooks that pass every group of adapter matrices through a gate within a `with` block."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,7 +15,7 @@ from hf_gist.gradients.lora import TrackedModule
 
 
 class _Gates:
-    """The gate of each group for the forward pass that is running, and the gated parameters by name."""
+    """The gate of each group in the current forward pass, and the gated parameters by name."""
 
     def __init__(self, groups: Sequence[Group], batch: BatchMasks) -> None:
         self.batch = batch
@@ -24,7 +24,7 @@ class _Gates:
         self.gated: dict[str, Tensor] = {}
 
     def open(self, group: Group, module: nn.Module, args: tuple) -> None:
-        """A forward pre-hook of the group's owner: a new gate, and the group's parameters through it."""
+        """A forward pre-hook of the group's owner: pass the group's parameters through a new gate."""
         if not torch.is_grad_enabled():
             return
         parameters = group.parameters()
@@ -33,24 +33,24 @@ class _Gates:
         self.gated.update(zip(parameters, PassGate.apply(gate, *parameters.values()), strict=True))
 
     def weights(self, tracked: TrackedModule) -> tuple[Tensor, Tensor | None]:
-        """The gated weight and bias of a linear module; one that is not trained is as the module holds it."""
+        """The weight and bias of a linear module: gated if trainable, otherwise those of the module."""
         names = tracked.parameters
         own = {attribute: getattr(tracked.module, attribute) for attribute in ("weight", "bias")}
         own.update({attribute: self.gated[name] for attribute, name in names.items()})
         return own["weight"], own["bias"]
 
     def sink(self, tracked: TrackedModule) -> Sink:
-        # Bound in the forward pass: a checkpoint's recomputation opens gates that are not part of the graph.
+        # Bound in the forward pass: checkpoint recomputation creates gates that are not part of the graph.
         return partial(self.gates[self.group_of[tracked].index].receive, tracked)
 
 
 @contextmanager
 def masking(groups: Sequence[Group], batch: BatchMasks) -> Iterator[None]:
-    """While active, a backward pass gives the matrices of `groups` the gradients of the samples their masks keep.
+    """While active, a backward pass uses only the samples kept by each group's mask for the group's gradients.
 
     Args:
         groups (`Sequence[Group]`): from [`hf_gist.gast.groups.find_groups`].
-        batch (`BatchMasks`): of the one batch that is trained on inside; receives the masks.
+        batch (`BatchMasks`): of the batch that is trained on inside; the masks are stored in it.
     """
     gates = _Gates(groups, batch)
     with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""How a user's own loss function weighs the samples of a batch, measured from its gradients."""
+"""Determines from gradients how a user's loss function weights the samples of a batch."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class LossFunctionProbe:
-    """Measures how a user's `compute_loss_func` weighs the samples, from its gradients.
+    """Determines from gradients how a user's `compute_loss_func` weights the samples.
 
     The gradient of the batch loss with respect to the logits of sample `b` is compared with the gradient of the same
-    function on that sample alone: they are parallel exactly if the loss is a weighted sum over samples, and their
+    function for this sample alone: they are parallel if and only if the loss is a weighted sum over samples, and their
     ratio is the weight.
 
     Args:
@@ -38,26 +38,26 @@ class LossFunctionProbe:
     def observe(
         self, outputs: Any, labels: Tensor, counts: Tensor, total: Callable[[Tensor], Tensor] = lambda votes: votes
     ) -> str:
-        """Decide from one batch.
+        """Determine the weighting from one batch.
 
         Args:
             outputs (`ModelOutput`): of the model, with `logits` `[B, ...]`.
             labels (`Tensor`): `[B, ...]`.
             counts (`Tensor`): `n_b` `[B]`.
-            total (`Callable`): adds up over processes, which must reach the same decision.
+            total (`Callable`): sums over processes, so that all determine the same weighting.
 
         Returns:
             `str`: `"tokens"` or `"samples"`; not final (`self.weighting` stays `None`) while all counts are equal,
             because both weightings then give the same loss.
 
         Raises:
-            ValueError: if the loss is not a sum over samples, or weighs them in neither way.
+            ValueError: if the loss is not a weighted sum over samples, or uses another weighting.
         """
         ratios = self._ratios(outputs, labels, counts)
         misfits = total(self._misfits(ratios, counts[counts > 0]))
         if bool((misfits > 0).all()):
             raise ValueError(
-                "`compute_loss_func` weighs the samples neither equally nor by their labelled tokens. Return a mean "
+                "`compute_loss_func` weights the samples neither equally nor by their labelled tokens. Return a mean "
                 "over tokens or over samples, or override `sample_weights` of the trainer to return the weights."
             )
         weighting = "samples" if misfits[0] > 0 else "tokens"
@@ -69,7 +69,7 @@ class LossFunctionProbe:
         """The weight of each labelled sample in the batch loss, up to a common factor.
 
         Raises:
-            ValueError: for a sample whose gradient depends on the others.
+            ValueError: if the gradient of a sample depends on the others.
         """
         size = len(labels)
         together = self._logit_gradient(outputs, slice(None), size, labels, counts.sum())

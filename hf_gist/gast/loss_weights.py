@@ -1,9 +1,9 @@
-"""How much each sample's own mean loss weighs in the loss that a Trainer backpropagates.
+"""The weight of each sample's own mean loss in the loss that a Trainer backpropagates.
 
 With `l_t` the loss of a token and `n_b` the labelled tokens of sample `b`, its own loss is `ℓ_b = Σ_t l_t / n_b`, and
 a Trainer's loss is `L = Σ_b w_b ℓ_b`, so the gradient that reaches a matrix for sample `b` is `w_b g_b`:
 
-| loss | `w_b` | up to a factor that all samples share |
+| loss | `w_b` | up to a common factor |
 | --- | --- | --- |
 | token sum over `num_items_in_batch` `N`, over `W` processes | `n_b W / N` | `n_b` |
 | token mean of the batch, over `A` accumulation steps | `n_b / (A Σ_b n_b)` | `n_b` |
@@ -11,9 +11,9 @@ a Trainer's loss is `L = Σ_b w_b ℓ_b`, so the gradient that reaches a matrix 
 | sequence classification, smoothed or not, any problem type | `1 / (A B)` | 1 |
 | `compute_loss_func` | measured on the first batches, see [`LossFunctionProbe`] | `n_b` or 1 |
 
-(`A` is 1 for the models that take any keyword but ignore `num_items_in_batch`, such as T5's: the Trainer then assumes
-that the model has divided already.) Only the proportions matter: alignments are standardised over the batch before
-anything is drawn, so a factor that all samples share, the scale of a gradient scaler included, drops out.
+(`A` is 1 for models that accept any keyword but ignore `num_items_in_batch`, for example T5: the Trainer then assumes
+that the model has already divided.) Only the proportions matter: alignments are standardised over the batch before the
+draw, so a common factor, including the scale of a gradient scaler, cancels.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ from hf_gist.gradients.losses import count_labels, labelled_tokens
 
 
 def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
-    """Labels other than -100 of each sample `[B]` float32, by which the report groups samples; 1 for a model without labels.
+    """Labels other than -100 of each sample `[B]` float32, for grouping in the report; 1 for a model without labels.
 
     Args:
         inputs (`dict`): a collated batch.

@@ -1,4 +1,4 @@
-"""The state of one GAST training run: groups, counters, the support gradient in use, and what happened so far."""
+"""The state of one GAST training run: groups, counters, the current support gradient and statistics."""
 
 import dataclasses
 import os
@@ -25,10 +25,10 @@ from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
 logger = logging.get_logger(__name__)
 
 CHECK_EFFECT_AFTER = 10
-"""Masked batches after which a run that has dropped nothing warns."""
+"""Number of masked batches after which a run warns if no sample was dropped."""
 
 SCALER_PATIENCE = 100
-"""Steps that a gradient scaler may skip before an optimizer without a state counts as one without a first moment."""
+"""Steps a gradient scaler may skip before an optimizer without state is assumed to have no first moment."""
 
 
 class GASTRun:
@@ -40,7 +40,7 @@ class GASTRun:
         rank (`int`): index of the process.
         device (`torch.device`): device of the batches.
         sources (`list[str]`, *optional*): names of the sources, if the batches carry them.
-        batch_size (`int`): per-device batch size that the trainer runs with; with another one, a new run begins.
+        batch_size (`int`): per-device batch size of the trainer; if it changes, a new run is started.
     """
 
     def __init__(
@@ -72,12 +72,12 @@ class GASTRun:
         self.table = SelectionTable.empty([g.name for g in self.groups], columns, device)
 
     def announce(self) -> None:
-        """Print what is masked together in one line, and log every group."""
+        """Print a one-line summary of the groups, and log every group."""
         tqdm.write(summarise_groups(self.groups, self.unmasked))
         logger.info(describe_groups(self.groups, self.unmasked))
 
     def needs_support(self, step: int) -> bool:
-        """Whether a support gradient is due in optimizer step `step`; once a step, however many batches it has."""
+        """Whether to compute a support gradient in optimizer step `step`; once per step, for all its batches."""
         if self.config.mode not in ("stochastic", "topk") or self.support_step == step:
             return False
         if self.support is None or self.support_step is None or self.config.support == "momentum":
@@ -85,26 +85,26 @@ class GASTRun:
         return (step - self.config.start_step) % self.config.support_every == 0
 
     def has_stepped(self, step: int, scaled: bool, emptied: bool) -> bool:
-        """Whether the optimizer must have taken a step since masking began, or since its state was emptied.
+        """Whether the optimizer must have taken a step since masking started, or since its state was cleared.
 
         Args:
             step (`int`): the current optimizer step.
             scaled (`bool`): whether a gradient scaler may have skipped steps.
-            emptied (`bool`): whether it has no state: GIST gives it a fresh one with `after_selection="restart"`.
+            emptied (`bool`): whether it has no state: GIST clears it with `after_selection="restart"`.
         """
         if self.first_step is None or (emptied and self.support is not None):
             self.first_step = step
         return step > self.first_step + (SCALER_PATIENCE if scaled else 0)
 
     def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
-        """Use a support gradient from now on; `None` leaves the draw uniform for now."""
+        """Set the support gradient; with `None`, the draw is uniform."""
         self.support, self.support_step = support, step
         self.supports += 1
         if self.supports == 1 and support is not None:
             warn_if_zero(support)
 
     def open(self, loss_weights: Tensor) -> BatchMasks:
-        """What the gates of the next batch need, from the loss weights of its samples `[B]`."""
+        """Inputs of the gates of the next batch, from the loss weights of its samples `[B]`."""
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
         return BatchMasks(
@@ -127,7 +127,7 @@ class GASTRun:
             step (`int`): the optimizer step.
 
         Raises:
-            ValueError: if a matrix has never reported a gradient.
+            ValueError: if no gradient was ever reported for a matrix.
         """
         self.batches += 1
         self.reported |= batch.reported
@@ -135,7 +135,7 @@ class GASTRun:
         if missing:
             raise ValueError(
                 f"No gradient was reported for {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, so "
-                "the mask would miss it. Either the loss does not use the module (take it out of the adapter's "
+                "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
                 "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
             )
         order = range(len(self.groups))
@@ -151,7 +151,7 @@ class GASTRun:
             self.warn_without_effect(f"the first {self.batches} masked batches")
 
     def warn_without_effect(self, when: str) -> None:
-        """Warn if no sample has been kept from any layer so far."""
+        """Warn if no sample was dropped from any layer so far."""
         if not int(self.dropped):
             if self.batches:
                 cause = f"`keep={self.config.keep!r}` is not smaller than the per-device batch"
@@ -160,10 +160,10 @@ class GASTRun:
             warnings.warn(f"GAST dropped no sample in {when}: {cause}.", NoEffectWarning, stacklevel=3)
 
     def metrics(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
-        """The statistics since the last call, with `total` adding up over processes.
+        """The statistics since the last call; `total` sums over processes.
 
-        `gast_alignment` (mean cosine with the support gradient), `gast_kept_fraction`, `gast_draw_entropy` (1 is
-        uniform) and `gast_layer_agreement` (`K/B` is chance).
+        `gast_alignment` (mean cosine with the support gradient), `gast_kept_fraction`, `gast_draw_entropy` (1 for a
+        uniform draw) and `gast_layer_agreement` (`K/B` for independent draws).
         """
         if self.statistics.sums is None:
             return {}
@@ -174,7 +174,7 @@ class GASTRun:
         return {f"gast_{name}": value for name, value in means.items()}
 
     def totals(self, total: Callable[[Tensor], Tensor]) -> SelectionTable:
-        """The selection table added up over processes."""
+        """The selection table summed over processes."""
         return dataclasses.replace(self.table, kept=total(self.table.kept), seen=total(self.table.seen))
 
     def describe(self, steps: int) -> dict[str, Any]:
@@ -189,7 +189,7 @@ class GASTRun:
     # ---- Checkpoints ----
 
     def save(self, folder: str | os.PathLike, total: Callable[[Tensor], Tensor], write: bool) -> None:
-        """Write what a resumed run needs; call on every process, with `write` on the one that owns the disk."""
+        """Write the state for resuming; call on every process, with `write=True` on the one that writes to disk."""
         table = self.totals(total)
         dropped = total(self.dropped)
         if not write:
@@ -210,11 +210,11 @@ class GASTRun:
         """Continue from a checkpoint; a warning is logged if it was written without GAST or with another configuration.
 
         Raises:
-            ValueError: if the checkpoint masks other groups.
+            ValueError: if the checkpoint has other groups.
         """
         state = load_state(folder)
         if state is None:
-            logger.warning(f"{folder} was written without GAST: its draws start afresh.")
+            logger.warning(f"{folder} was written without GAST: GAST starts from its first draw.")
             return
         if state["config"] != self.config.to_dict():
             logger.warning("The GAST configuration differs from that of the checkpoint; the new one is used.")
@@ -228,7 +228,7 @@ class GASTRun:
         self.support_step = state["support_step"]
         if self.config.support == "dataset":
             self.support = load_support(folder, self.device)
-        # The file has the counts of all processes; only one may continue them.
+        # The file has the counts of all processes, so only one process may load them.
         if state["columns"] == self.table.columns:
             self.table.restore(state, counts=self.rank == 0)
             if self.rank == 0:

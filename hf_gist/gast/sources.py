@@ -1,4 +1,4 @@
-"""The source of each training sample, carried by the batch."""
+"""Adds the source of each training sample to the batch."""
 
 from typing import Any
 
@@ -9,9 +9,9 @@ class SourceCollator:
     """A data collator that adds a text column as an integer tensor to the batches of another collator.
 
     Args:
-        collator: the collator of everything else.
+        collator: the collator for all other columns.
         column (`str`): the text column.
-        names (`list[str]`): the values of the column; the batch holds their indices.
+        names (`list[str]`): the values of the column; the batch contains their indices.
         key (`str`): name of the tensor `[B]` in the batch.
     """
 
@@ -24,7 +24,7 @@ class SourceCollator:
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         sources = [self.index.get(str(row.get(self.column))) for row in rows]
         batch = self.collator([{k: v for k, v in row.items() if k != self.column} for row in rows])
-        # GIST scores its targets through the loader's collator; rows of another dataset have no place in the report.
+        # GIST also collates its targets with this collator; rows of another dataset do not count in the report.
         if None not in sources:
             batch[self.key] = torch.tensor(sources)
         return batch

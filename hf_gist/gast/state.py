@@ -17,6 +17,6 @@ def save_state(folder: str | os.PathLike, state: dict[str, Any]) -> None:
 
 
 def load_state(folder: str | os.PathLike) -> dict[str, Any] | None:
-    """Read them back; `None` if the checkpoint was written without GAST."""
+    """Read the counters; `None` if the checkpoint was written without GAST."""
     path = Path(folder) / STATE_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

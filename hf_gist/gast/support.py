@@ -1,4 +1,4 @@
-"""Sources of the support gradient of GAST: a seeded sequence of support batches, or the optimizer's state."""
+"""Sources of GAST's support gradient: a seeded sequence of support batches, or the optimizer's state."""
 
 import os
 import warnings
@@ -23,11 +23,11 @@ from hf_gist.utils.disk import write
 SUPPORT_FILE = "gast_support.safetensors"
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
-"""Names under which optimizers keep a running mean of the gradient (Adam's and Lion's, SGD's)."""
+"""State keys of the running mean of the gradient: of Adam and Lion, and of SGD."""
 
 
 class SupportSet:
-    """The support samples, in an order that depends on nothing but the seed and how many were taken before.
+    """The support samples, in an order that depends only on the seed and on how many were already used.
 
     Args:
         dataset: tokenised rows with a length.
@@ -59,11 +59,11 @@ class SupportSet:
 
 @contextmanager
 def support_mode(model: nn.Module, untracked: Sequence[nn.Parameter]) -> Iterator[None]:
-    """No dropout, random states unchanged, activation checkpointing as configured; gradients of `untracked` are discarded.
+    """No dropout, random states restored, configured activation checkpointing; gradients of `untracked` are discarded.
 
     Args:
         model (`nn.Module`): the model, with its wrappers.
-        untracked (`Sequence[nn.Parameter]`): trainable parameters that no hook takes the gradient of.
+        untracked (`Sequence[nn.Parameter]`): trainable parameters whose gradient is not taken by a hook.
     """
     gradients = [parameter.grad for parameter in untracked]
     with scoring_mode(model), checkpointing(model):
@@ -77,7 +77,7 @@ def support_mode(model: nn.Module, untracked: Sequence[nn.Parameter]) -> Iterato
 
 
 def average_over_ranks(gradients: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """The gradients averaged over all processes, in one communication.
+    """The gradients averaged over all processes, in one collective call.
 
     Args:
         gradients (`dict[str, Tensor]`): the same names and shapes on every process.
@@ -98,12 +98,12 @@ def first_moments(
     """The optimizer's first moment of every masked matrix; `None` before its first step.
 
     Args:
-        optimizer (`torch.optim.Optimizer`): of the trainer.
+        optimizer (`torch.optim.Optimizer`): the trainer's optimizer.
         groups (`Sequence[Group]`): from [`hf_gist.gast.groups.find_groups`].
         stepped (`bool`): whether the optimizer must have taken a step by now.
 
     Raises:
-        ValueError: if the optimizer keeps no first moment in full precision.
+        ValueError: if the optimizer has no first moment in full precision.
     """
     moments = {}
     for name, parameter in (item for group in groups for item in group.parameters().items()):
@@ -123,12 +123,12 @@ def _first_moment(optimizer: torch.optim.Optimizer, state: dict[str, Any], name:
             f"{type(inner).__name__} keeps none of {name}. Use AdamW or SGD with momentum, or set "
             "`support='dataset'`."
         )
-    # A sharded moment is gathered: every process aligns its samples with the whole of it.
+    # A sharded moment is gathered, because every process aligns its samples with the full moment.
     return moment.full_tensor() if isinstance(moment, DTensor) else moment
 
 
 def warn_if_zero(support: dict[str, Tensor]) -> None:
-    """Warn about a support gradient of zero, with which the draw is uniform."""
+    """Warn if the support gradient is zero, because the draw is then uniform."""
     if not any(bool(gradient.any()) for gradient in support.values()):
         warnings.warn(
             "GAST: the support gradient is zero, so the samples are drawn uniformly. Check that the rows of the "

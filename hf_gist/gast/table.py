@@ -1,4 +1,4 @@
-"""Which layer was updated by which samples, over the run, as Parquet."""
+"""Counts of which samples updated which layer over the run, saved as Parquet."""
 
 import os
 from dataclasses import dataclass
@@ -22,13 +22,13 @@ HISTORY_FILE = "gast_history.parquet"
 RUN_FILE = "gast_run.json"
 
 PICTURE_FILE = "gast_selection.png"
-"""The report's figure of the table."""
+"""Figure of the table in the report."""
 
 MOST_SPANS = 24
 FEWEST_SPANS = 4
 
 MOST_CELLS = 1 << 18
-"""The table over time has about this many numbers at most, on the device and in every checkpoint."""
+"""Approximate maximum number of values in the table over time, on the device and in every checkpoint."""
 
 LENGTH_EDGES = (8, 32, 128, 512)
 
@@ -47,7 +47,7 @@ def length_column_of(counts: Tensor) -> Tensor:
 
 
 def number_of_spans(groups: int, columns: int) -> int:
-    """Spans of steps that a table of this size keeps apart: an even number, fewer for a very large table."""
+    """Number of step spans in a table of this size: an even number, fewer for a very large table."""
     return min(MOST_SPANS, max(FEWEST_SPANS, MOST_CELLS // max(1, groups * columns))) // 2 * 2
 
 
@@ -55,8 +55,8 @@ def number_of_spans(groups: int, columns: int) -> int:
 class SelectionTable:
     """How often each group kept a sample of each column (a source, or a range of lengths), over the run.
 
-    The run is kept as `P` spans of equally many optimizer steps. When a run outgrows them, neighbours are added up and
-    the spans become twice as long, so that the table never grows.
+    The run is divided into `P` spans with equal numbers of optimizer steps. When a run exceeds them, adjacent spans
+    are merged and the span length doubles, so that the table does not grow.
 
     Args:
         groups (`list[str]`): names of the `L` groups.
@@ -74,7 +74,7 @@ class SelectionTable:
 
     @classmethod
     def empty(cls, groups: list[str], columns: list[str], device: torch.device) -> "SelectionTable":
-        """No samples yet."""
+        """An empty table."""
         spans = number_of_spans(len(groups), len(columns))
         kept = torch.zeros(spans, len(groups), len(columns), dtype=torch.float64, device=device)
         return cls(groups, columns, kept, torch.zeros(spans, len(columns), dtype=torch.float64, device=device))
@@ -114,7 +114,7 @@ class SelectionTable:
         return starts, self.kept[spans.start : spans.stop] / self.seen[spans.start : spans.stop, None]
 
     def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
+        """The table as a dict for a checkpoint."""
         used = int(self.seen.sum(1).nonzero().max()) + 1 if self.seen.any() else 0
         return {
             "groups": self.groups,
@@ -125,11 +125,11 @@ class SelectionTable:
         }
 
     def restore(self, state: dict[str, Any], counts: bool) -> None:
-        """Continue from [`state`].
+        """Load a [`state`].
 
         Args:
             state (`dict`): of a table with the same groups and columns.
-            counts (`bool`): take over the counts too; one of several processes does.
+            counts (`bool`): load the counts too; only one process may do this.
         """
         self.span_steps = state["span_steps"]
         for name in ("kept", "seen"):

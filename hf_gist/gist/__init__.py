@@ -1,1 +1,1 @@
-"""GIST: measure a pool against a target set, then choose."""
+"""GIST: score a pool against a target set, then select rows."""

@@ -14,11 +14,15 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.utils.disk import read, write
 
 
-SCORES, COORDINATES, SUBSPACE = "scores.parquet", "coordinates.safetensors", "subspace.safetensors"
-CONFIG, MANIFEST, TARGETS = GISTConfig.FILE, "manifest.json", "targets.parquet"
+SCORES = "scores.parquet"
+COORDINATES = "coordinates.safetensors"
+SUBSPACE = "subspace.safetensors"
+CONFIG = GISTConfig.FILE
+MANIFEST = "manifest.json"
+TARGETS = "targets.parquet"
 ARTIFACTS = (SCORES, COORDINATES, SUBSPACE, CONFIG, TARGETS)
 TARGET_ROW = "__row__"
-"""Column of the row numbers in the table of targets; the other columns have the user's names."""
+"""Column with the row numbers in the table of targets; the other columns keep the user's names."""
 
 
 def read_parquet(path: str) -> dict[str, list[Any]]:
@@ -36,7 +40,7 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def withhold_target_columns(folder: str | os.PathLike) -> None:
-    """Keep of the targets' columns in a folder of artifacts only the one that groups them: others may hold text."""
+    """Remove the targets' columns from the artifacts, except the group column: they may contain text."""
     path = Path(folder) / TARGETS
     if not path.is_file():
         return
@@ -48,7 +52,7 @@ def withhold_target_columns(folder: str | os.PathLike) -> None:
 
 
 def save_measurements(m: Measurements, folder: Path) -> None:
-    """Write what was measured: coordinates, spectrum and the table of targets."""
+    """Write the measurements: coordinates, spectrum and the table of targets."""
     tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
     tensors |= {name: v for name in ("scored", "leaked") if (v := getattr(m, name)) is not None}
     spectrum = {
@@ -63,7 +67,7 @@ def save_measurements(m: Measurements, folder: Path) -> None:
 
 
 def load_measurements(folder: Path) -> tuple[Measurements, dict[str, list[Any]]]:
-    """Read what [`save_measurements`] wrote, and the table of scores, which has the sources.
+    """Read the files written by [`save_measurements`], and the table of scores, which has the sources.
 
     Args:
         folder (`Path`): of the artifacts.
@@ -72,7 +76,7 @@ def load_measurements(folder: Path) -> tuple[Measurements, dict[str, list[Any]]]
         `tuple[Measurements, dict]`: the measurements, and the columns of the table of scores.
 
     Raises:
-        ValueError: if a file is missing or damaged, by name.
+        ValueError: if a file is missing or damaged, naming it.
     """
     tensors = read(folder / COORDINATES, load_file)
     spectrum = read(folder / SUBSPACE, load_file)

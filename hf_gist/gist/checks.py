@@ -1,4 +1,4 @@
-"""Checks before any work starts: datasets, labels, columns, lengths."""
+"""Input checks before scoring: datasets, labels, columns, lengths."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -23,11 +23,11 @@ from hf_gist.gradients.vectors import per_sample_backward
 
 
 ROWS_LOOKED_AT = 256
-"""Rows of the pool that are collated before the work starts, to check that they carry labels."""
+"""Number of pool rows that are collated before scoring, to check that they have labels."""
 
 
 def scalar_columns(dataset: Any) -> dict[str, list[Any]]:
-    """The columns of a target set that could name groups: strings, integers and booleans."""
+    """The columns of a target set that can be group names: strings, integers and booleans."""
     if isinstance(dataset, Dataset):
         rows = dataset.with_format(None)
         columns = {name: list(rows[name]) for name in rows.column_names}
@@ -44,7 +44,7 @@ def _names_groups(values: list[Any]) -> bool:
 
 
 def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
-    """The columns of the target set that could name groups, the configured one among them, as text.
+    """The columns of the target set that can be group names, including the configured one (as text).
 
     Raises:
         ValueError: if the configured column is missing.
@@ -57,7 +57,7 @@ def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
 
 
 def check_dataset(dataset: Any, argument: str) -> None:
-    """Check that a dataset has a length and rows.
+    """Check that a dataset has a length and at least one row.
 
     Raises:
         ValueError: naming the argument, for a dict of splits, a stream or an empty dataset.
@@ -66,18 +66,18 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
-            f"`{argument}` is a streaming dataset ({type(dataset).__name__}); GIST needs row numbers. Load it as a map "
-            "style dataset (`streaming=False`), or `Dataset.from_generator`."
+            f"`{argument}` is a streaming dataset ({type(dataset).__name__}); GIST needs row numbers. Load it as a "
+            "map-style dataset (`streaming=False`), or use `Dataset.from_generator`."
         )
     if len(dataset) == 0:
         raise ValueError(f"`{argument}` is empty.")
 
 
 def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
-    """Collate some rows and check that samples are separate and that at least one has a labelled token.
+    """Collate some rows; check that each row is one sample and that at least one has a labelled token.
 
     Raises:
-        ValueError: naming the argument, if not.
+        ValueError: naming the argument.
     """
     total = 0
     for start in range(0, len(rows), 16):
@@ -87,13 +87,13 @@ def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: s
         total += int(labelled_tokens(model, batch).sum())
     if total == 0:
         raise ValueError(
-            f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no loss "
-            "and no gradient. Check the prompt mask and the truncation length."
+            f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no "
+            "loss and no gradient. Check the prompt mask and the truncation length."
         )
 
 
 def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
-    """Check that DeepSpeed, which trains its own copies of weights and moments, would not silently undo a setting.
+    """Check that no setting would silently have no effect under DeepSpeed, which trains copies of weights and moments.
 
     Raises:
         ValueError: naming the setting.
@@ -112,15 +112,13 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
     """Check all inputs before any work starts.
 
     Raises:
-        ValueError: naming the argument, its value and what to do.
+        ValueError: naming the argument, its value and how to fix it.
     """
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
     _check_prefilter(config, len(pool))
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
-        raise ValueError(
-            "The parameters are partitioned by DeepSpeed ZeRO-3, which hides them from scoring; use FSDP2."
-        )
+        raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
     check_labels(targets, collator, model, "target_dataset", range(len(targets)))
@@ -132,7 +130,7 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
 
 
 def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
-    """Check the budget, and that the prefilter passes on enough rows for it."""
+    """Check the budget, and that the prefilter keeps enough rows for it."""
     budget = rows_in_budget(config.budget, config.budget_unit, pool_size)
     if config.prefilter is None or budget is None or not isinstance(config.budget, int):
         return
@@ -140,8 +138,8 @@ def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
     wanted = int(budget * config.sample_from_top)
     if passed < wanted:
         raise ValueError(
-            f"`prefilter={config.prefilter}` passes on {passed} of {pool_size} rows, and `budget` with "
-            f"`sample_from_top` asks for {wanted}; raise `prefilter`."
+            f"`prefilter={config.prefilter}` keeps {passed} of {pool_size} rows, but `budget` with "
+            f"`sample_from_top` needs {wanted}; raise `prefilter`."
         )
 
 
@@ -153,7 +151,7 @@ def _try_longest(
     argument: str,
     tokens_per_batch: int,
 ) -> None:
-    """One backward on the longest row, or the two longest if a batch holds them, so that failures come early.
+    """One backward pass on the longest row, or the two longest if they fit in a batch, so that failures occur early.
 
     Raises:
         ValueError: naming the argument.
@@ -165,11 +163,11 @@ def _try_longest(
     if not labelled_tokens(model, batch).any():
         return
     try:
-        # scoring uses checkpointing where memory is short
+        # scoring uses checkpointing if memory runs out
         with scoring_mode(model), checkpointing(model):
             per_sample_backward(model, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         raise ValueError(
-            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model fails on it ({error}). Cut rows to "
-            "the model's number of positions."
+            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model "
+            f"fails on it ({error}). Truncate rows to the model's maximum length."
         ) from error

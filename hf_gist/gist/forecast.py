@@ -1,4 +1,4 @@
-"""What a selection will need in memory and time, forecast before it starts."""
+"""Forecast of the memory and time that a selection needs, before it starts."""
 
 import os
 import sys
@@ -24,7 +24,7 @@ from hf_gist.gradients.passes import DatasetPass
 
 
 SHARE_TO_USE = 0.9
-"""Share of the free memory to plan with: allocators and other programs need the rest."""
+"""Usable share of the free memory: allocators and other programs need the rest."""
 
 FP32 = 4
 
@@ -33,17 +33,17 @@ SUGGESTED_SKETCH = 8192
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """A forecast in bytes, and a decision.
+    """Forecast memory use in bytes, and where the basis is stored.
 
     Args:
-        values (`int`): values of a row's gradient, `D`, after a sketch.
-        targets (`int`): target rows, the largest rank of the basis.
-        basis (`int`): the basis, `D` by the number of targets; as much again passes while it is made.
-        coordinates (`int`): coordinates, norms and counts of all candidates, in host memory.
-        activations (`int`): of one scoring batch, roughly.
+        values (`int`): values per row, `D`: the size of the gradient, or of its sketch.
+        targets (`int`): target rows, the maximum rank of the basis.
+        basis (`int`): the basis, `D` by the number of targets, with the extra memory needed to compute it.
+        coordinates (`int`): coordinates, norms and token counts of all candidates, in host memory.
+        activations (`int`): estimate for one scoring batch.
         device_free (`int`): free memory of the model's device.
         host_free (`int`): free memory of the host, for this process.
-        placement (`str`): `"device"`, or `"host"` from where the basis is copied one matrix at a time.
+        placement (`str`): `"device"`, or `"host"`, from which the basis is copied one matrix at a time.
     """
 
     values: int
@@ -75,7 +75,7 @@ def free_memory(device: torch.device) -> tuple[int, int]:
 
 
 def activation_bytes(model: nn.Module, tokens: int) -> int:
-    """Roughly what a forward pass keeps for the backward pass of a batch."""
+    """Estimated bytes that a forward pass stores for the backward pass of a batch."""
     config = unwrapped(model).config
     hidden = getattr(config, "hidden_size", 0)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
@@ -85,7 +85,7 @@ def activation_bytes(model: nn.Module, tokens: int) -> int:
 
 
 def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch: int) -> MemoryPlan:
-    """Decide where the basis goes.
+    """Decide whether the basis is stored on the device or the host.
 
     Args:
         vectors (`ModelVectors`): the row representation.
@@ -94,24 +94,25 @@ def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch
         tokens_per_batch (`int`): padded tokens of a scoring batch.
 
     Raises:
-        ValueError: if neither device nor host has room, naming settings that need less.
+        ValueError: if it fits neither on the device nor on the host, naming settings that need less memory.
     """
     device = model_device(vectors.model)
     device_free, host_free = free_memory(device)
     values = sum(vectors.sizes.values())
-    # the targets' gradients turn into the basis parameter by parameter, so both are there only for one of them
+    # the basis replaces the targets' gradients one parameter at a time, so only one parameter is in memory twice
     basis = FP32 * targets * (values + max(vectors.sizes.values()))
     coordinates = rows * (FP32 * targets + 3 * FP32 + 8)
     activations = activation_bytes(vectors.model, tokens_per_batch)
     room = {"device": SHARE_TO_USE * device_free - activations, "host": SHARE_TO_USE * host_free - coordinates}
     if device.type == "cpu":
-        # one memory for everything
+        # device and host share memory
         room = {"device": room["host"] - activations}
     placement = next((place for place, size in room.items() if basis <= size), None)
     if placement is None:
         raise ValueError(
-            f"The basis of {targets} targets takes {in_units(basis)}, and there are {in_units(device_free)} free on the "
-            f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact), `score_layers`, or use fewer targets."
+            f"The basis of {targets} targets takes {in_units(basis)}, but only {in_units(device_free)} are free on the "
+            f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact) or "
+            "`score_layers`, or use fewer targets."
         )
     return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
 
@@ -126,7 +127,7 @@ def duration(seconds: float) -> str:
 
 def _say(dataset_pass: DatasetPass, text: str) -> None:
     if dataset_pass.progress and PartialState().is_main_process:
-        # stdout belongs to results
+        # stdout is reserved for results
         tqdm.write(text, file=sys.stderr)
 
 
@@ -134,7 +135,7 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
     """The memory that scoring will need, printed by the main process; `None` for scorers without a large basis.
 
     Raises:
-        ValueError: if there is no room for the basis.
+        ValueError: if the basis does not fit in memory.
     """
     if config.strategy in UNSCORED or not scorer_of(config).large_basis:
         return None
@@ -151,7 +152,7 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
 def forecast_scoring(
     dataset_pass: DatasetPass, targets: Any, pool: Any, label_tokens: Tensor, config: GISTConfig, watch: Stopwatch
 ) -> None:
-    """The time that scoring will take, from what the targets took; recorded in `watch` and printed by the main process.
+    """Forecast scoring time from the time the targets took; recorded in `watch` and printed by the main process.
 
     Args:
         dataset_pass (`DatasetPass`): model and batching.
@@ -159,14 +160,14 @@ def forecast_scoring(
         pool: tokenised candidates, not yet scored.
         label_tokens (`Tensor`): labelled tokens of the usable targets `[M]`.
         config (`GISTConfig`): how they are scored.
-        watch (`Stopwatch`): has the seconds of the targets.
+        watch (`Stopwatch`): with the seconds of the targets.
     """
     wanted = row_lengths(targets)
     lengths = row_lengths(pool)
     if wanted is None or lengths is None:
         return
     labelled = int(label_tokens.sum())
-    # as many of the candidates' tokens carry a label, as far as can be known before they are collated
+    # assumes the same share of labelled tokens as in the targets: candidates are not collated yet
     share = labelled / max(1, int(wanted.sum()))
     done = Sizes(wanted, labelled)
     todo = Sizes(lengths, int(share * int(lengths.sum())))

@@ -23,7 +23,7 @@ class Inputs:
         targets: tokenised targets, `M` rows.
         target_columns (`dict[str, list]`): columns of the targets to group by later.
         sources (`list[str]`, *optional*): the source of each candidate.
-        leaks (`Leaks`, *optional*): rows of the pool that are in the target or evaluation set too.
+        leaks (`Leaks`, *optional*): rows of the pool that are also in the target or evaluation set.
         checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
     """
 
@@ -36,10 +36,11 @@ class Inputs:
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
-    """Check the inputs of [`select`], and take from them what scoring needs.
+    """Check the inputs of [`select`], and extract what scoring needs.
 
     Returns:
-        `Inputs`: pool and targets cut to the model's columns, the columns of the targets to group by, and the source of
+        `Inputs`: pool and targets with only the model's columns, the columns of the targets to group by, and the
+            source of
         each candidate if there is a `source_column`.
 
     Raises:

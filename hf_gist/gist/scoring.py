@@ -1,4 +1,4 @@
-"""Measuring a pool against the target subspace, and choosing from the measurements."""
+"""Scores a pool against the target subspace, and selects rows by the scores."""
 
 import dataclasses
 import warnings
@@ -38,7 +38,7 @@ SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_token
 """Settings that scores depend on."""
 
 SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
-"""Further settings that the rows passed on by the prefilter depend on."""
+"""Further settings that the rows kept by the prefilter depend on."""
 
 PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
 PREFILTERED_BY |= {"prefilter": None, "score_layers": None, "sketch_dim": None, "budget_unit": "rows"}
@@ -46,7 +46,7 @@ PREFILTERED_BY |= {"prefilter": None, "score_layers": None, "sketch_dim": None, 
 
 
 def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
-    """All that scores depend on, to tell whether unfinished ones may be used."""
+    """Everything that scores depend on, to check whether unfinished scores may be reused."""
     settings: dict[str, Any] = {name: getattr(config, name) for name in SCORED_BY}
     read = {
         "hf_gist": __version__,
@@ -63,7 +63,7 @@ def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -
 
 
 def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
-    """What else decides which rows the prefilter passes on; saved scores are numbered by those."""
+    """Further inputs that determine which rows the prefilter keeps; saved scores are indexed by these rows."""
     if config.prefilter is None:
         return {}
     return {name: getattr(config, name) for name in SHORTLISTED_BY} | {
@@ -78,7 +78,7 @@ def _warn_unscorable(measurements: Measurements) -> None:
     if unlabelled or bad:
         warnings.warn(
             f"{unlabelled} candidate rows have no labelled token and {bad} have a gradient that is not finite; they "
-            "are left out of the selection and counted in the manifest.",
+            "are not selected, and the manifest has their counts.",
             UnscorableRowsWarning,
             stacklevel=3,
         )
@@ -114,7 +114,7 @@ def chunk_measurements(
     subspace: TargetSubspace,
     partial: PartialScores | None = None,
 ) -> Measurements:
-    """Measurements of the rows in `inputs.pool` against targets whose subspace is known."""
+    """Measurements of the rows in `inputs.pool`, given the target subspace."""
     facts = _candidate_facts(dataset_pass, per_checkpoint, inputs.pool, subspace, partial)
     columns = inputs.target_columns
     return Measurements(
@@ -131,12 +131,12 @@ def chunk_measurements(
 
 
 def _dropped(rows: list[int]) -> Gradients:
-    """A receiver for the vectors of a batch that nobody needs."""
+    """A callback that discards the vectors of a batch."""
     return lambda name, values: None
 
 
 def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
-    """For the strategies without scores: only the labels are counted."""
+    """Measurements for strategies without scores: only labels are counted."""
     counts = LabelCounts(dataset_pass.model)
     facts = dataset_pass.scan(inputs.pool, "counting labels", counts, _dropped)
     wanted = dataset_pass.scan(inputs.targets, "counting labels", counts, _dropped).label_tokens
@@ -154,14 +154,14 @@ def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
 
 
 def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
-    """The measurements, with a mask of the rows that are in another set too."""
+    """The measurements, with a mask of the pool rows that are also in the target or evaluation set."""
     if inputs.leaks is None:
         return measured
     return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
 
 
 def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
-    """The rows that [`GISTConfig`]'s `prefilter` passes on, and the labelled tokens of all rows."""
+    """The rows kept by the `prefilter` of [`GISTConfig`], and the labelled tokens of all rows."""
     settings = config.to_dict() | PREFILTERED_BY | {"budget": config.prefilter}
     cheap = GISTConfig.from_dict(settings)
     measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
@@ -179,9 +179,9 @@ def measure(
 
     Args:
         dataset_pass (`DatasetPass`): model, collator and batching.
-        inputs (`Inputs`): pool, targets and what goes with them.
-        config (`GISTConfig`): the row representation, and which rows are scored.
-        watch (`Stopwatch`): gets the seconds of each phase.
+        inputs (`Inputs`): the checked inputs.
+        config (`GISTConfig`): determines the row representation and which rows are scored.
+        watch (`Stopwatch`): records the seconds of each phase.
         partial (`PartialScores`, *optional*): saves finished batches, and resumes after the last batch that an earlier
             run saved.
 

@@ -50,7 +50,8 @@ RESELECTABLE = (
 def _check_scored(m: Measurements, config: GISTConfig) -> None:
     if config.strategy not in UNSCORED and len(m.singular_values) == 0:
         raise ValueError(
-            f"`strategy={config.strategy!r}` needs scores, and these rows were drawn without scoring. Run again with it."
+            f"`strategy={config.strategy!r}` needs scores, but these rows were drawn without scoring. "
+            "Select again with this strategy."
         )
 
 
@@ -58,22 +59,22 @@ def _warn_one_direction(config: GISTConfig) -> None:
     in_subspace = scorer_of(config).in_subspace and config.score == "subspace_cosine"
     if in_subspace and config.strategy not in UNSCORED:
         warnings.warn(
-            "The subspace has one direction (rank 1), in which every cosine is 1 or -1 and does not distinguish rows: "
-            "the rows are scored by the plain cosine instead. More varied targets make more directions.",
+            "The subspace has rank 1, so every subspace cosine is 1 or -1 and cannot rank rows: "
+            "the rows are scored by the plain cosine instead. More varied targets give a higher rank.",
             NoEffectWarning,
             stacklevel=3,
         )
 
 
 def _energy(m: Measurements, rank: int) -> Tensor:
-    """Energy share of all rows with a gradient `[N]`, including those that may not be selected."""
+    """Energy share `[N]` of all rows with a gradient, including rows that may not be selected."""
     coordinates = torch.where(m.scorable.unsqueeze(1), m.coordinates[:, :rank], torch.zeros(()))
     return energy_inside(coordinates, torch.where(m.scorable, m.norms, torch.zeros(())))
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The outcome of GIST: which rows of the pool to train on, and why.
+    """The result of GIST: which rows of the pool to train on, and why.
 
     Attributes:
         indices (`list[int]`): selected rows, best first.
@@ -81,12 +82,12 @@ class Selection:
         rank (`int`): rank `k` of the subspace used.
         explained_variance (`float`): share of the target gradients' squared spectrum inside it.
         energy (`Tensor`): `[N]` float32, share of each candidate's squared gradient norm inside it.
-        best_group (`Tensor`): `[N]` int64, the target group each candidate matches best.
+        best_group (`Tensor`): `[N]` int64, the best-matching target group of each candidate.
         group_names (`list[str]`): names of the target groups.
-        config (`GISTConfig`): what was asked.
-        measurements (`Measurements`): what was measured.
-        manifest (`dict`): versions, fingerprints, counts and seconds of the run that measured it.
-        costs (`CostLedger`, *optional*): what each phase took.
+        config (`GISTConfig`): the configuration.
+        measurements (`Measurements`): the results of scoring.
+        manifest (`dict`): versions, fingerprints, counts and seconds of the scoring run.
+        costs (`CostLedger`, *optional*): cost of each phase.
     """
 
     indices: list[int]
@@ -151,22 +152,24 @@ class Selection:
 
         Args:
             changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
-                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving `explained_variance` alone drops a fixed `rank`.
+                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving only `explained_variance`
+                removes a fixed `rank`.
 
         Raises:
-            ValueError: for any other field, which would need scoring again.
+            ValueError: for any other field, which needs scoring again.
         """
         unknown = sorted(set(changes) - set(RESELECTABLE))
         if unknown:
             raise ValueError(
-                f"{', '.join(unknown)} cannot be changed without scoring again; reselect() takes {', '.join(RESELECTABLE)}."
+                f"{', '.join(unknown)} cannot be changed without scoring again; reselect() takes "
+                f"{', '.join(RESELECTABLE)}."
             )
         if "explained_variance" in changes:
             changes.setdefault("rank", None)
         return Selection.choose(self.measurements, dataclasses.replace(self.config, **changes), self.manifest)
 
     def save(self, folder: str | os.PathLike) -> None:
-        """Write all artifacts into `folder`, which is made if need be. The manifest is written last."""
+        """Write all artifacts into `folder`, which is created if needed. The manifest is written last."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         write(folder / SCORES, self.write_scores)
@@ -218,10 +221,10 @@ class Selection:
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "Selection":
-        """Read what [`Selection.save`] wrote.
+        """Read the files written by [`Selection.save`].
 
         Raises:
-            ValueError: if a file is missing or cannot be read, by name.
+            ValueError: if a file is missing or cannot be read, naming it.
         """
         folder = Path(folder)
         measurements, table = load_measurements(folder)

@@ -1,4 +1,4 @@
-"""Selecting from a pool that is only ever read once: targets first, then chunk by chunk, keeping the best rows."""
+"""Selects from a stream that is read once: scores the targets, then the stream in chunks, and keeps the best rows."""
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator
@@ -34,9 +34,9 @@ class StreamSelection:
     Args:
         indices (`list[int]`): their numbers in the stream, best first.
         scores (`list[float]`): their scores.
-        rows (`list[dict]`): the rows as they came.
-        seen (`int`): rows of the stream.
-        unscorable (`int`): rows without a label or a finite gradient.
+        rows (`list[dict]`): the unchanged rows.
+        seen (`int`): number of rows in the stream.
+        unscorable (`int`): number of rows without a label or a finite gradient.
     """
 
     indices: list[int]
@@ -54,14 +54,15 @@ def check_stream_config(config: GISTConfig) -> None:
     """
     if isinstance(config.budget, float) or config.budget_unit != "rows":
         raise ValueError(
-            f"`budget={config.budget!r}` {config.budget_unit}: the length of a stream is not known; give a number of rows."
+            f"`budget={config.budget!r}` {config.budget_unit}: the length of a stream is not known; "
+            "give a number of rows."
         )
     if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.prefilter is not None:
         raise ValueError(
             "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
         )
     if scorer_of(config).needs_adam:
-        raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, and a stream is read once.")
+        raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, but a stream is read only once.")
 
 
 def chunks_of(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
@@ -83,21 +84,21 @@ def select_stream(
     chunk_rows: int = CHUNK_ROWS,
     progress: bool = True,
 ) -> StreamSelection:
-    """Select from a stream in memory that does not grow with it: a chunk and the best rows so far.
+    """Select from a stream with constant memory: one chunk and the best rows so far.
 
     Args:
-        model (`PeftModel`): a model with trainable LoRA layers that has seen its warm-up.
+        model (`PeftModel`): a model with trainable LoRA layers, after the warm-up.
         candidates: rows, for example a streaming dataset.
         targets: tokenised target rows.
         config (`GISTConfig`): `budget` is a number of rows, `strategy` `"max"` or `"mean"`.
         data_collator (`Callable`): rows to a padded batch.
         tokenize (`Callable`, *optional*): turns a chunk of raw rows into tokenised ones, row by row.
-        eval_dataset (*optional*): tokenised evaluation rows, which are not to be selected.
-        chunk_rows (`int`): rows in memory at a time.
+        eval_dataset (*optional*): tokenised evaluation rows; those that are also candidates are not selected.
+        chunk_rows (`int`): rows per chunk.
         progress (`bool`): show progress bars.
 
     Returns:
-        `StreamSelection`: the same rows that [`select`] would have chosen, ties going to the earlier row.
+        `StreamSelection`: the same rows that [`select`] would select; of rows with equal scores, the earlier row.
 
     Raises:
         ValueError: for settings that need the whole pool, before the stream is read.
@@ -138,7 +139,7 @@ class _BestRows:
         self.unscorable = 0
 
     def add(self, rows: list[dict[str, Any]], measured: Measurements) -> None:
-        """Add a chunk; of rows with equal scores the earlier one is kept."""
+        """Add a chunk; of rows with equal scores, the earlier one is kept."""
         self.unscorable += len(rows) - int(measured.scorable.sum())
         eligible = int(measured.eligible(self.config.drop_target_duplicates).sum())
         if eligible:

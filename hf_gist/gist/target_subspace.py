@@ -16,18 +16,18 @@ from hf_gist.gradients.passes import DatasetPass
 
 
 SPECTRUM = "targets"
-"""Name of the targets' spectrum among unfinished scores."""
+"""Name of the targets' spectrum in the folder of unfinished scores."""
 
 
 @dataclass(frozen=True)
 class TargetSubspace:
-    """The subspace of the targets.
+    """The subspace of the target gradients.
 
     Args:
-        singular (`Tensor`): `[q]`.
-        u (`Tensor`): `[M', q]`, for the usable target rows.
-        usable (`Tensor`): their row numbers `[M']`.
-        label_tokens (`Tensor`): their labelled tokens `[M']`.
+        singular (`Tensor`): singular values `[q]`.
+        u (`Tensor`): left singular vectors `[M', q]`, for the usable target rows.
+        usable (`Tensor`): row numbers of the usable target rows `[M']`.
+        label_tokens (`Tensor`): labelled tokens of the usable target rows `[M']`.
         basis (`list[dict[str, Tensor]]`): slices of the basis at each checkpoint.
     """
 
@@ -39,7 +39,7 @@ class TargetSubspace:
 
 
 def _place(slice_: torch.Tensor, dataset_pass: DatasetPass) -> torch.Tensor:
-    """A slice of the basis; pinned in host memory if it is copied to a GPU for every batch."""
+    """A slice of the basis; in pinned host memory if it is copied to a GPU for every batch."""
     on_host = model_device(dataset_pass.model).type == "cuda" and slice_.device.type == "cpu"
     return slice_.pin_memory() if on_host else slice_
 
@@ -57,8 +57,8 @@ def find_target_subspace(
         dataset_pass (`DatasetPass`): model, collator and batching.
         per_checkpoint (`Sequence[CheckpointVectors]`): row representations.
         targets: tokenised target rows.
-        watch (`Stopwatch`): gets the seconds of both phases.
-        partial (`PartialScores`, *optional*): keeps the spectrum that saved scores belong to.
+        watch (`Stopwatch`): records the seconds of both phases.
+        partial (`PartialScores`, *optional*): saves the spectrum, which saved scores depend on.
 
     Raises:
         ValueError: if no target has a labelled token and a finite vector.
@@ -83,7 +83,7 @@ def find_target_subspace(
 
 
 def _gram_of_rows(parts: list[dict[str, torch.Tensor]], rows: torch.Tensor) -> torch.Tensor:
-    """The Gram matrix `[M', M']` of the usable rows; `parts` keep only these rows."""
+    """The Gram matrix `[M', M']` of the usable rows; all other rows are removed from `parts`."""
     gram = torch.zeros(len(rows), len(rows), dtype=torch.float64)
     for vectors in parts:
         for name in vectors:
@@ -94,7 +94,7 @@ def _gram_of_rows(parts: list[dict[str, torch.Tensor]], rows: torch.Tensor) -> t
 
 
 def _spectrum(gram: torch.Tensor, partial: PartialScores | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Singular values and vectors; those of an interrupted run if it saved some.
+    """Singular values and vectors; those saved by an interrupted run, if any.
 
     Rounding can rotate the eigenvectors, so saved scores need the saved eigenvectors.
     """

@@ -1,4 +1,4 @@
-"""Titles and sentences for `score`, `scorer` and `strategy`, which the report, the cards and the comparison share."""
+"""Titles and sentences for `score`, `scorer` and `strategy`, shared by the report, the cards and the comparison."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from hf_gist.gist.scorers.table import scorer_of
 
 @dataclass(frozen=True)
 class Words:
-    """Words for one value of a setting.
+    """Title and sentence for one value of a setting.
 
     Args:
         title (`str`): a name.
@@ -39,7 +39,7 @@ STRATEGIES = {
 
 
 def method_title(config: GISTConfig) -> str:
-    """Name of the method that a configuration selects by."""
+    """Name of the selection method of a configuration."""
     if config.strategy in UNSCORED:
         return STRATEGIES[config.strategy].title
     if config.score == "grad_norm":

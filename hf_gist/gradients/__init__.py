@@ -1,1 +1,1 @@
-"""Per-sample LoRA gradients: which parameters, the hooks, the passes over a dataset, the slow oracle."""
+"""Per-sample LoRA gradients: tracked parameters, hooks, passes over a dataset, and a slow reference."""

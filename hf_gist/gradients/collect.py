@@ -1,4 +1,4 @@
-"""Passes over a dataset: the vectors of a small one, the coordinates of a large one, a mean loss."""
+"""Passes over a dataset that collect vectors, coordinates or the mean loss."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ def collect_vectors(
     """The vectors of all rows of a small dataset; by default per-sample gradients.
 
     Returns:
-        `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the facts of the rows.
+        `tuple`: part (parameter name) to values `[M, n]` fp32 on the device of the basis, and the [`RowFacts`].
     """
     vectors = vectors or GradientVectors(dataset_pass.model)
     device = dataset_pass.basis_device or model_device(dataset_pass.model)
@@ -50,7 +50,7 @@ def collect_coordinates(
     vectors: Vectors | None = None,
     shards: Shards | None = None,
 ) -> RowFacts:
-    """Coordinates of every row's vector in a basis; each module's gradient is projected and freed in its own backward.
+    """Coordinates of every row's vector in a basis; gradients are projected and freed module by module.
 
     Args:
         dataset_pass (`DatasetPass`): how the rows are processed.
@@ -79,12 +79,12 @@ def collect_coordinates(
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
-    """Mean over the rows of each row's own mean token loss, in eval mode, so that long answers do not count more.
+    """Mean over the rows of each row's mean token loss, in eval mode; long answers do not weigh more than short ones.
 
-    Rows without a labelled token have no loss and do not count.
+    Rows without a labelled token have no loss and are skipped.
 
     Raises:
-        ValueError: if no row has one.
+        ValueError: if no row has a labelled token.
     """
     total = 0.0
     counted = 0

@@ -1,7 +1,8 @@
-"""The hook engine: while a `with` block lasts, every backward pass reports `(a, d)` of each tracked module.
+"""The hooks: within a `with` block, every backward pass reports `(a, d)` of each tracked module.
 
-The caller decides which sink receives the `(a, d)` of a module, and which weight is put into the graph: a detached leaf
-for passes that must not change `p.grad` (scoring, the support pass of GAST), or the gated weight (masked steps of GAST).
+The caller provides the sink that receives the `(a, d)` of a module, and the weight that is used in the graph: a
+detached leaf for passes that must not change `p.grad` (scoring, the support pass of GAST), or the gated weight (masked
+steps of GAST).
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -27,7 +28,7 @@ SinkOf = Callable[[TrackedModule], Sink]
 """Called in every forward pass of a module: returns the sink of this pass."""
 
 WeightsOf = Callable[[TrackedModule], tuple[Tensor, Tensor | None]]
-"""Called in every forward pass of a linear module: the weight and the bias that are put into the graph."""
+"""Called in every forward pass of a linear module: the weight and the bias that are used in the graph."""
 
 
 def detached_weights(tracked: TrackedModule) -> tuple[Tensor, None]:
@@ -39,7 +40,7 @@ def detached_weights(tracked: TrackedModule) -> tuple[Tensor, None]:
 
 
 def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: bool = False) -> None:
-    """Check that a module reported the samples of a batch, and no more than once.
+    """Check that a module reported one row per sample of the batch, and only once.
 
     Args:
         tracked (`TrackedModule`): the module.
@@ -52,13 +53,13 @@ def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: b
     """
     if repeated:
         raise ValueError(
-            f"{tracked.name} is used more than once in a forward pass, so its per-sample gradients cannot be taken. "
+            f"{tracked.name} is used more than once in a forward pass, so per-sample gradients cannot be computed. "
             "Leave it out of the adapter's `target_modules`."
         )
     if len(d) != batch_size:
         raise ValueError(
-            f"{tracked.name} sees {len(d)} rows for a batch of {batch_size} samples (packed rows, flattened tokens or "
-            "experts), so its per-sample gradients cannot be taken. Turn packing off, or leave the module out of the "
+            f"{tracked.name} gets {len(d)} rows for a batch of {batch_size} samples (packed rows, flattened tokens or "
+            "experts), so per-sample gradients cannot be computed. Turn packing off, or leave the module out of the "
             "adapter's `target_modules`."
         )
 
@@ -67,7 +68,7 @@ def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: b
 
 
 def _only_casts(tracked: TrackedModule) -> bool:
-    """Whether the LoRA layer of an `A` matrix does nothing with its input but cast it: dropout is inactive."""
+    """Whether the LoRA layer of an `A` matrix only casts its input, because dropout is inactive."""
     if tracked.layer is None:
         return False
     dropout = tracked.layer.get_submodule(f"lora_dropout.{tracked.adapter}")
@@ -78,9 +79,9 @@ def _only_casts(tracked: TrackedModule) -> bool:
 def _casting_late(tracked: TrackedModule, uncast: dict[TrackedModule, Tensor]) -> Iterator[None]:
     """Cast the input of an `A` matrix in a pre-hook instead of in its LoRA layer, so that the input itself is kept.
 
-    With a 16-bit model and a 32-bit adapter every LoRA layer makes a 32-bit copy of its input. Queries, keys and values
-    read the same input, and the attention keeps that of an output projection anyway, so keeping the copies for the
-    backward pass would take a third more memory than keeping the inputs. The values are the same.
+    With a 16-bit model and a 32-bit adapter every LoRA layer makes a 32-bit copy of its input. Queries, keys and
+    values share the same input, and attention keeps the input of the output projection anyway, so keeping the copies
+    for the backward pass would take a third more memory than keeping the inputs. Results are the same.
 
     Args:
         tracked (`TrackedModule`): the `A` matrix.
@@ -126,7 +127,7 @@ def _attach_linear(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf, we
 def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
     """`∂y/∂m` `[B, T, o]` of a DoRA layer `y = (s - 1) base + s lora` with `s = m / ‖W + BA‖`: `(base + lora) / ‖·‖`.
 
-    Computed from its parts, because recovering it as `(y + base) / m` loses digits where `m` is small.
+    Computed from its terms, because computing it as `(y + base) / m` loses precision where `m` is small.
     """
     layer = cast(DoraLinearLayer, module)
     x = args[0]
@@ -144,9 +145,9 @@ def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
 
 def _shadow_scale(module: nn.Module, args: tuple) -> None:
     """A forward pre-hook that hides a magnitude from the graph of its module's output."""
-    # The graph of the output must not reach the magnitude, whose gradient is reported per sample. An instance attribute
-    # hides the registered parameter without touching it: a change of `requires_grad` would outlive a checkpointed
-    # forward that is stopped early, and be seen by the wrappers that shard parameters.
+    # The magnitude must not be part of the output's graph, because its gradient is reported per sample. An instance
+    # attribute hides the registered parameter without changing it: changing `requires_grad` would not be undone if a
+    # checkpointed forward pass is stopped early, and would affect wrappers that shard parameters.
     _unshadow_scale(module)
     module.__dict__["weight"] = module.get_parameter("weight").detach()
 
@@ -167,24 +168,25 @@ def _attach_scale(stack: ExitStack, tracked: TrackedModule, sink_of: SinkOf) -> 
 
     stack.callback(_unshadow_scale, tracked.module)
     stack.callback(tracked.module.register_forward_pre_hook(_shadow_scale).remove)
-    # also called when the forward raises, as the recomputation of a checkpoint does to stop early
+    # also called if the forward pass raises: checkpoint recomputation stops early by raising
     stack.callback(tracked.module.register_forward_hook(hook, with_kwargs=True, always_call=True).remove)
 
 
-# ---- The engine, and two users of it ----
+# ---- Context managers ----
 
 
 @contextmanager
 def attached(
     tracked_modules: Iterable[TrackedModule], sink_of: SinkOf, weights_of: WeightsOf = detached_weights
 ) -> Iterator[None]:
-    """While active, every backward pass gives `(a, d)` of each tracked module to a sink.
+    """While active, every backward pass passes `(a, d)` of each tracked module to a sink.
 
     Args:
         tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
-        sink_of (`SinkOf`): the sink of a module's forward pass; called once in its backward pass, the last module first.
-        weights_of (`WeightsOf`): the weight and bias of a linear module in the graph, which receive no gradient
-            from it.
+        sink_of (`SinkOf`): the sink of a module's forward pass; called once in its backward pass, the last module
+            first.
+        weights_of (`WeightsOf`): the weight and bias that a linear module uses in the graph; the graph
+            computes no gradient for them.
     """
     with ExitStack() as stack:
         for tracked in tracked_modules:
@@ -197,7 +199,7 @@ def attached(
 
 @contextmanager
 def reporting(tracked_modules: Iterable[TrackedModule], report: Report) -> Iterator[None]:
-    """While active, every backward pass gives `(a, d)` of each tracked module to `report` and adds nothing to `p.grad`.
+    """While active, every backward pass passes `(a, d)` of each tracked module to `report`; `p.grad` is not changed.
 
     Args:
         tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].
@@ -209,7 +211,7 @@ def reporting(tracked_modules: Iterable[TrackedModule], report: Report) -> Itera
 
 @contextmanager
 def summing(tracked_modules: Iterable[TrackedModule], scales: Tensor) -> Iterator[dict[str, Tensor]]:
-    """While active, a backward pass sums the samples' gradients `Σ_b scales_b G_b` and adds nothing to `p.grad`.
+    """While active, a backward pass sums the samples' gradients `Σ_b scales_b G_b`; `p.grad` is not changed.
 
     Args:
         tracked_modules (`Iterable[TrackedModule]`): from [`hf_gist.gradients.lora.find_tracked`].

@@ -1,4 +1,4 @@
-"""The trainable parameters that peft added to a model: the module that owns each, and its block."""
+"""Finds the trainable parameters that peft added to a model, with the module and block of each."""
 
 import re
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ OUTSIDE_BLOCKS = ""
 
 @dataclass(frozen=True, eq=False)
 class TrackedModule:
-    """A module whose parameters' per-sample gradients can be taken by hooks.
+    """A module whose per-sample parameter gradients can be computed with hooks.
 
     Args:
         name (`str`): full name of the module.
@@ -25,8 +25,8 @@ class TrackedModule:
         kind (`str`): `"linear"` or `"scale"` (a DoRA magnitude).
         block (`str`): name of the repeated block it is in, or `OUTSIDE_BLOCKS`.
         parameters (`dict[str, str]`): attribute of the module (`weight`, `bias`) to full parameter name.
-        layer (`nn.Module`, *optional*): of an `A` matrix, the LoRA layer that, apart from dropout, only casts its input
-            for this matrix.
+        layer (`nn.Module`, *optional*): for an `A` matrix, its LoRA layer, if that layer, apart from dropout, only
+            casts the input of this matrix.
     """
 
     name: str
@@ -59,24 +59,24 @@ def block_of(model: nn.Module, name: str) -> str:
 
 def _kind_of(module: nn.Module, owner: nn.Module | None = None) -> str | None:
     if isinstance(owner, ParamWrapper):
-        # it multiplies the weights of its linears without calling them, so that no hook sees it
+        # it uses the weights of its linear modules without calling them, so hooks do not run
         return None
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return "linear"
-    # subclasses are embeddings and convolutions, which scale something else
+    # subclasses, for embeddings and convolutions, scale other outputs
     if type(module) is DoraLinearLayer:
         return "scale"
     return None
 
 
 def _layer_of(model: nn.Module, name: str) -> nn.Module | None:
-    """The LoRA layer that the `A` or `B` matrix of a name belongs to."""
+    """The LoRA layer of the `A` or `B` matrix with this name."""
     owner, found, _ = re.sub(r"\.lora_[AB]\.", "\n", name).rpartition("\n")
     return model.get_submodule(owner) if found else None
 
 
 def _casting_layer(model: nn.Module, name: str) -> nn.Module | None:
-    """See `TrackedModule.layer`: not for variants such as DoRA, nor if several adapters read the input."""
+    """See `TrackedModule.layer`; `None` for variants like DoRA, or if several adapters use the input."""
     adapter = name.rpartition(".")[2]
     layer = _layer_of(model, name) if ".lora_A." in name else None
     if not isinstance(layer, LoraLayer) or layer.active_adapters != [adapter] or adapter in layer.lora_variant:
@@ -98,7 +98,7 @@ def _check_active(model: nn.Module) -> None:
     """Check that the forward pass uses the adapter, so that gradients reach it.
 
     Raises:
-        ValueError: with what to call.
+        ValueError: if the adapter is merged or disabled, naming the method to call.
     """
     for name, module in model.named_modules():
         if not isinstance(module, BaseTunerLayer):
@@ -119,7 +119,7 @@ def _prefixes(name: str) -> Iterator[str]:
 
 
 def _check_supported(owners: dict[str, dict[str, str]], refused: list[str]) -> None:
-    """Check that there is a trainable LoRA parameter, and no trainable parameter without support.
+    """Check that there is a trainable LoRA parameter, and that all trainable parameters are supported.
 
     Args:
         owners (`dict`): name of each supported module to its trainable parameters.
@@ -140,7 +140,7 @@ def _check_supported(owners: dict[str, dict[str, str]], refused: list[str]) -> N
 
 
 def find_tracked(model: nn.Module) -> list[TrackedModule]:
-    """Every trainable parameter of the active adapter, by the module that owns it.
+    """The modules of all trainable parameters of the active adapter.
 
     Args:
         model (`nn.Module`): a peft model with LoRA layers.
@@ -149,8 +149,8 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
         `list[TrackedModule]`: in the order of the model.
 
     Raises:
-        ValueError: if nothing is trainable, if no LoRA layer is, if the adapter is merged or disabled, or if a
-            trainable parameter belongs to a module whose per-sample gradients are not supported; each such is named.
+        ValueError: if no LoRA parameter is trainable, if the adapter is merged or disabled, or if a trainable
+            parameter belongs to a module whose per-sample gradients are not supported, naming each.
     """
     _check_active(model)
     inactive = set(_inactive_adapters(model))
@@ -183,10 +183,10 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
 
 
 def in_last_blocks(tracked: list[TrackedModule], blocks: int) -> list[TrackedModule]:
-    """Those of the last `blocks` adapted blocks, in the order of the model, and those outside of blocks.
+    """The modules in the last `blocks` adapted blocks and outside of blocks, in the order of the model.
 
     Raises:
-        ValueError: if there are fewer blocks.
+        ValueError: if fewer blocks are adapted.
     """
     names = list(dict.fromkeys(module.block for module in tracked if module.block != OUTSIDE_BLOCKS))
     if blocks > len(names):

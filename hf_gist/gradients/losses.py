@@ -1,4 +1,4 @@
-"""Each sample's own loss in a padded batch, with logits at labelled positions only."""
+"""Per-sample losses of a padded batch, with logits at labelled positions only."""
 
 import inspect
 from collections.abc import Iterator
@@ -32,20 +32,20 @@ def loss_kind(model: nn.Module) -> str:
 
 
 def count_labels(labels: Tensor) -> Tensor:
-    """Labels other than -100 of each row `[B]` int64, wherever they are; `labels` is `[B, ...]`."""
+    """Number of labels other than -100 in each row, `[B]` int64; `labels` is `[B, ...]`."""
     return (labels != IGNORE_INDEX).view(len(labels), -1).sum(1)
 
 
 def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Labelled tokens of each row of a batch `[B]` int64, as the loss counts them; the model is not run.
+    """Labelled tokens of each row of a batch `[B]` int64, as counted by the loss; the model is not run.
 
-    A causal model predicts every token but the first, whose label therefore does not count; a classifier has one label
-    a row.
+    A causal model predicts every token except the first, whose label is therefore not counted; a classifier has one
+    label per row.
 
     Args:
         model (`nn.Module`): a peft or transformers model.
         batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification); labels that a trainer has
-            already shifted (`shift_labels` `[B, T]`) are the ones that count.
+            already shifted (`shift_labels` `[B, T]`) are counted instead, if present.
 
     Raises:
         ValueError: see [`loss_kind`].
@@ -60,18 +60,18 @@ def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
 
 
 def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """Position ids that do not depend on the batch a left-padded row is in.
+    """Add position ids that make left-padded rows independent of the padding of their batch.
 
     Raises:
-        ValueError: for left padding where the model numbers positions by itself.
+        ValueError: for left padding if the model computes its own position ids.
     """
     mask = inputs.get("attention_mask")
     if mask is None or mask.dim() != 2 or "position_ids" in inputs or bool(mask[:, 0].all()):
         return inputs
-    # encoders with learned positions keep a buffer of them, and number from there
+    # encoders with learned positions take position ids from a buffer
     if any(name.endswith("position_ids") for name, _ in base.named_buffers()):
         raise ValueError(
-            f"{type(base).__name__} gives a left-padded row other positions in every batch; set "
+            f"{type(base).__name__} gives a left-padded row positions that depend on its batch; set "
             "`tokenizer.padding_side = 'right'`."
         )
     if "position_ids" not in inspect.signature(base.forward).parameters:
@@ -80,14 +80,14 @@ def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 def _accepted(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
-    """The inputs that the model's forward names; a trainer's collator may carry more for its own use."""
+    """The inputs that the model's forward accepts; the collator of a trainer may return others too."""
     named = inspect.signature(base.forward).parameters
     return {name: value for name, value in inputs.items() if name in named}
 
 
 @contextmanager
 def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
-    """Let the output head see only the labelled positions: `[B, T, d]` becomes `[1, n, d]`."""
+    """Pass only the labelled positions to the output head: `[B, T, d]` becomes `[1, n, d]`."""
     if head is None:
         yield
         return
@@ -101,20 +101,20 @@ def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
 
 
 def _is_trained(head: nn.Module | None) -> bool:
-    """Whether the output head has per-sample gradients of its own, which need its whole input `[B, T, d]`."""
+    """Whether the output head is trainable: its per-sample gradients need its whole input `[B, T, d]`."""
     return head is not None and any(parameter.requires_grad for parameter in head.parameters())
 
 
 def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
-    """`[n, V]`, whether the model computed only the labelled positions or all of them."""
+    """Logits `[n, V]` of the labelled positions, from a model output of these or of all positions."""
     if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
-        # a view; the gradient of an index would be a copy into zeros
+        # a view: indexing would allocate a full tensor of zeros in the backward pass
         return logits.squeeze(0)
     return logits[labelled]
 
 
 def _decoder_inputs(base: Any, labels: Tensor) -> Tensor:
-    """The labels `[B, T]` shifted by one, as the decoder of a sequence-to-sequence model reads them.
+    """The decoder inputs of a sequence-to-sequence model: the labels `[B, T]` shifted by one.
 
     Raises:
         ValueError: for labels that are padded on the left.
@@ -125,7 +125,7 @@ def _decoder_inputs(base: Any, labels: Tensor) -> Tensor:
 
 
 def _token_losses(caller: nn.Module, base: Any, inputs: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and labelled tokens, both `[B]`; `labels` `[B, T]` are those of the positions that predict them."""
+    """Losses and labelled tokens, both `[B]`; `labels` `[B, T]` are already aligned with the logits."""
     labelled = labels != IGNORE_INDEX
     head = base.get_output_embeddings()
     with _head_at(None if _is_trained(head) else head, labelled):
@@ -145,11 +145,11 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
         `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, as in [`labelled_tokens`].
 
     Raises:
-        ValueError: see [`loss_kind`]; also for padding on the left where positions or labels do not allow it.
+        ValueError: see [`loss_kind`]; also for unsupported left padding of inputs or labels.
     """
     base: Any = unwrapped(model)
     kind = loss_kind(model)
-    # a sharded model is gathered by the hooks of its outermost module
+    # the hooks of the outermost module gather a sharded model
     caller = model if is_sharded(model) else base
     inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
     labels = batch["labels"]

@@ -1,4 +1,4 @@
-"""Properties of a whole model: its parts, its device, the values of its adapter."""
+"""Helpers for models: unwrapping, device, dtype, adapter parameters and digests."""
 
 import hashlib
 import inspect
@@ -15,13 +15,13 @@ from hf_gist.data.provenance import public_name
 def unwrapped(model: nn.Module) -> nn.Module:
     """The transformers model inside a peft model, with the LoRA layers in place; other models are returned as is.
 
-    Calling it directly leaves out wrappers that a trainer put around the outer model, such as autocast.
+    Calling it directly bypasses the wrappers that a trainer added to the outer model, for example autocast.
     """
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the parameters are sharded over processes (FSDP2), so that every pass is collective."""
+    """Whether the parameters are sharded over processes (FSDP2), so every forward and backward pass is collective."""
     return any(isinstance(parameter, DTensor) for parameter in model.parameters())
 
 
@@ -41,12 +41,12 @@ def assign(parameter: nn.Parameter, values: Tensor) -> None:
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The trainable parameters by name; what `after_selection="restart"` resets."""
+    """The trainable parameters by name; `after_selection="restart"` resets these."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def model_identity(model: nn.Module) -> dict[str, str | None]:
-    """Where the base model came from, for a manifest: its id (of a folder the name only), revision and class."""
+    """The base model's id (for a local folder, the folder name only), revision and class, for a manifest."""
     base = unwrapped(model)
     config = getattr(base, "config", None)
     return {
@@ -76,7 +76,7 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
 
 
 def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
-    """Check that the weights have the dtype that the configuration names.
+    """Check that the weights have the configured dtype.
 
     Raises:
         ValueError: for `scoring_dtype="float32"` on weights of another floating dtype.
@@ -85,8 +85,8 @@ def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
     if scoring_dtype == "float32" and dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ValueError(
-            f"`scoring_dtype='float32'`, but the model's weights are {names}. Load it with `dtype=torch.float32`, or set "
-            "`scoring_dtype='auto'`."
+            f"`scoring_dtype='float32'`, but the model's weights are {names}. Load it with `dtype=torch.float32`, or "
+            "set `scoring_dtype='auto'`."
         )
 
 

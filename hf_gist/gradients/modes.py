@@ -1,4 +1,4 @@
-"""Modes of a model outside of training: eval mode with gradients, checkpointing inside it, the compute dtype."""
+"""Model modes for scoring: eval mode with gradients, activation checkpointing in eval mode, compute dtype."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from torch import nn
 
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
-    """Eval mode with gradients; training flags and all random states are restored on exit, also after an error."""
+    """Eval mode with gradients; training flags and random states are restored on exit, also after an error."""
     flags = {module: module.training for module in model.modules()}
     python_state = random.getstate()
     numpy_state = np.random.get_state()
@@ -33,7 +33,7 @@ def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
 
 
 def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
-    """The checkpointing function of a block, with the block in eval mode inside, also in the recomputation."""
+    """The checkpointing function of a block, with the block in eval mode in the forward pass and the recomputation."""
 
     def run(forward: Callable, *args: Any, **kwargs: Any) -> Any:
         def in_eval_mode(*inner: Any, **named: Any) -> Any:
@@ -50,10 +50,10 @@ def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
 
 @contextmanager
 def checkpointing(model: nn.Module) -> Iterator[None]:
-    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it on.
+    """Activation checkpointing inside [`scoring_mode`], for the blocks that have it enabled.
 
-    Whether a block is checkpointed is decided by its own training flag. Some blocks also apply dropout by that flag, so it
-    is off while the block computes. The children of the blocks stay in eval mode throughout.
+    A block is checkpointed only if its own training flag is set. Some blocks also apply dropout if it is set, so it is
+    cleared while the block computes. The children of the blocks stay in eval mode throughout.
     """
     blocks: list[tuple[Any, Callable | None]] = [
         (block, getattr(block, "_gradient_checkpointing_func", None)) for block in checkpointed_blocks(model)
@@ -72,7 +72,7 @@ def checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 def compute_dtype_context(scoring_dtype: str, device: torch.device) -> AbstractContextManager[Any]:
-    """Autocast for `"bfloat16"`, explicitly none for `"float32"`, the surrounding state for `"auto"`."""
+    """Autocast on for `"bfloat16"`, off for `"float32"`, unchanged for `"auto"`."""
     if scoring_dtype == "auto":
         return nullcontext()
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=scoring_dtype == "bfloat16")

@@ -31,8 +31,8 @@ class Shards:
 
     Args:
         folder (`Path`): on a file system that all processes share.
-        name (`str`): of the pass.
-        every (`int`, *optional*): batches between two saves; by default about a minute.
+        name (`str`): name of the pass.
+        every (`int`, *optional*): save after this many batches; by default about every minute.
     """
 
     folder: Path
@@ -43,10 +43,11 @@ class Shards:
     _last: float = field(default_factory=time.monotonic)
 
     def restore(self, facts: dict[str, Tensor]) -> None:
-        """Fill in what earlier runs finished, on the main process, and tell all processes which batches that is.
+        """Load the results of earlier runs on the main process, and broadcast the finished batches to all processes.
 
         Args:
-            facts (`dict[str, Tensor]`): tensors of `N` rows each, filled in place; the sum over the processes is the result.
+            facts (`dict[str, Tensor]`): tensors of `N` rows each, filled in place; the caller sums them over the
+                processes.
         """
         found = [sorted(self.done)]
         if PartialState().is_main_process:
@@ -81,7 +82,7 @@ class Shards:
             self.save(facts)
 
     def save(self, facts: dict[str, Tensor]) -> None:
-        """Write what has finished since the last save, atomically."""
+        """Atomically write the batches finished since the last save."""
         if not self._waiting:
             return
         rows = torch.tensor([row for _, own in self._waiting for row in own])
@@ -95,13 +96,13 @@ class Shards:
 
 @dataclass(frozen=True)
 class PartialScores:
-    """A folder of unfinished scoring.
+    """A folder of unfinished scores.
 
     Args:
-        folder (`Path`): where.
+        folder (`Path`): where the scores are saved.
         every (`int`, *optional*): see [`Shards`].
-        start_over (`bool`): delete results of other settings with a warning instead of raising; for training runs, whose
-            warm-up is already done.
+        start_over (`bool`): delete scores of other settings with a warning instead of raising an error; for training
+            runs, which have already run the warm-up.
     """
 
     folder: Path
@@ -109,13 +110,13 @@ class PartialScores:
     start_over: bool = False
 
     def open(self, key: dict[str, Any]) -> None:
-        """Create the folder, or check that its contents belong to the same scoring.
+        """Create the folder, or check that it was created with the same settings.
 
         Args:
             key (`dict`): everything that the scores depend on.
 
         Raises:
-            ValueError: naming what is different.
+            ValueError: naming the differences.
         """
         state = PartialState()
         path = self.folder / KEY
@@ -165,4 +166,4 @@ def refuse_other_settings(before: dict[str, Any], now: dict[str, Any], where: Pa
     names = [name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name)]
     if names:
         changes = "; ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
-        raise ValueError(f"{where} was made with other settings: {changes}. Use another folder, or delete that one.")
+        raise ValueError(f"{where} was written with other settings: {changes}. Use another folder or delete this one.")

@@ -1,4 +1,4 @@
-"""Passes over a dataset outside the Trainer: the representation of each row, batch by batch, over all processes."""
+"""Passes over a dataset outside the Trainer that compute each row's representation, distributed over all processes."""
 
 import math
 from collections.abc import Callable
@@ -26,7 +26,7 @@ from hf_gist.gradients.vectors import Gradients, Vectors
 logger = logging.get_logger(__name__)
 
 NewSink = Callable[[list[int]], Gradients]
-"""Makes, for the row indices of a batch, the receiver of its vectors."""
+"""From the row indices of a batch to the callback that receives its vectors."""
 
 
 @dataclass
@@ -36,8 +36,8 @@ class RowFacts:
     Args:
         losses (`Tensor`): mean token loss `[N]` float32.
         label_tokens (`Tensor`): labelled tokens `[N]` int64.
-        norms (`Tensor`): norms of the rows' vectors `[N]` float32, NaN or Inf where one is not finite.
-        coordinates (`Tensor`): in the basis of the pass `[N, q]` float32; `q` is 0 without one.
+        norms (`Tensor`): norms of the rows' vectors `[N]` float32; NaN or Inf if a vector is not finite.
+        coordinates (`Tensor`): in the basis of the pass `[N, q]` float32; `q` is 0 without a basis.
     """
 
     losses: Tensor
@@ -53,7 +53,7 @@ class RowFacts:
 
 @dataclass(frozen=True)
 class DatasetPass:
-    """Everything a pass over a dataset needs; the same for targets and candidates.
+    """Settings of a pass over a dataset, shared by targets and candidates.
 
     Args:
         model (`nn.Module`): a peft model.
@@ -61,7 +61,8 @@ class DatasetPass:
         tokens_per_batch (`int`): see [`plan_batches`].
         scoring_dtype (`str`): see [`GISTConfig`].
         progress (`bool`): show a progress bar on the main process.
-        basis_device (`torch.device`, *optional*): where target vectors and basis are kept; by default the model's device.
+        basis_device (`torch.device`, *optional*): where target vectors and basis are kept; by default the model's
+            device.
     """
 
     model: nn.Module
@@ -80,15 +81,15 @@ class DatasetPass:
         facts: RowFacts | None = None,
         shards: Shards | None = None,
     ) -> RowFacts:
-        """One pass over this rank's share of the batches; the facts of all rows are returned on every rank.
+        """One pass over this rank's share of the batches; returns the facts of all rows on every rank.
 
         Args:
             dataset: tokenised rows.
             what (`str`): name of the dataset for messages and the progress bar.
             vectors (`Vectors`): row representation.
-            new_sink (`NewSink`): makes the receiver of a batch's vectors.
+            new_sink (`NewSink`): creates the callback that receives a batch's vectors.
             facts (`RowFacts`, *optional*): filled in and returned.
-            shards (`Shards`, *optional*): saves finished batches to disk; those of an earlier run are not computed again.
+            shards (`Shards`, *optional*): saves finished batches to disk; batches saved by an earlier run are skipped.
 
         Raises:
             RuntimeError: if another process failed, with its error.
@@ -99,7 +100,7 @@ class DatasetPass:
         plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
-        # a failed process cannot reach others that wait for it inside a collective pass; the launcher ends them
+        # a failed process cannot reach others that are blocked in a collective pass; the launcher terminates them
         with nullcontext() if is_sharded(self.model) else together():
             self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
         for values in tensors.values():
@@ -139,7 +140,7 @@ class DatasetPass:
         return tqdm(total=size, desc=what, unit="row", disable=not (self.progress and PartialState().is_main_process))
 
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
-        """Passes whose results are discarded: those of a sharded model are collective, and others may have one batch more."""
+        """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""
         for _ in range(passes):
             batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
             vectors(batch, lambda name, values: None)
@@ -154,7 +155,7 @@ class DatasetPass:
         facts: RowFacts,
         checkpointed: bool = False,
     ) -> None:
-        """One batch; if it does not fit into memory its halves, and a single row with activation checkpointing."""
+        """One batch; if it does not fit into memory, its halves; for a single row, with activation checkpointing."""
         batch = self.collator(fetch_rows(dataset, indices))
         check_batch(batch, len(indices), what)
         smaller: list[list[int]] = []
@@ -162,11 +163,11 @@ class DatasetPass:
             with checkpointing(self.model) if checkpointed else nullcontext():
                 self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
         except RuntimeError as error:
-            # the halves of one process would be collective passes without the other processes
+            # collective passes would deadlock, because only this process would split its batch
             if not should_reduce_batch_size(error) or is_sharded(self.model):
                 raise
             smaller = self._smaller(indices, what, checkpointed, error)
-            # the traceback keeps the activations of the batch that did not fit
+            # the traceback references the activations of the batch that did not fit
             error.__traceback__ = None
         if smaller:
             release_memory()
@@ -174,21 +175,21 @@ class DatasetPass:
             self._batch(dataset, part, what, vectors, new_sink, facts, checkpointed=len(smaller) == 1)
 
     def _smaller(self, indices: list[int], what: str, checkpointed: bool, error: RuntimeError) -> list[list[int]]:
-        """What is tried instead of a batch that did not fit: its halves, or a single row with checkpointing.
+        """The batches to retry after one did not fit: its halves, or a single row with checkpointing.
 
         Raises:
-            RuntimeError: from `error`, if nothing smaller is left.
+            RuntimeError: from `error`, if the batch cannot be made smaller.
         """
         if len(indices) > 1:
             middle = len(indices) // 2
             smaller = [indices[:middle], indices[middle:]]
-            way = "its halves are tried"
+            way = "retrying with its halves"
         elif not checkpointed and checkpointed_blocks(self.model):
             smaller = [indices]
-            way = "it is tried with activation checkpointing"
+            way = "retrying with activation checkpointing"
         else:
             raise RuntimeError(
-                f"Row {indices[0]} of the {what} alone does not fit into memory. Cut rows to fewer tokens"
+                f"Row {indices[0]} of the {what} alone does not fit into memory. Truncate rows to fewer tokens"
                 f"{'' if checkpointed else ', or turn on gradient checkpointing'}."
             ) from error
         logger.warning(f"A batch of {len(indices)} rows of the {what} did not fit into memory; {way}.")
@@ -200,7 +201,7 @@ class DatasetPass:
         squares = torch.zeros(len(indices), dtype=torch.float64, device=model_device(self.model))
 
         def gradients(name: str, values: Tensor) -> None:
-            # a product of the rows with themselves is slower and, over long rows, less exact
+            # an inner product is slower and, for long vectors, less accurate
             squares.add_(torch.linalg.vector_norm(values, dim=1).double().square_())
             sink(name, values)
 

@@ -1,4 +1,4 @@
-"""Work shared by several processes: sums, and errors that reach all of them."""
+"""Collective operations: sums, and errors that are raised on all processes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,10 +10,10 @@ from torch import Tensor
 
 @contextmanager
 def together() -> Iterator[None]:
-    """Collective work: an error in one process is raised in all, so that none waits for ever.
+    """Raise an error of one process on all processes, so that none waits forever.
 
     Raises:
-        RuntimeError: on the processes that did not fail themselves, with the error of one that did.
+        RuntimeError: on the processes that did not fail themselves, with the errors of the failed processes.
     """
     failure: Exception | None = None
     try:
@@ -31,7 +31,7 @@ def together() -> Iterator[None]:
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
-    """Add up a tensor over all processes, in place; every row is non-zero on one rank only, so the sum is exact."""
+    """Add up a tensor over all processes, in place; each row is non-zero on only one rank, so the sum is exact."""
     state = PartialState()
     if state.num_processes > 1:
         values.copy_(reduce(values.to(state.device), "sum"))

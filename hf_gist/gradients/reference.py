@@ -16,7 +16,7 @@ def per_sample_gradients_reference(
 ) -> list[dict[str, Tensor] | None]:
     """Per-sample gradients from one forward and backward pass per row, with the model's own loss.
 
-    Slow; to check the fast path on your own model. The model is put in eval mode for the duration.
+    Slow; use it to check the fast implementation on your own model. The model is in eval mode during the call.
 
     Args:
         model (`nn.Module`): a model with trainable parameters.

@@ -16,7 +16,7 @@ Gradients = Callable[[str, Tensor], None]
 
 
 class _Reporter:
-    """Turns the `(a, d)` reports of one backward into per-parameter gradients, and checks that every module reported once."""
+    """Turns the `(a, d)` of a backward pass into per-sample gradients; checks that every module reported once."""
 
     def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients, batch_size: int) -> None:
         self.tracked = tracked
@@ -36,14 +36,14 @@ class _Reporter:
         if missing:
             raise ValueError(
                 f"No gradient reached {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}: the module is "
-                "not used by the loss, or its output is detached. Remove its adapter or freeze it."
+                "not used by the loss, or its output is detached. Remove or freeze its adapter."
             )
 
 
 def per_sample_backward(
     model: nn.Module, batch: dict[str, Any], tracked: Sequence[TrackedModule], gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
-    """One forward and one backward pass that give each sample's own gradient of every tracked parameter to `gradients`.
+    """One forward and one backward pass that pass each sample's gradient of every tracked parameter to `gradients`.
 
     Args:
         model (`nn.Module`): in eval mode; `p.grad` is not changed.
@@ -60,20 +60,20 @@ def per_sample_backward(
     reporter = _Reporter(tracked, gradients, len(batch["labels"]))
     with reporting(tracked, reporter):
         losses, counts = sample_losses(model, batch)
-        # The sum over samples keeps every sample's gradient its own: no division by the batch's tokens.
+        # Summing over samples leaves each sample's gradient unscaled: no division by the batch's tokens.
         losses.sum().backward()
     reporter.finish()
     return losses.detach(), counts
 
 
 class Vectors(Protocol):
-    """Turns a batch into one vector per sample, in named parts: a gradient has a part for every parameter."""
+    """Turns a batch into one vector per sample, in named parts: a gradient has one part per parameter."""
 
     sizes: dict[str, int]
-    """Part to its number of values."""
+    """From part name to number of values."""
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """Give every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+        """Pass every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
 
 
 class GradientVectors:

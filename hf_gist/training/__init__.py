@@ -1,1 +1,1 @@
-"""Inside a running Trainer: order of the rows, schedule, checks, logs, cards."""
+"""Integration with a running Trainer: row order, schedule, checks, logs, model cards."""

@@ -1,4 +1,4 @@
-"""The Trainer behind a callback's event."""
+"""Finds the Trainer that called a callback."""
 
 import inspect
 
@@ -6,9 +6,10 @@ from transformers import Trainer
 
 
 def calling_trainer() -> Trainer | None:
-    """The Trainer that is calling back right now; `None` if there is none on the stack.
+    """The Trainer that called the current callback; `None` if there is none on the call stack.
 
-    Trainer gives its callbacks everything but itself, and only the Trainer can log to all trackers or add to its card.
+    Trainer does not pass itself to its callbacks, but only the Trainer can log to all trackers or extend its model
+    card.
     """
     frame = inspect.currentframe()
     while frame is not None:

@@ -1,4 +1,4 @@
-"""Cards and pushes of a running Trainer."""
+"""Model cards and Hub uploads of a running Trainer."""
 
 import functools
 import warnings
@@ -22,7 +22,7 @@ from hf_gist.utils.disk import write_json
 
 
 COMPLETES_CARDS = "completes_gist_cards"
-"""Attribute of a trainer that completes its cards already."""
+"""Attribute of a trainer that already completes its model cards."""
 
 
 def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
@@ -34,10 +34,10 @@ def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
 
 
 def save_gast(trainer: Trainer, run: GASTRun, table: SelectionTable) -> None:
-    """Write what a GAST training leaves, from which its report and its card can be made later.
+    """Write the results of a GAST training run, for creating its report and model card later.
 
     Args:
-        trainer (`Trainer`): after the training.
+        trainer (`Trainer`): after training.
         run (`GASTRun`): its state.
         table (`SelectionTable`): which samples updated which layer, over all processes.
     """
@@ -49,7 +49,7 @@ def save_gast(trainer: Trainer, run: GASTRun, table: SelectionTable) -> None:
 
 
 def _run_of(trainer: Trainer) -> Run | None:
-    """What a trainer did so far; `None` before a selection, and for a trainer without GAST."""
+    """The run of a trainer so far; `None` if there is neither a selection nor GAST."""
     found = (getattr(callback, "selection", None) for callback in trainer.callback_handler.callbacks)
     selection = next((value for value in found if isinstance(value, Selection)), None)
     gast = getattr(trainer, "gast_config", None)
@@ -77,7 +77,7 @@ def _run_of(trainer: Trainer) -> Run | None:
 
 
 def complete_card(trainer: Trainer) -> None:
-    """Add the data-selection section to the card in a trainer's output folder, or write a card if there is none."""
+    """Add the data-selection section to the model card in a trainer's output folder; write a card if there is none."""
     if not trainer.is_world_process_zero():
         return
     run = _run_of(trainer)
@@ -86,10 +86,10 @@ def complete_card(trainer: Trainer) -> None:
 
 
 class CardCallback(TrainerCallback):
-    """Completes the card before each push of a training in progress.
+    """Completes the model card before each push during training.
 
     Args:
-        trainer (`Trainer`): whose card it is.
+        trainer (`Trainer`): the trainer of the model card.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -103,19 +103,19 @@ class CardCallback(TrainerCallback):
 
 
 def complete_cards(trainer: Trainer | None, output_dir: Path) -> None:
-    """Patch a trainer so that it completes every card that it writes and uploads no text of the data; idempotent.
+    """Patch a trainer so that it completes every model card and uploads no text of the dataset; idempotent.
 
-    A [`GASTMixin`] trainer does both by itself. On any other the instance is patched: `push_to_hub` calls
-    `create_model_card` after the last event that a callback gets, right before the upload.
+    A [`GASTMixin`] trainer already does both. For any other, the instance is patched, because `push_to_hub` calls
+    `create_model_card` after the last callback event, immediately before the upload.
 
     Args:
-        trainer (`Trainer`, *optional*): that calls back; a warning says what to do if it was not found.
+        trainer (`Trainer`, *optional*): the trainer; if it was not found, a warning says what to do.
         output_dir (`Path`): its output folder.
     """
     if trainer is None:
         warnings.warn(
-            "The Trainer of this run was not found, so its model card will have no section on the selection. Afterwards "
-            f"`hf-gist card {output_dir}` adds it.",
+            "The Trainer of this run was not found, so its model card will have no section on the selection. Run "
+            f"`hf-gist card {output_dir}` after training to add it.",
             NoEffectWarning,
             stacklevel=4,
         )
@@ -123,7 +123,8 @@ def complete_cards(trainer: Trainer | None, output_dir: Path) -> None:
     if getattr(trainer, COMPLETES_CARDS, False):
         return
     setattr(trainer, COMPLETES_CARDS, True)
-    create, push = trainer.create_model_card, trainer.push_to_hub
+    create = trainer.create_model_card
+    push = trainer.push_to_hub
 
     @functools.wraps(create)
     def create_model_card(*args: Any, **kwargs: Any) -> None:
@@ -135,16 +136,16 @@ def complete_cards(trainer: Trainer | None, output_dir: Path) -> None:
         withhold_rows(trainer)
         return push(*args, **kwargs)
 
-    # through `setattr`, because a method of an instance is not meant to be assigned
+    # `setattr`, because type checkers reject assigning to a method
     setattr(trainer, "create_model_card", create_model_card)  # noqa: B010
     setattr(trainer, "push_to_hub", push_to_hub)  # noqa: B010
     trainer.add_callback(CardCallback(trainer))
 
 
 def withhold_rows(trainer: Trainer) -> None:
-    """Remove the text of the data from a trainer's output folder before the whole folder is uploaded.
+    """Remove text of the dataset from a trainer's output folder before the folder is uploaded.
 
-    A training without `push_to_hub=True` did not know that this would happen, and wrote rows into its report.
+    Without `push_to_hub=True`, the report was written with rows, because no upload was expected.
     """
     if trainer.is_world_process_zero():
         withhold_text(output_folder(trainer.args))

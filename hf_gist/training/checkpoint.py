@@ -1,4 +1,4 @@
-"""What a run keeps on disk to resume: the initial adapter, and the selection of each checkpoint."""
+"""Files needed to resume a run: the initial adapter, and the selection of each checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,12 @@ INITIAL_ADAPTER_FILE = "initial_adapter.safetensors"
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
-    """The folder of the artifacts in the checkpoint of an optimizer step."""
+    """The artifact folder in the checkpoint of an optimizer step."""
     return output_dir / f"{PREFIX_CHECKPOINT_DIR}-{step}" / FOLDER
 
 
 class InitialAdapter:
-    """The adapter as it was before the first step, for `after_selection="restart"`.
+    """The adapter values before the first step, for `after_selection="restart"`.
 
     Args:
         values (`dict[str, Tensor]`): parameter name to value, on the CPU.
@@ -36,10 +36,10 @@ class InitialAdapter:
 
     @classmethod
     def of(cls, model: nn.Module, output_dir: Path, state: TrainerState) -> "InitialAdapter":
-        """Copy the adapter of a model before its first step, also to disk; a resumed run reads it from there.
+        """Copy the adapter before the first step, and save it to disk; a resumed run reads it from there.
 
         Raises:
-            ValueError: if a resumed run finds no file.
+            ValueError: if the file is missing when resuming.
         """
         path = output_dir / FOLDER / INITIAL_ADAPTER_FILE
         if state.global_step > 0:
@@ -62,12 +62,12 @@ def save_selected(folder: Path, selection: Selection) -> None:
 
 
 def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -> Selection:
-    """The selection of an interrupted run, which must be that of the checkpoint.
+    """Load the selection of an interrupted run, and check that it matches the checkpoint.
 
     Args:
-        output_dir (`Path`): of the trainer.
+        output_dir (`Path`): the trainer's output folder.
         step (`int`): optimizer step of the checkpoint.
-        config (`GISTConfig`): of the callback.
+        config (`GISTConfig`): the callback's configuration.
         pool: the train dataset.
 
     Raises:
@@ -77,13 +77,13 @@ def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -
     folder = checkpoint_folder(output_dir, step)
     selection = Selection.load(artifacts)
     indices = selection.indices
-    # Trainer finishes a checkpoint before its callbacks add to it: a kill in between leaves this file out
+    # Trainer writes a checkpoint before its callbacks add to it; this file is missing if the run was killed in between
     if (folder / SELECTED_FILE).exists():
         indices = read_json(folder / SELECTED_FILE)["indices"]
     if selection.config != config:
         raise ValueError(
-            f"The selection in {folder} was made with another GISTConfig ({selection.config}). Resume with that one, or "
-            "start a new run in another output folder."
+            f"The selection in {folder} was made with another GISTConfig ({selection.config}). Resume with that one "
+            "or start a new run in another output folder."
         )
     if indices != selection.indices or len(selection.scores) != len(pool):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""How a GAST trainer is set up: checks, its support set, and the source that each of its samples carries."""
+"""Setup of a GAST trainer: checks, the support set, and the source of each sample."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,16 +16,16 @@ from hf_gist.gradients.losses import loss_kind
 
 
 SOURCE_KEY = "gast_source"
-"""Where a training batch carries the source of each sample, until `training_step` takes it out."""
+"""Key of the source of each sample in a training batch; removed by `training_step`."""
 
 
 def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> None:
-    """Check that a trainer's model can be masked and its loss split by sample, before anything is run.
+    """Check before training that GAST supports a trainer's model, and that its loss can be split by sample.
 
     Args:
-        trainer (`Trainer`): just made.
-        config (`GASTConfig`): of the masks.
-        own_weights (`bool`): whether its class says how much each sample weighs in its loss.
+        trainer (`Trainer`): after its construction.
+        config (`GASTConfig`): the configuration.
+        own_weights (`bool`): whether its class overrides `sample_weights`.
 
     Raises:
         ValueError: naming what to change.
@@ -43,18 +43,18 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
     """The support set, with the columns and the format of the trainer's training rows.
 
     Args:
-        trainer (`Trainer`): stock, or TRL's.
+        trainer (`Trainer`): a `Trainer` or TRL's `SFTTrainer`.
         dataset: support rows, raw with `SFTTrainer`; `None` for the training set.
-        config (`GASTConfig`): rows in a support batch and their order.
+        config (`GASTConfig`): size and order of support batches.
 
     Raises:
-        ValueError: if the rows have no known length, or there are none.
+        ValueError: if the number of rows is not known or zero.
     """
     collator = trainer.data_collator
     if dataset is None:
         dataset = trainer.train_dataset
     elif hasattr(trainer, "_prepare_dataset") and not getattr(trainer, "_skip_prepare_dataset", False):
-        # TRL tokenises what the user passes; the training set has been through this already.
+        # TRL tokenises raw rows in its constructor; the support rows are tokenised here in the same way.
         formatting = getattr(trainer, "_formatting_func", None)
         tokenizer = trainer.processing_class
         dataset = trainer._prepare_dataset(dataset, tokenizer, trainer.args, False, formatting, "support")
@@ -67,10 +67,10 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
 
 @contextmanager
 def carrying_sources(trainer: Trainer, column: str, names: Sequence[str]) -> Iterator[None]:
-    """While active, the dataloaders that a trainer makes give batches with the source of each sample.
+    """While active, dataloaders created by a trainer add the source of each sample to the batches.
 
     Args:
-        trainer (`Trainer`): whose collator and columns are exchanged.
+        trainer (`Trainer`): whose collator and columns are replaced.
         column (`str`): of the training set.
         names (`Sequence[str]`): the values of the column.
     """

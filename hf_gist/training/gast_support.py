@@ -1,4 +1,4 @@
-"""The support gradient of a GAST trainer, by the trainer's own loss."""
+"""Computes the support gradient of a GAST trainer with the trainer's loss."""
 
 import copy
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from hf_gist.gast.support import SupportSet, average_over_ranks, support_mode
 
 
 def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any], counts: Tensor) -> str:
-    """How the trainer's `compute_loss_func` weighs the samples, from a forward pass over one batch.
+    """Determine how the trainer's `compute_loss_func` weights the samples, from a forward pass over one batch.
 
     Args:
-        trainer (`Trainer`): whose loss it is.
-        probe (`LossFunctionProbe`): keeps what was found out.
+        trainer (`Trainer`): the trainer with the loss.
+        probe (`LossFunctionProbe`): stores the result.
         inputs (`dict`): a collated batch on the device.
         counts (`Tensor`): labelled tokens `[B]`.
 
@@ -48,9 +48,9 @@ def support_gradient(
 
     Args:
         trainer (`Trainer`): computes the loss.
-        model (`nn.Module`): with the wrappers of the trainer; its `p.grad` are left as they were.
-        run (`GASTRun`): groups, and how many support batches there were.
-        support (`SupportSet`): gives the batch.
+        model (`nn.Module`): with the trainer's wrappers; its `p.grad` are not changed.
+        run (`GASTRun`): groups, and the number of previous support batches.
+        support (`SupportSet`): provides the batch.
         sample_weights (`Callable`): batch to the weight of each sample in its loss `[B]`.
 
     Returns:
@@ -59,7 +59,7 @@ def support_gradient(
     accelerator = trainer.accelerator
     inner = accelerator.unwrap_model(model)
     untracked = [parameter for name, parameter in inner.named_parameters() if name in run.unmasked]
-    # FSDP2 has nothing to reduce without gradients, and its `no_sync` would end the one of the accumulation.
+    # under FSDP2 there are no gradients to reduce, and its `no_sync` would end that of the gradient accumulation
     sync = nullcontext() if accelerator.is_fsdp2 else accelerator.no_sync(model)
     with support_mode(model, untracked), without_metrics(trainer), sync:
         batch = support.batch(run.supports, accelerator.process_index, accelerator.num_processes)
@@ -77,7 +77,7 @@ def support_gradient(
 
 @contextmanager
 def without_metrics(trainer: Trainer) -> Iterator[None]:
-    """Keep the support samples out of the running metrics that TRL's `compute_loss` adds to."""
+    """Exclude the support samples from the running metrics that TRL's `compute_loss` updates."""
     names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
     kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
     try:
@@ -88,6 +88,6 @@ def without_metrics(trainer: Trainer) -> Iterator[None]:
 
 
 def sum_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:
-    """A tensor added up over the processes of a trainer."""
+    """A tensor summed over the processes of a trainer."""
     accelerator = trainer.accelerator
     return accelerator.reduce(values, "sum") if accelerator.num_processes > 1 else values

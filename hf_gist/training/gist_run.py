@@ -1,4 +1,4 @@
-"""The state of one `train()` call with GIST: from the warm-up over the swap to the last pass over the selection."""
+"""The state of one `train()` call with GIST: warm-up, swap to the selected rows, and passes over the selection."""
 
 import dataclasses
 import math
@@ -38,7 +38,7 @@ from hf_gist.training.tracking import track_selection
 
 
 def expected_rows(config: GISTConfig, pool_size: int) -> int:
-    """Rows that the selection will have; an estimate for a token budget, corrected at the swap."""
+    """Number of rows that will be selected; an estimate for a token budget, corrected at the swap."""
     rows = rows_in_budget(config.budget, config.budget_unit, pool_size)
     if rows is not None:
         return rows
@@ -48,33 +48,34 @@ def expected_rows(config: GISTConfig, pool_size: int) -> int:
 
 
 def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int) -> StepPlan:
-    """The layout of a run with so many selected rows.
+    """The step plan of a run with this number of selected rows.
 
     Raises:
-        ValueError: if the warm-up or the selection gets no step.
+        ValueError: if the warm-up or the selection would have no steps.
     """
-    args, loader = parts.args, parts.loader
+    args = parts.args
+    loader = parts.loader
     pool_size = len(parts.pool)
     per_step = loader.total_batch_size * args.gradient_accumulation_steps
-    # those that Trainer does not cut short
+    # only the full-size steps of Trainer
     in_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
     warmup = warmup_steps_of(config.warmup_ratio, config.warmup_steps, pool_size, per_step, in_epoch)
     return plan_steps(pool_size, per_step, in_epoch, warmup, selected_rows, args.num_train_epochs, args.max_steps)
 
 
 class GISTRun:
-    """Where one `train()` call stands.
+    """The state of one `train()` call.
 
-    The constructor changes nothing outside of the run; [`GISTRun.begin`] takes over dataloader and schedule.
+    The constructor has no side effects on the trainer; [`GISTRun.begin`] changes its dataloader and schedule.
 
     Args:
-        config (`GISTConfig`): of the callback.
-        parts (`TrainerParts`): of the trainer.
-        inputs (`Inputs`): pool, targets and what goes with them, checked.
-        state (`TrainerState`): of the trainer, before the first step or at a checkpoint.
+        config (`GISTConfig`): the callback's configuration.
+        parts (`TrainerParts`): the trainer's objects.
+        inputs (`Inputs`): the checked inputs.
+        state (`TrainerState`): the trainer's state, before the first step or at a checkpoint.
 
     Raises:
-        ValueError: if nothing would be trained on the selection.
+        ValueError: if there would be no step on the selection.
     """
 
     def __init__(self, config: GISTConfig, parts: TrainerParts, inputs: Inputs, state: TrainerState) -> None:
@@ -100,10 +101,10 @@ class GISTRun:
     # ---- The beginning ----
 
     def begin(self, state: TrainerState) -> None:
-        """Take over the order of the dataloader and the length of the run; continue from a checkpoint if it is one.
+        """Set the order of the dataloader and the length of the run; continue if resuming from a checkpoint.
 
         Raises:
-            ValueError: if the checkpoint is that of another selection.
+            ValueError: if the checkpoint belongs to another selection.
         """
         self.parts.loader.set_sampler(self.sampler)
         self._apply(self.plan, state)
@@ -113,8 +114,9 @@ class GISTRun:
             self._resume(state)
 
     def _apply(self, plan: StepPlan, state: TrainerState) -> None:
-        """Make a plan that of the sampler, the trainer's state, the learning rate and the progress bars."""
-        args, before = self.parts.args, state.max_steps
+        """Apply a plan to the sampler, the trainer's state, the learning rate and the progress bars."""
+        args = self.parts.args
+        before = state.max_steps
         self.plan = plan
         self.sampler.plan = plan
         state.max_steps = plan.total_steps
@@ -134,19 +136,19 @@ class GISTRun:
             self._skipped_steps = state.global_step % updates_in_epoch
 
     def _move_to(self, selection: Selection, state: TrainerState) -> None:
-        """Let the sampler pass over the selected rows from the next epoch on."""
+        """Make the sampler yield the selected rows from the next epoch."""
         self.sampler.selection = selection.indices
         self._apply(step_plan(self.config, self.parts, len(selection.indices)), state)
 
     # ---- Epochs and steps ----
 
     def start_epoch(self, step: int) -> None:
-        """Tell the sampler at which step an epoch starts."""
+        """Set the step at which the sampler starts an epoch."""
         self.sampler.start_epoch(step, self._skipped_steps)
         self._skipped_steps = 0
 
     def ends_inside_a_pass(self, step: int) -> bool:
-        """Whether an epoch that ends at `step` ends in the middle of a pass, as one of a resumed run may."""
+        """Whether an epoch that ends at `step` ends in the middle of a pass; possible in a resumed run."""
         return self.plan.whole_passes and step != self.plan.epoch_end(step - 1)
 
     def start_step(self) -> None:
@@ -169,7 +171,7 @@ class GISTRun:
     # ---- The swap ----
 
     def swap(self, state: TrainerState) -> None:
-        """Score the pool, select, write the artifacts and move the dataloader to the selected rows."""
+        """Score the pool, select, write the artifacts and switch the dataloader to the selected rows."""
         partial = PartialScores(self.folder / PARTIAL, self.config.save_every, start_over=True)
         selection = self._select(partial)
         self.selection = selection
@@ -188,7 +190,8 @@ class GISTRun:
             tqdm.write(summary_table(selection))
 
     def _select(self, partial: PartialScores) -> Selection:
-        parts, inputs = self.parts, self.inputs
+        parts = self.parts
+        inputs = self.inputs
         if scorer_of(self.config).needs_adam:
             checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
             inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
@@ -203,14 +206,14 @@ class GISTRun:
         return dataclasses.replace(selection, costs=selection.costs.with_phase(warmup, first=True))
 
     def _cost(self, phase: str, steps: Iterable[int]) -> PhaseCost:
-        # numbers, not objects: a long training has millions of them
+        # an array, not a list: a long training run has millions of rows
         rows = np.fromiter((row for step in steps for row in self.sampler.rows_of_step(step)), dtype=np.int64)
         return self.clock.cost(phase, self.parts.model, row_lengths(self.inputs.pool), rows)
 
     # ---- Checkpoints and the end ----
 
     def save(self, step: int) -> None:
-        """Write into the checkpoint of a step what a resumed run needs; on the process that owns the disk."""
+        """Write the state for resuming into the checkpoint of a step; called on the main process only."""
         folder = checkpoint_folder(self.parts.output_folder, step)
         folder.mkdir(parents=True, exist_ok=True)
         self.clock.record(WARMUP if self.selection is None else TRAINING)
@@ -226,7 +229,7 @@ class GISTRun:
         seen = self.row_check.done or self.first_step >= state.global_step
         if self.selection is None or not seen:
             warnings.warn(
-                f"Training ended at step {state.global_step}, before a step on selected rows was seen: the warm-up alone "
+                f"Training ended at step {state.global_step}, before a step on selected rows: the warm-up alone "
                 f"takes {self.plan.warmup_steps} steps.",
                 NoEffectWarning,
                 stacklevel=3,

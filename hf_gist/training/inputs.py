@@ -1,4 +1,4 @@
-"""What a selection inside a Trainer reads: the rows given to the callback, in the format of the trainer's own."""
+"""Inputs of a selection inside a Trainer: converts the callback's rows to the format of the trainer's rows."""
 
 import copy
 from typing import Any
@@ -24,17 +24,17 @@ from hf_gist.training.parts import TrainerParts
 def read_inputs(
     parts: TrainerParts, config: GISTConfig, target_dataset: Any, train_dataset: Any, eval_dataset: Any
 ) -> Inputs:
-    """Check what the callback was given against the trainer's rows, and prepare it for scoring.
+    """Check the callback's datasets against the trainer's rows, and prepare them for scoring.
 
     Args:
-        parts (`TrainerParts`): of the `train()` call.
+        parts (`TrainerParts`): the trainer's objects for this `train()` call.
         config (`GISTConfig`): the selection.
         target_dataset: see [`GISTDataSelectorCallback`].
         train_dataset: see [`GISTDataSelectorCallback`].
         eval_dataset: see [`GISTDataSelectorCallback`].
 
     Raises:
-        ValueError: for anything that cannot be selected from, before any step.
+        ValueError: for invalid inputs, before the first step.
     """
     check_trainer(parts, config)
     pool = parts.pool
@@ -51,17 +51,17 @@ def read_inputs(
 
 
 def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
-    """Check that the trainer's dataloader can be taken over.
+    """Check that the order of the trainer's dataloader can be replaced.
 
     Raises:
-        ValueError: naming the argument or the setting that does not allow it.
+        ValueError: naming the argument or setting to change.
     """
     args = parts.args
     check_dataset(parts.pool, "train_dataset")
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise ValueError(
-            "`packing` or `padding_free` is on: several examples share one row, and their gradients cannot be told "
-            "apart. Set both to False."
+            "`packing` or `padding_free` is on: several examples share one row, so their gradients cannot be "
+            "separated. Set both to False."
         )
     batch_sampler = getattr(parts.loader, "batch_sampler", None)
     if not isinstance(batch_sampler, BatchSampler) or args.train_sampling_strategy == "batch_rebalance":
@@ -76,7 +76,7 @@ def _target_columns(parts: TrainerParts, config: GISTConfig, target_dataset: Any
     columns = group_columns(target_dataset, config)
     if not parts.args.push_to_hub:
         return columns
-    # the other columns may be text of the data, and they are written into the folder that is uploaded
+    # other columns may contain text of the dataset, and would be written into the folder that is uploaded
     return {name: values for name, values in columns.items() if name == config.target_group_column}
 
 
@@ -84,8 +84,8 @@ def prepare_targets(targets: Any, parts: TrainerParts) -> Any:
     """The target rows with the columns that the rows of the train dataset have.
 
     Args:
-        targets: what the user gave: tokenised rows, or raw ones with `SFTTrainer`.
-        parts (`TrainerParts`): the train dataset, and the model that decides which columns are used.
+        targets: the user's rows: tokenised, or raw with `SFTTrainer`.
+        parts (`TrainerParts`): the train dataset, and the model, whose signature determines the columns used.
 
     Raises:
         ValueError: for rows that cannot be converted to that format.
@@ -102,8 +102,8 @@ def prepare_targets(targets: Any, parts: TrainerParts) -> Any:
     missing = [name for name in needed if name not in targets.column_names]
     if missing:
         raise ValueError(
-            f"`target_dataset` lacks the column(s) {', '.join(missing)} of the train dataset. Tokenise both with the "
-            "same function."
+            f"`target_dataset` does not have the column(s) {', '.join(missing)} of the train dataset. "
+            "Tokenise both with the same function."
         )
     return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
 
@@ -114,8 +114,8 @@ def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: A
     Args:
         rows: the `train_dataset` that the callback was given, with all its columns, or `None`.
         column (`str`, *optional*): `source_column`.
-        args (`TrainingArguments`): of the trainer.
-        pool: the train dataset as the trainer left it.
+        args (`TrainingArguments`): the trainer's arguments.
+        pool: the train dataset after preparation by the trainer.
 
     Raises:
         ValueError: if the column is missing, or the rows are not those of the train dataset.
@@ -129,20 +129,20 @@ def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: A
         )
     if getattr(args, "shuffle_dataset", False):
         raise ValueError(
-            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
-            "callback's dataset would be those of other rows. Shuffle the dataset yourself before, and set it to False."
+            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the callback's "
+            "sources would belong to other rows. Shuffle the dataset before training, and set it to False."
         )
     sources = [str(value) for value in read_column(pool if rows is None else rows, column, "source_column")]
     if len(sources) != len(pool):
         raise ValueError(
-            f"`train_dataset` of the callback has {len(sources)} rows, that of the trainer {len(pool)}; they must be "
+            f"`train_dataset` of the callback has {len(sources)} rows, the trainer's has {len(pool)}; they must be "
             "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
         )
     return sources
 
 
 def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:
-    """Evaluation rows to search the pool for; raw rows as `SFTTrainer` tokenises the pool.
+    """Evaluation rows for the duplicate check; raw rows are tokenised as `SFTTrainer` tokenises the pool.
 
     Raises:
         ValueError: for rows that cannot be converted to that format.
@@ -153,7 +153,7 @@ def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:
 
 
 def _tokenized(rows: Dataset, parts: TrainerParts, argument: str) -> Dataset:
-    """Raw rows as `SFTTrainer` tokenises them; tokenised rows, and those of other trainers, as they are."""
+    """Tokenise raw rows as `SFTTrainer` does; tokenised rows, and rows of other trainers, are returned unchanged."""
     args: Any = parts.args
     if "input_ids" in rows.column_names or not hasattr(args, "assistant_only_loss"):
         return rows
@@ -161,7 +161,7 @@ def _tokenized(rows: Dataset, parts: TrainerParts, argument: str) -> Dataset:
     tokenizer = parts.processing_class
     template = getattr(parts.trainer, "chat_template", None)
     if template is not None:
-        # SFTTrainer trains with a template of its own where the tokenizer's has no generation marks
+        # SFTTrainer uses another template if the tokenizer's has no generation markers
         tokenizer = copy.copy(tokenizer)
         tokenizer.chat_template = template
     answers_only = args.assistant_only_loss or (

@@ -1,4 +1,4 @@
-"""Every name that the library uses although its owner does not promise to keep it.
+"""List of the private names of other packages that this library uses.
 
 `tests/training/test_internals.py` fails with the reason of an entry when a release of its owner drops the name, and
 when the package uses a private name that has no entry.
@@ -14,11 +14,11 @@ class Internal:
     """A name that may change without notice.
 
     Args:
-        owner (`str`): dotted path of the class or module that has it.
+        owner (`str`): dotted path of the class or module with the attribute.
         name (`str`): the attribute.
         why (`str`): what breaks without it.
-        set_by (`str`): how it comes to be: `"class"` (defined on the owner), or `"source"` (only instances have it: the
-            code of the owner, or of a class that it inherits from, names it).
+        set_by (`str`): how it is defined: `"class"` (an attribute of the owner), or `"source"` (an attribute of
+            instances, found in the source of the owner or of a base class).
     """
 
     owner: str
@@ -36,50 +36,48 @@ INTERNALS = (
     Internal(TRAINER, "_save_checkpoint", "GAST's state must be in the checkpoint before it is pushed"),
     Internal(TRAINER, "_prepare_inputs", "the support batch must be on the device, as the training batch is"),
     Internal(TRAINER, "_remove_unused_columns", "support rows must have the columns that training rows have"),
-    Internal(TRAINER, "_get_collator_with_removed_columns", "the same for support rows that are no `Dataset`"),
+    Internal(TRAINER, "_get_collator_with_removed_columns", "the same for support rows that are not a `Dataset`"),
     Internal(TRAINER, "_set_signature_columns_if_needed", "the column of the sources must survive the removal"),
     Internal(TRAINER, "_signature_columns", "the column of the sources must survive the removal", "source"),
-    Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` starts over with a smaller batch", "source"),
+    Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
     Internal(SFT, "_prepare_dataset", "support rows are tokenised as SFTTrainer tokenises the training rows"),
-    Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer leaves alone are left alone here", "source"),
+    Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer does not prepare are not prepared here", "source"),
     Internal(SFT, "_formatting_func", "support rows are formatted as SFTTrainer formats the training rows", "source"),
     Internal(SFT, "_metrics", "the support pass must not count in SFTTrainer's running metrics", "source"),
     Internal(SFT, "_total_train_tokens", "the support pass must not count in SFTTrainer's token total", "source"),
     Internal(
         "peft.tuners.lora.LoraLayer", "cast_input_dtype_enabled", "16-bit inputs are kept without a copy", "source"
     ),
-    Internal("peft.tuners.lora.LoraLayer", "lora_variant", "tells plain LoRA from DoRA and others", "source"),
+    Internal("peft.tuners.lora.LoraLayer", "lora_variant", "distinguishes plain LoRA from DoRA and others", "source"),
     Internal("peft.tuners.lora.LoraLayer", "adapter_layer_names", "finds adapters that are loaded and not active"),
     Internal("peft.tuners.lora.dora", "DoraLinearLayer", "the magnitude of DoRA on linear layers"),
-    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_lora_weight", "the derivative by DoRA's magnitude"),
-    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_weight_norm", "the derivative by DoRA's magnitude"),
-    Internal("peft.tuners.lora.layer", "ParamWrapper", "its matrices are used without a call that a hook could see"),
-    Internal("peft.utils.integrations", "dequantize_module_weight", "the weights below a quantised DoRA layer"),
-    Internal("peft.utils.other", "transpose", "the weights below a DoRA layer on `Conv1D`"),
+    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_lora_weight", "the derivative for DoRA's magnitude"),
+    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_weight_norm", "the derivative for DoRA's magnitude"),
+    Internal("peft.tuners.lora.layer", "ParamWrapper", "its modules are not called, so hooks do not run"),
+    Internal("peft.utils.integrations", "dequantize_module_weight", "the base weights of a quantised DoRA layer"),
+    Internal("peft.utils.other", "transpose", "the base weights of a DoRA layer on `Conv1D`"),
     Internal(
         "transformers.modeling_layers.GradientCheckpointingLayer",
         "_gradient_checkpointing_func",
         "checkpointing without dropout in the support pass; reentrant checkpointing is refused",
         "source",
     ),
-    Internal(
-        "transformers.PreTrainedConfig", "_name_or_path", "where the base model came from, for the manifest", "source"
-    ),
+    Internal("transformers.PreTrainedConfig", "_name_or_path", "the id of the base model, for the manifest", "source"),
     Internal("transformers.PreTrainedConfig", "_commit_hash", "the revision of the base model", "source"),
     Internal("transformers.tokenization_utils_base", "VERY_LARGE_INTEGER", "a tokenizer without a length limit"),
-    Internal("accelerate.utils.memory", "should_reduce_batch_size", "tells a lack of memory from other errors"),
+    Internal("accelerate.utils.memory", "should_reduce_batch_size", "distinguishes out-of-memory from other errors"),
     Internal("datasets.Dataset", "_fingerprint", "identifies a dataset in the manifest", "source"),
     Internal("torch.optim.lr_scheduler.LRScheduler", "_last_lr", "the rate that is logged after a change", "source"),
     Internal("torch.nn.Module", "_parameters", "hides DoRA's magnitude from the graph without changing it", "source"),
-    Internal("tqdm.auto.tqdm", "_instances", "Trainer's bar shows the true number of steps", "source"),
+    Internal("tqdm.auto.tqdm", "_instances", "Trainer's progress bar shows the correct number of steps", "source"),
 )
-"""In the order of their owners."""
+"""Sorted by owner."""
 
 
 def resize_progress_bars(before: int, after: int) -> None:
-    """Give `after` steps to the open progress bars that were made for `before`.
+    """Set the total of open progress bars from `before` to `after` steps.
 
-    A callback that was added with `add_callback` runs after Trainer has made its bar.
+    A callback added with `add_callback` runs after Trainer has created its progress bar.
     """
     if before == after:
         return

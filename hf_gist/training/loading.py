@@ -1,4 +1,4 @@
-"""Models, tokenizers and adapters that the commands load."""
+"""Loads models, tokenizers and adapters for the commands."""
 
 import sys
 
@@ -17,28 +17,28 @@ from hf_gist.config.warmup import WarmupSettings
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
-    """The model's tokenizer, padding on the right with its end-of-text token if it has no padding token.
+    """The model's tokenizer, with right padding, and the end-of-text token as padding token if it has none.
 
     Returns:
-        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and its limit on the tokens of a row.
+        `tuple[PreTrainedTokenizerBase, int]`: the tokenizer, and its maximum number of tokens per row.
     """
     tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.padding_side = "right"
     limit = tokenizer.model_max_length
-    # rows are cut after tokenising, so the tokenizer must not warn about long ones
+    # rows are truncated after tokenising, so the tokenizer must not warn about long rows
     tokenizer.model_max_length = VERY_LARGE_INTEGER
     return tokenizer, limit
 
 
 def padding_collator(tokenizer: PreTrainedTokenizerBase) -> DataCollatorForSeq2Seq:
-    """Pads `input_ids` and `labels`; the same for the warm-up and for scoring."""
+    """The collator that pads `input_ids` and `labels`, used for the warm-up and for scoring."""
     return DataCollatorForSeq2Seq(tokenizer, padding=True)
 
 
 def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bool) -> PreTrainedModel:
-    """The base model, on an accelerator where there is one."""
+    """The base model, on a GPU if there is one."""
     model = AutoModelForCausalLM.from_pretrained(
         name, revision=revision, dtype=dtype, trust_remote_code=trust_remote_code
     )
@@ -48,13 +48,13 @@ def load_base(name: str, revision: str | None, dtype: str, trust_remote_code: bo
 
 
 def positions(model: PreTrainedModel) -> int:
-    """The longest row that the model has positions for."""
+    """The maximum number of tokens per row that the model supports."""
     config = model.config
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
 
 
 def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:
-    """A trained LoRA adapter on the base model, ready for gradients."""
+    """The base model with a trained LoRA adapter, loaded as trainable."""
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 

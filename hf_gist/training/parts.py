@@ -1,4 +1,4 @@
-"""What the Trainer hands to a callback, looked up once for each `train()` call."""
+"""The objects of a Trainer that the callback needs, collected once for each `train()` call."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +15,17 @@ from hf_gist.training.caller import calling_trainer
 
 
 def output_folder(args: TrainingArguments) -> Path:
-    """The output folder of a trainer, which `TrainingArguments` names itself if the user does not."""
+    """The output folder of a trainer; `TrainingArguments` has a default for it."""
     return Path(cast(str, args.output_dir))
 
 
 @dataclass(frozen=True)
 class TrainerParts:
-    """The parts of one `train()` call.
+    """The Trainer's objects for one `train()` call.
 
     Args:
-        args (`TrainingArguments`): of the trainer.
-        model (`nn.Module`): the model that is trained, without the wrappers of accelerate.
+        args (`TrainingArguments`): the trainer's arguments.
+        model (`nn.Module`): the model in training, without accelerate's wrappers.
         loader (`DataLoader`): accelerate's train dataloader.
         optimizer (`Optimizer`): accelerate's wrapper of the optimizer.
         scheduler: the learning-rate scheduler, or accelerate's wrapper of it.
@@ -61,7 +61,7 @@ class TrainerParts:
 
     @property
     def pool(self) -> Any:
-        """The train dataset as the trainer left it, `N` rows."""
+        """The train dataset after preparation by the trainer, `N` rows."""
         return self.loader.dataset
 
     @property
@@ -71,11 +71,11 @@ class TrainerParts:
 
     @property
     def tokenizer(self) -> Any:
-        """The collator's tokenizer, or else the trainer's."""
+        """The collator's tokenizer, otherwise the trainer's."""
         return getattr(self.collator, "tokenizer", None) or self.processing_class
 
     def dataset_pass(self, config: GISTConfig) -> DatasetPass:
-        """How the rows are gone over for scoring."""
+        """The settings of the scoring passes."""
         dtype = "bfloat16" if config.scoring_dtype == "auto" and self.args.bf16 else config.scoring_dtype
         progress = not self.args.disable_tqdm
         return DatasetPass(self.model, self.collator, config.scoring_tokens_per_batch, dtype, progress)

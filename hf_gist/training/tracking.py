@@ -1,4 +1,4 @@
-"""What a selection tells the trackers: numbers through Trainer's log, and figures in TensorBoard."""
+"""Logs a selection: metrics through Trainer's log, and figures to TensorBoard."""
 
 import os
 import tempfile
@@ -14,14 +14,15 @@ from hf_gist.training.parts import TrainerParts, output_folder
 
 
 def selection_metrics(selection: Selection) -> dict[str, float]:
-    """The numbers of a selection, under the names that trackers show.
+    """The metrics of a selection, under their names in trackers.
 
     Returns:
         `dict[str, float]`: `gist_rows`, `gist_share` of the pool, `gist_label_tokens`, `gist_score_cut` (the lowest
-        selected score), and where gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
+        selected score), and if gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
         of the selected rows) and `gist_scoring_seconds`.
     """
-    m, kept = selection.measurements, torch.tensor(selection.indices)
+    m = selection.measurements
+    kept = torch.tensor(selection.indices)
     metrics = {
         "gist_rows": len(kept),
         "gist_share": len(kept) / len(selection.scores),
@@ -39,9 +40,9 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
 
 
 def track_selection(parts: TrainerParts, state: TrainerState, selection: Selection) -> None:
-    """Log the numbers through the Trainer, to all of its trackers, and the figures to TensorBoard if it is one of them.
+    """Log the metrics to all trackers of the Trainer, and the figures to TensorBoard if it is one of them.
 
-    To be called on every process, from an event of a callback.
+    Call it on every process, from a callback event.
     """
     args = parts.args
     trainer = parts.trainer
@@ -49,7 +50,7 @@ def track_selection(parts: TrainerParts, state: TrainerState, selection: Selecti
     if trainer is None:
         state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
     else:
-        # `log` takes the step for logged, and its loss would be left out
+        # `log` marks the step as logged, so the loss of the step would not be logged
         due = trainer.control.should_log
         trainer.log(dict(metrics))
         trainer.control.should_log = due
@@ -59,7 +60,7 @@ def track_selection(parts: TrainerParts, state: TrainerState, selection: Selecti
 
 
 def _tensorboard_folder(args: TrainingArguments) -> Path:
-    """Where Trainer's own callback writes: the folder asked for, or the newest of its default place."""
+    """The log folder of Trainer's TensorBoard callback: the user's, or the newest in its default folder."""
     asked = os.environ.get("TENSORBOARD_LOGGING_DIR")
     if asked:
         return Path(asked).expanduser()
@@ -72,7 +73,7 @@ def _figures_to_tensorboard(folder: Path, step: int, selection: Selection) -> No
     from torch.utils.tensorboard import SummaryWriter
 
     with tempfile.TemporaryDirectory() as scratch:
-        # before matplotlib is imported: without it this says how to install it
+        # called before importing matplotlib, because its error says how to install matplotlib
         files = save_selection_figures(selection, scratch)
         from matplotlib.image import imread
 

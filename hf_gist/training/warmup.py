@@ -1,4 +1,4 @@
-"""The warm-up of the commands: a fresh LoRA trained on a random share of the pool before scoring."""
+"""The warm-up of the commands: trains a new LoRA on a random share of the pool before scoring."""
 
 import math
 from pathlib import Path
@@ -27,11 +27,11 @@ from hf_gist.utils.disk import naming
 
 
 class CheckpointRecorder(TrainerCallback):
-    """Keeps the checkpoints of a warm-up that LESS needs, each with the mean learning rate since the one before.
+    """Records the warm-up checkpoints for LESS, each with the mean learning rate since the previous one.
 
     Args:
         model (`PeftModel`): the model in training.
-        count (`int`): evenly spaced checkpoints, the last one at the end.
+        count (`int`): number of evenly spaced checkpoints, the last at the end.
     """
 
     def __init__(self, model: PeftModel, count: int) -> None:
@@ -49,7 +49,7 @@ class CheckpointRecorder(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Keep a checkpoint if one is due."""
+        """Record a checkpoint if one is due."""
         due = [math.ceil(state.max_steps * (i + 1) / self.count) for i in range(self.count)]
         if state.global_step in due:
             rate = sum(self._rates) / len(self._rates)
@@ -77,12 +77,12 @@ def warmup_rows(
     if excluded is not None:
         order = order[~excluded[order]]
     if not len(order):
-        raise ValueError("Every row of the pool is a target or evaluation row too; no row is left to train on.")
-    # the last batch may be a smaller one
+        raise ValueError("Every row of the pool is also a target or evaluation row; no rows are left to train on.")
+    # the last batch may be smaller
     if rows >= len(order) + batch:
         raise ValueError(
-            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, but only {len(order)} rows of "
-            "the pool can be trained on; lower it."
+            f"`warmup_steps={config.warmup_steps}` takes {rows} rows in batches of {batch}, but only "
+            f"{len(order)} rows of the pool can be trained on; lower it."
         )
     return order[:rows].tolist()
 
@@ -117,7 +117,7 @@ def warm_up(
     """Train one epoch on a random share of the pool (paper GIST: 5 %), and save the adapter into `folder`.
 
     Args:
-        model (`PeftModel`): a fresh LoRA; it is trained in place.
+        model (`PeftModel`): a new LoRA; it is trained in place.
         pool (`Dataset`): tokenised candidates.
         tokenizer (`PreTrainedTokenizerBase`): for padding.
         config (`GISTConfig`): the seed, and whether `scorer="less"` needs checkpoints.

@@ -138,7 +138,7 @@ def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, cap
         (("--eval_file", "nowhere.jsonl"), "`--eval_file nowhere.jsonl`: no such file"),
         (("--score_layers", "9"), "the adapter is on 2 blocks only"),
         (("--warmup_steps", "500"), "`warmup_steps=500` takes"),
-        (("--prefilter", "0.2", "--budget", "40"), "passes on 16 of 80 rows"),
+        (("--prefilter", "0.2", "--budget", "40"), "keeps 16 of 80 rows"),
     ],
 )
 def test_mistakes_show_before_the_warm_up(files, tmp_path, capsys, flag, message):

@@ -112,6 +112,6 @@ def test_hooks_on_gradients_are_not_called_by_the_support_pass():
 
 def test_a_module_that_does_not_see_the_samples_is_named():
     model, batch = lora_model(), PaddingCollator()(token_rows(4))
-    with pytest.raises(ValueError, match="proj.* sees 4 rows for a batch of 3 samples"), scoring_mode(model):
+    with pytest.raises(ValueError, match="proj.* gets 4 rows for a batch of 3 samples"), scoring_mode(model):
         with hooks.summing(find_tracked(model), torch.ones(3)):
             model(**batch).loss.backward()

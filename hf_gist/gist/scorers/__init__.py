@@ -1,1 +1,1 @@
-"""What represents a row when it is scored: one file for each scorer, and the table of all."""
+"""Scorers: the row representations to score by, one file per scorer, and the table of all scorers."""

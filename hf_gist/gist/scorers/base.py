@@ -1,4 +1,4 @@
-"""What every scorer consists of: its vectors, its names, and its limits."""
+"""Definition of a scorer: its row representation, names and limits."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +20,8 @@ class AdamCheckpoint:
         learning_rate (`float`): weight of the checkpoint in the sum over checkpoints.
         moments (`dict`): parameter name to Adam's first and second moment.
         steps (`int`): optimizer steps that produced the moments.
-        betas (`tuple[float, float]`): Adam's.
-        eps (`float`): Adam's.
+        betas (`tuple[float, float]`): Adam's `betas`.
+        eps (`float`): Adam's `eps`.
         weights (`dict[str, Tensor]`, *optional*): the adapter; by default the model's current one.
     """
 
@@ -33,10 +33,10 @@ class AdamCheckpoint:
     weights: dict[str, Tensor] | None = None
 
     def update(self, name: str, gradients: Tensor) -> Tensor:
-        """The step direction that Adam would take for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
+        """The update direction of Adam for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
 
-        This is the step of torch's Adam. The code published with LESS omits the bias correction and adds epsilon
-        under the root, which damps entries far below 1e-4.
+        This is the update of torch's Adam. The code published with LESS omits the bias correction and adds epsilon
+        inside the square root, which shrinks entries far below 1e-4.
         """
         first, second = (moment.to(gradients.device).flatten() for moment in self.moments[name])
         b1, b2 = self.betas
@@ -47,7 +47,7 @@ class AdamCheckpoint:
 
 
 class ModelVectors(Vectors, Protocol):
-    """[`Vectors`] that know which model they run."""
+    """[`Vectors`] with a reference to their model."""
 
     model: nn.Module
 
@@ -59,7 +59,7 @@ class CheckpointVectors:
     Args:
         targets (`ModelVectors`): row representation of a target.
         candidates (`ModelVectors`): row representation of a candidate.
-        model (`nn.Module`): the model whose adapter is exchanged.
+        model (`nn.Module`): the model whose adapter is replaced.
         weights (`dict[str, Tensor]`, *optional*): the adapter of this checkpoint; by default the model's current one.
     """
 
@@ -70,7 +70,7 @@ class CheckpointVectors:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """The model with the adapter of this checkpoint; on exit the model has its own adapter again."""
+        """Load the adapter of this checkpoint into the model; the original adapter is restored on exit."""
         if self.weights is None:
             yield
             return
@@ -91,17 +91,17 @@ VectorFactory = Callable[[nn.Module, GISTConfig, Sequence[AdamCheckpoint]], list
 
 @dataclass(frozen=True)
 class Scorer:
-    """A scorer: how a row is represented and how it may be used.
+    """A scorer: its row representation, and which settings it supports.
 
     Args:
         name (`str`): value of [`GISTConfig`]'s `scorer`.
-        title (`str`): in tables, figures and cards.
-        sentence (`str`): the row representation in words, for the report and the card.
-        vectors (`VectorFactory`): makes the representations of targets and candidates; raises `ValueError` for a model
-            or configuration that it does not support.
+        title (`str`): name in tables, figures and cards.
+        sentence (`str`): description of the row representation, for the report and the card.
+        vectors (`VectorFactory`): creates the representations of targets and candidates; raises `ValueError` for a
+            model or configuration that it does not support.
         in_subspace (`bool`): rows may be compared inside the subspace of the targets, so that `score` applies. Other
             scorers use the plain cosine.
-        large_basis (`bool`): vectors are as long as the gradient, so that the memory of the basis is planned.
+        large_basis (`bool`): vectors are as large as the gradient, so memory for the basis is planned.
         unit_directions (`bool`): the mean vector of a target group is normalised.
         forward_only (`bool`): needs no backward pass.
         needs_adam (`bool`): needs the Adam state of the warm-up at one or more checkpoints: works with torch's Adam or

@@ -1,4 +1,4 @@
-"""The labelled tokens alone, for the strategies that look at no score."""
+"""Counts of labelled tokens, for the strategies that do not use scores."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from hf_gist.gradients.vectors import Gradients
 
 
 class LabelCounts:
-    """Nothing but the labelled tokens, for the strategies that look at no score.
+    """Counts labelled tokens only, for the strategies that do not use scores.
 
     Args:
-        model (`nn.Module`): decides how labels are counted; it is not run.
+        model (`nn.Module`): determines how labels are counted; it is not run.
     """
 
     def __init__(self, model: nn.Module) -> None:

@@ -15,16 +15,16 @@ from hf_gist.gradients.models import adapter_parameters, whole
 
 
 LESS_SIZE = 8192
-"""Values of a projected gradient (LESS, section 4)."""
+"""Dimension of the projected gradients (LESS, section 4)."""
 
 
 def check_optimizer(optimizer: Any) -> None:
-    """Check, before the first step, that an optimizer will have Adam moments.
+    """Check before the first step that an optimizer will have Adam moments.
 
     Raises:
         ValueError: naming the optimizer, if it is not torch's Adam or AdamW.
     """
-    # other optimizers have betas too, but another kind of moments: 8-bit and paged Adam, Lion
+    # 8-bit and paged Adam and Lion also have betas, but other moments
     inner = getattr(optimizer, "optimizer", optimizer)
     if not isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
         raise ValueError(
@@ -36,7 +36,7 @@ def check_optimizer(optimizer: Any) -> None:
 def adam_checkpoint(
     model: nn.Module, optimizer: Any, learning_rate: float, copy_weights: bool = False
 ) -> AdamCheckpoint:
-    """Adapter and Adam state of a running training, as LESS needs them.
+    """Adapter and Adam state during training, for LESS.
 
     Args:
         model (`nn.Module`): the model in training.
@@ -45,7 +45,7 @@ def adam_checkpoint(
         copy_weights (`bool`): copy the adapter and the moments, because training continues.
 
     Raises:
-        ValueError: if the optimizer keeps no Adam moments for a trainable parameter.
+        ValueError: if the optimizer has no Adam moments for a trainable parameter.
     """
     moments = {}
     steps = 0
@@ -75,18 +75,18 @@ def _adam_state(optimizer: Any, name: str, parameter: nn.Parameter) -> dict[str,
 def _vectors(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]) -> list[CheckpointVectors]:
     if not checkpoints:
         raise ValueError(
-            "`scorer='less'` needs the optimizer state of the warm-up: use the callback, let `hf-gist select` do the "
+            "`scorer='less'` needs the optimizer state of the warm-up: use the callback, let `hf-gist select` run the "
             "warm-up (no `--adapter_name_or_path`), or pass `checkpoints=[adam_checkpoint(...)]` to `select`."
         )
     total = sum(checkpoint.learning_rate for checkpoint in checkpoints)
     if total <= 0:
         raise ValueError(
-            "The learning rate was 0 up to every checkpoint of `scorer='less'`: train for more steps first."
+            "The learning rate was 0 before every checkpoint of `scorer='less'`: train for more steps first."
         )
     per_checkpoint = []
     for number, checkpoint in enumerate(checkpoints):
         sketch = CountSketch(LESS_SIZE, config.seed + number)
-        # the square root on both sides gives the checkpoint its weight in the inner product
+        # the product of the square roots on both sides is the checkpoint's weight in the inner product
         length = math.sqrt(checkpoint.learning_rate / total)
         targets = SketchedVectors(model, sketch, length, last_blocks=config.score_layers)
         candidates = SketchedVectors(model, sketch, length, checkpoint, config.score_layers)

@@ -49,7 +49,7 @@ class HiddenStateVectors:
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
         """See [`hf_gist.gradients.vectors.Vectors`]."""
         seen: list[Tensor] = []
-        # registered before the loss's own hook, which cuts the input to the labelled positions
+        # registered before the hook of the loss, which reduces the input to the labelled positions
         handle = self.head.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
         try:
             with torch.no_grad():
@@ -64,7 +64,7 @@ class HiddenStateVectors:
 def _output_head(model: nn.Module) -> nn.Linear:
     head = cast(PreTrainedModel, unwrapped(model)).get_output_embeddings()
     if head is None:
-        raise ValueError("`scorer='rds_plus'` needs a language model: this one has no output head.")
+        raise ValueError("`scorer='rds_plus'` needs a language model: this model has no output head.")
     return cast(nn.Linear, head)
 
 

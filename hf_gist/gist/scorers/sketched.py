@@ -1,4 +1,4 @@
-"""Row representations that are randomly projected gradients."""
+"""Row representation by randomly projected gradients."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from hf_gist.gradients.vectors import Gradients, GradientVectors
 
 
 class SketchedVectors:
-    """Projected gradients; for LESS, projected gradients or Adam updates of the same length.
+    """Projected gradients; for LESS, projected gradients or Adam updates of equal norm.
 
     Args:
         model (`nn.Module`): a peft model.

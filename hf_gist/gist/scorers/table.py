@@ -1,4 +1,4 @@
-"""The table of all scorers: a new one is a file with its [`Scorer`] and an entry here."""
+"""The table of all scorers: to add one, write a file with its [`Scorer`] and add an entry here."""
 
 from collections.abc import Sequence
 
@@ -23,11 +23,11 @@ def scorer_of(config: GISTConfig) -> Scorer:
 def vectors_per_checkpoint(
     model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamCheckpoint]
 ) -> list[CheckpointVectors]:
-    """The vectors of each checkpoint that `config.scorer` measures.
+    """The row representations of `config.scorer` at each checkpoint.
 
     Args:
         model (`nn.Module`): a peft model.
-        config (`GISTConfig`): `scorer`, and what the scorer reads (`score_layers`, `sketch_dim`, `seed`).
+        config (`GISTConfig`): `scorer` and its settings (`score_layers`, `sketch_dim`, `seed`).
         checkpoints (`Sequence[AdamCheckpoint]`): of the warm-up, for scorers that need Adam's state.
 
     Raises:

@@ -1,1 +1,1 @@
-"""The steps of a run: how many, on which rows, at which learning rate, and the proof that it was those rows."""
+"""The steps of a run: their number, rows and learning rates, and the check of the rows."""

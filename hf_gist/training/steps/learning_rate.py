@@ -13,15 +13,15 @@ from hf_gist.training.steps.plan import StepPlan
 
 
 Factor = Callable[[int], float]
-"""Optimizer step to a factor of the learning rate."""
+"""From optimizer step to a factor of the learning rate."""
 
 
 def _lambdas(args: TrainingArguments, like: LambdaLR, steps: int) -> list[Factor]:
-    """The learning-rate factors that `Trainer` would use for a run of `steps` steps; empty if they ignore the length."""
+    """The factors that `Trainer` would use for a run of `steps` steps; empty if they do not depend on the length."""
     parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in like.lr_lambdas]
     scheduler = get_scheduler(
         args.lr_scheduler_type,
-        # schedules that end at a given rate read the one that they start from
+        # schedules with a given final rate read the initial rate
         optimizer=torch.optim.SGD(parameters, lr=like.optimizer.defaults["lr"]),
         num_warmup_steps=args.get_warmup_steps(steps),
         num_training_steps=steps,
@@ -35,7 +35,7 @@ def _then(first: Factor, second: Factor, at: int) -> Factor:
 
 
 def is_trainers_own(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> bool:
-    """Whether the scheduler is the one `Trainer` makes from its arguments for `horizon` steps."""
+    """Whether the scheduler is the one that `Trainer` creates from its arguments for `horizon` steps."""
     if not isinstance(scheduler, LambdaLR):
         return False
     own = _lambdas(args, scheduler, horizon)
@@ -48,32 +48,32 @@ def is_trainers_own(args: TrainingArguments, scheduler: LRScheduler, horizon: in
 
 
 def adjustable(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> LambdaLR | None:
-    """The scheduler if its length may be changed: `Trainer` made it from its arguments; otherwise `None`, with a warning.
+    """The scheduler if `Trainer` created it, so that its length may be changed; otherwise `None`, with a warning.
 
     Args:
-        args (`TrainingArguments`): of the run.
-        scheduler (`LRScheduler`): of the run.
-        horizon (`int`): optimizer steps that it was made for.
+        args (`TrainingArguments`): the run's arguments.
+        scheduler (`LRScheduler`): the run's scheduler.
+        horizon (`int`): optimizer steps that it was created for.
     """
     if isinstance(scheduler, LambdaLR) and is_trainers_own(args, scheduler, horizon):
         return scheduler
     if type(scheduler).__name__ not in ("ReduceLROnPlateau", "GreedyLR"):
         warnings.warn(
-            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so its "
-            "length was left alone. Build it for the steps that the log names.",
+            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so "
+            "its length was not changed. Create it for the number of steps in the log.",
             stacklevel=4,
         )
     return None
 
 
 def set_length(args: TrainingArguments, scheduler: LambdaLR, plan: StepPlan, restart: bool) -> None:
-    """Give a scheduler the horizon of the plan and set the learning rate of the current step.
+    """Set the length of a scheduler to that of the plan, and set the learning rate of the current step.
 
     Args:
-        args (`TrainingArguments`): of the run.
+        args (`TrainingArguments`): the run's arguments.
         scheduler (`LambdaLR`): the scheduler of the `Trainer`, changed in place.
-        plan (`StepPlan`): the layout of the run.
-        restart (`bool`): one schedule over the warm-up and a fresh one after it, instead of one over both.
+        plan (`StepPlan`): the step plan of the run.
+        restart (`bool`): one schedule over the warm-up and a new one after it, instead of one over both.
     """
     if restart:
         warmup = _lambdas(args, scheduler, plan.warmup_steps)

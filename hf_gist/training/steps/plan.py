@@ -1,8 +1,8 @@
-"""How many optimizer steps a run has, and where its passes over the selection end.
+"""The step plan of a run: the number of optimizer steps, and where its passes over the selection end.
 
-`Trainer` and accelerate fix the length of a run before the first event that a callback gets; the three modules of this
-package are the only ones that know how they drive a loader (checked on transformers 5.6 to 5.24 and accelerate 1.12 to
-1.15). Every order is a function of the optimizer step, so that a resumed run continues as if it had never stopped.
+`Trainer` and accelerate fix the length of a run before the first event that a callback gets; only the three modules of
+this package depend on how they use a dataloader (checked with transformers 5.6 to 5.24 and accelerate 1.12 to 1.15).
+Every row order is a function of the optimizer step, so a resumed run gives the same results as an uninterrupted run.
 """
 
 import math
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class StepPlan:
-    """How many optimizer steps a run has, and where its passes end.
+    """The number of optimizer steps of a run, and where its passes end.
 
     Args:
         pool_size (`int`): rows of the candidate pool.
@@ -19,8 +19,8 @@ class StepPlan:
         warmup_steps (`int`): steps of the warm-up, which is the first epoch.
         steps_per_pass (`int`): steps of one pass over the selection; every later epoch is one pass.
         total_steps (`int`): steps of the whole run.
-        epoch_limit (`int`): the most whole steps one epoch of the `Trainer` can take: without a last one that it would
-            cut short, because the batches of the pool are no multiple of the gradient accumulation.
+        epoch_limit (`int`): maximum number of full-size steps in one epoch of the `Trainer`, without a shorter last
+            step if the number of batches is not a multiple of the gradient accumulation.
         whole_passes (`bool`): end an epoch at the end of each pass; otherwise (`max_steps` given) passes follow one
             another until `epoch_limit`.
     """
@@ -43,7 +43,7 @@ class StepPlan:
         return min(step + self.epoch_limit, self.total_steps)
 
     def epoch(self, step: int) -> float:
-        """The epoch to show in logs after `step` steps: the warm-up is the first, each pass one more."""
+        """The epoch to show in logs after `step` steps: the warm-up is the first epoch, each pass is one more."""
         if step <= self.warmup_steps:
             return step / self.warmup_steps
         return 1 + (step - self.warmup_steps) / self.steps_per_pass
@@ -55,13 +55,13 @@ def warmup_steps_of(
     """Optimizer steps of the warm-up: `steps`, or enough for `ratio` of the pool.
 
     Raises:
-        ValueError: if the warm-up would take a whole pass over the pool or more.
+        ValueError: if the warm-up would take at least a whole pass over the pool.
     """
     wanted = steps if steps is not None else max(1, math.ceil(ratio * pool_size / samples_per_step))
     if wanted >= steps_in_epoch:
         name = f"warmup_steps={steps}" if steps is not None else f"warmup_ratio={ratio}"
         raise ValueError(
-            f"`{name}` makes a warm-up of {wanted} optimizer steps, but one pass over the {pool_size} rows has only "
+            f"`{name}` gives a warm-up of {wanted} optimizer steps, but one pass over the {pool_size} rows has only "
             f"{steps_in_epoch}; lower it, or the batch size."
         )
     return wanted
@@ -76,19 +76,19 @@ def plan_steps(
     num_train_epochs: float,
     max_steps: int,
 ) -> StepPlan:
-    """Lay out a run: `num_train_epochs = 1 + passes over the selection`.
+    """Create the step plan of a run: `num_train_epochs = 1 + passes over the selection`.
 
     Args:
         pool_size (`int`): rows of the pool.
         samples_per_step (`int`): rows in one optimizer step.
-        steps_in_epoch (`int`): whole optimizer steps in one pass over the whole pool, the length that `Trainer` assumes.
+        steps_in_epoch (`int`): whole optimizer steps in one pass over the whole pool, as assumed by `Trainer`.
         warmup_steps (`int`): steps of the warm-up.
         selected_rows (`int`): rows of the selection.
-        num_train_epochs (`float`): of the `TrainingArguments`.
-        max_steps (`int`): of the `TrainingArguments`; -1 for none.
+        num_train_epochs (`float`): from the `TrainingArguments`.
+        max_steps (`int`): from the `TrainingArguments`; -1 if not set.
 
     Raises:
-        ValueError: if nothing would be trained on the selection.
+        ValueError: if there would be no step on the selection.
     """
     # with `dataloader_drop_last` an epoch of the Trainer may be a step shorter than the whole pool
     steps_per_pass = min(math.ceil(selected_rows / samples_per_step), steps_in_epoch)
@@ -106,8 +106,8 @@ def plan_steps(
     if max_steps <= warmup_steps or max_steps > reachable:
         passes = max(1, math.ceil((max_steps - warmup_steps) / steps_per_pass))
         raise ValueError(
-            f"`max_steps={max_steps}` cannot be kept: Trainer turns it into {epochs} epoch(s) of the whole pool, the "
-            f"first of which is the warm-up of {warmup_steps} steps. Leave `max_steps` out and set "
-            f"`num_train_epochs={1 + passes}`, which makes {warmup_steps + passes * steps_per_pass} steps."
+            f"`max_steps={max_steps}` is not possible: Trainer converts it to {epochs} epoch(s) of the whole pool, "
+            f"the first of which is the warm-up of {warmup_steps} steps. Leave `max_steps` out and set "
+            f"`num_train_epochs={1 + passes}`, which gives {warmup_steps + passes * steps_per_pass} steps."
         )
     return StepPlan(pool_size, samples_per_step, warmup_steps, steps_per_pass, max_steps, steps_in_epoch, False)

@@ -1,4 +1,4 @@
-"""The proof that only selected rows reach the model."""
+"""Checks that only selected rows reach the model."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -11,13 +11,13 @@ from hf_gist.errors import SelectionNotVerifiedWarning
 
 
 class RowCheck:
-    """Checks that the first step after the swap trains on the rows that were meant, and on no others.
+    """Checks that the first step after the swap trains only on the expected rows.
 
     Args:
         model (`nn.Module`): the model in training.
         batches (`int`): batches of an optimizer step.
         pool: the train dataset.
-        collator (`Collator`): of the train dataloader.
+        collator (`Collator`): the collator of the train dataloader.
     """
 
     def __init__(self, model: torch.nn.Module, batches: int, pool: Any, collator: Collator) -> None:
@@ -29,12 +29,12 @@ class RowCheck:
         self._recorder: RowRecorder | None = None
 
     def watch(self) -> None:
-        """Record the rows of the step that begins, unless the check was made already."""
+        """Start recording the rows of the current step, unless the check is already done."""
         if not self.done and self._recorder is None:
             self._recorder = RowRecorder(self.model, self.batches)
 
     def verify(self, expected: Sequence[int]) -> None:
-        """Compare what was recorded, if anything was, with the rows of the step.
+        """Compare the recorded rows, if any, with the expected rows of the step.
 
         Args:
             expected (`Sequence[int]`): row numbers of the step, over all processes.
@@ -50,8 +50,8 @@ class RowCheck:
         allowed = rows_as_collated(fetch_rows(self.pool, expected), self.collator) if seen else None
         if allowed is None:
             warnings.warn(
-                "Could not check that only selected rows are trained on: the model takes no `input_ids`, or the collator "
-                "makes different tokens each time.",
+                "Could not check that only selected rows are trained on: the model has no `input_ids`, or the "
+                "collator returns different tokens each time.",
                 SelectionNotVerifiedWarning,
                 stacklevel=4,
             )
@@ -59,8 +59,8 @@ class RowCheck:
         strangers = sum(not is_one_of(row, allowed) for row in seen)
         if strangers:
             raise RuntimeError(
-                f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something replaced "
-                "the order of the train dataloader. Remove other callbacks or subclasses that change it."
+                f"{strangers} of {len(seen)} rows of the first step after the swap were not selected: something "
+                "replaced the order of the train dataloader. Remove other callbacks or subclasses that change it."
             )
 
     def close(self) -> None:
@@ -97,14 +97,15 @@ class RowRecorder:
 
 def token_rows(batch: dict) -> list[tuple[int, ...]]:
     """The rows of a batch as tuples of token ids without padding."""
-    ids, mask = batch["input_ids"], batch.get("attention_mask")
+    ids = batch["input_ids"]
+    mask = batch.get("attention_mask")
     if mask is None or mask.shape != ids.shape:
         return [tuple(row) for row in ids.tolist()]
     return [tuple(row[keep.bool()].tolist()) for row, keep in zip(ids.cpu(), mask.cpu(), strict=True)]
 
 
 def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
-    """Whether a token row is one of `allowed`, or one of them with padding that no attention mask marks."""
+    """Whether a token row is in `allowed`, also with padding that is not in an attention mask."""
     if row in allowed:
         return True
     return any(
@@ -118,7 +119,7 @@ def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
 
 
 def rows_as_collated(rows: Sequence[dict], collator: Callable) -> set[tuple[int, ...]] | None:
-    """The token rows a collator makes of dataset rows; `None` if it makes others the second time (random masking)."""
+    """The token rows of collated dataset rows; `None` if collating twice gives different tokens (random masking)."""
     first = [token_rows(collator([dict(row)]))[0] for row in rows]
     second = [token_rows(collator([dict(row)]))[0] for row in rows[:8]]
     return set(first) if first[: len(second)] == second else None

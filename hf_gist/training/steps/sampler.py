@@ -16,9 +16,9 @@ class GISTSampler(Sampler[int]):
     """Yields the rows of one epoch at a time: the warm-up sample, then passes over the selection.
 
     Args:
-        plan (`StepPlan`): the layout of the run.
+        plan (`StepPlan`): the step plan of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
-        excluded (`Tensor`, *optional*): `[N]` bool, rows that the warm-up must not see either.
+        excluded (`Tensor`, *optional*): `[N]` bool, rows that are not used for the warm-up either.
 
     Raises:
         ValueError: if all rows are excluded.
@@ -27,7 +27,7 @@ class GISTSampler(Sampler[int]):
     def __init__(self, plan: StepPlan, seed: int, excluded: Tensor | None = None) -> None:
         if excluded is not None and bool(excluded.all()):
             raise ValueError(
-                "Every row of the pool is in `target_dataset` or `eval_dataset` too; nothing is left to train on."
+                "Every row of the pool is in `target_dataset` or `eval_dataset` too; no rows are left to train on."
             )
         self.plan = plan
         self.seed = seed
@@ -50,7 +50,7 @@ class GISTSampler(Sampler[int]):
         return order if self.excluded is None else [row for row in order if not self.excluded[row]]
 
     def rows_of_step(self, step: int) -> list[int]:
-        """The rows of one optimizer step, over all processes; a pass is filled up from its own start."""
+        """The rows of one optimizer step, over all processes; a pass's last step is padded with its first rows."""
         size = self.plan.samples_per_step
         if step < self.plan.warmup_steps:
             order = self._warmup_order
@@ -60,20 +60,20 @@ class GISTSampler(Sampler[int]):
         return [self.selection[order[at % len(order)]] for at in range(within * size, (within + 1) * size)]
 
     def start_epoch(self, step: int, skipped_steps: int = 0) -> None:
-        """Say where the next epoch starts.
+        """Set the start of the next epoch.
 
         Args:
             step (`int`): optimizer steps done.
-            skipped_steps (`int`): steps that a resuming `Trainer` will skip at the head of this epoch; they are
-                filled with a row that is never read.
+            skipped_steps (`int`): steps that a resuming `Trainer` skips at the start of this epoch; they are
+                filled with a row that is not trained on.
         """
         self._first_step = step
         self._skipped_steps = skipped_steps
         left = self.plan.epoch_limit - skipped_steps
         if left < 1:
             warnings.warn(
-                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` cuts the last "
-                "step of a pass over the whole pool short, and takes this one for it.",
+                f"The first step after resuming at step {step} has fewer batches than the others: `Trainer` shortens "
+                "the last step of a pass over the whole pool, and treats this step as the last one.",
                 ResumedStepWarning,
                 stacklevel=2,
             )
@@ -86,5 +86,5 @@ class GISTSampler(Sampler[int]):
             yield from self.rows_of_step(step)
 
     def __len__(self) -> int:
-        # Trainer and accelerate size progress bars and shards by the pool; epochs end by themselves before that.
+        # Trainer and accelerate size progress bars and shards by the pool; the sampler ends each epoch earlier.
         return self.plan.pool_size
