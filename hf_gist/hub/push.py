@@ -1,4 +1,4 @@
-"""Uploads to the Hub: a folder as it is, or a run with its model card."""
+"""Uploads to the Hub: a folder, or a run with its model card."""
 
 import os
 
@@ -21,7 +21,7 @@ FILES_WITH_ROWS = (
     "test_predictions.jsonl",
     *SELECTED_FILES,
 )
-"""Files in a training's output folder that may contain rows of the data."""
+"""Files in a training output folder that may contain rows of the data."""
 
 TRAINING_IGNORE_PATTERNS = [
     "_*",
@@ -31,7 +31,7 @@ TRAINING_IGNORE_PATTERNS = [
     f"{FOLDER}/partial*",
     *FILES_WITH_ROWS,
 ]
-"""Files in a training's output folder that are not uploaded: those that Trainer leaves out, unfinished scores,
+"""Files in a training output folder that are not uploaded: those that Trainer leaves out, unfinished scores,
 `training_args.bin` (it has local paths), and files with rows."""
 
 SELECTION_ALLOW_PATTERNS = [
@@ -43,7 +43,7 @@ SELECTION_ALLOW_PATTERNS = [
     "scores.parquet",
     f"{WARMUP_ADAPTER}/adapter_*",
 ]
-"""Files in the output folder of `hf-gist select` that are uploaded: none with rows, and none of the user's own."""
+"""Files in the output folder of `hf-gist select` that are uploaded: no files with rows, and no other files of the user."""
 
 
 def push_folder(

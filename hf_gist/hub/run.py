@@ -40,7 +40,7 @@ class Run:
         gast (`GASTConfig`, *optional*): the configuration of GAST, if it was used.
         repo_id (`str`, *optional*): `user/name` of the model on the Hub, if known.
         results (`list[EvalResult]`): evaluation results of the model.
-        gast_manifest (`dict`): model, datasets and versions of a training with GAST.
+        gast_manifest (`dict`): model, datasets and versions of a training run with GAST.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Run:
 
 
 def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
-    """Read the run in the output folder of a training or of `hf-gist select`.
+    """Read the run in the output folder of a training run or of `hf-gist select`.
 
     Args:
         folder (`str` or `PathLike`): the output folder.
@@ -94,7 +94,7 @@ def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
 def _results_on_disk(run: Run) -> list[EvalResult]:
     """Evaluation results of a card that a trainer has written, or else from the trainer's saved state.
 
-    The card is preferred because the trainer knows the evaluation sets and the saved state does not.
+    The card is preferred because it lists the evaluation sets and the saved state does not.
     """
     readme = run.folder / README
     if readme.is_file() and ModelCard.load(readme).data.eval_results:

@@ -1,4 +1,4 @@
-"""The report: one HTML file without scripts or outside requests, and its figures as PNG files."""
+"""The report: one HTML file without scripts or external requests, and its figures as PNG files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -57,8 +57,8 @@ def _check(folder: Path) -> None:
         return
     if (folder / STREAM_FILE).is_file():
         raise ValueError(
-            f"`{folder}` holds a selection from a stream (`--streaming`), which stores no scores to report on. Select "
-            "without `--streaming` to get a report."
+            f"`{folder}` holds a selection from a stream (`--streaming`), which saves no scores, so there is no report. "
+            "Select without `--streaming` to get one."
         )
     raise ValueError(
         f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
@@ -113,7 +113,7 @@ def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
     for key, plot in _plots(sections).items():
         with drawn(plot) as figure:
             save_png(figure, folder / f"{key}.png")
-            # safe as markup: the XML writer has escaped all text in it
+            # safe as markup: the XML writer has escaped all text
             figures[key] = Markup(to_svg(figure, f"plot-{key}", plot.title))
     return figures
 
@@ -144,7 +144,7 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
 
 
 def _escape_hidden(value: object) -> Markup | str:
-    """A value for the template, with invisible characters made visible; markup made here stays as it is."""
+    """A value for the template, with invisible characters made visible; markup created by this module is returned unchanged."""
     return value if isinstance(value, Markup) else visible(str(value))
 
 
