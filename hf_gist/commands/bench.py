@@ -1,4 +1,4 @@
-"""Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, the test losses."""
+"""Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, test losses."""
 
 import copy
 import time

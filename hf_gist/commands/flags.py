@@ -83,7 +83,8 @@ def add_settings_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) 
 def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
     if path.startswith(SCHEME):
         # only the fields of GISTConfig: a file on the Hub must not choose the model or the code to run
-        config, default = config_from_uri(GISTConfig, path).to_dict(), GISTConfig().to_dict()
+        config = config_from_uri(GISTConfig, path).to_dict()
+        default = GISTConfig().to_dict()
         return {name: value for name, value in config.items() if value != default[name]}
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}

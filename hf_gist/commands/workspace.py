@@ -46,8 +46,8 @@ class SourceArguments:
     target_dataset_config_name: str | None = flag("Configuration of --target_dataset_name, if it has several.")
     target_dataset_revision: str | None = flag("Branch, tag or commit of --target_dataset_name.")
     max_length: int | None = flag(
-        "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, the "
-        f"model's positions and {LONGEST_ROW}."
+        "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, "
+        f"the model's positions and {LONGEST_ROW}."
     )
     output_dir: str | None = flag("Output folder.")
 

@@ -176,7 +176,7 @@ def find_leaks(
 
 
 def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
-    """`[N]` bool: the pool rows that must not be trained on; `None` if there are none or `drop_target_duplicates` is off."""
+    """`[N]` bool: the pool rows that must not be trained on; `None` if none or `drop_target_duplicates` is off."""
     if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
         return None
     return leaks.mask(size)
@@ -188,8 +188,8 @@ def warn(leaks: Leaks) -> None:
         if rows:
             same = leaks.exact[name]
             warnings.warn(
-                f"{len(rows)} rows of the pool are also in `{name}` ({same} with the same tokens, {len(rows) - same} with only "
-                "the same words). `drop_target_duplicates` (on by default) excludes them from the selection.",
+                f"{len(rows)} rows of the pool are also in `{name}` ({same} with the same tokens, {len(rows) - same} "
+                "with only the same words). `drop_target_duplicates` (on by default) excludes them from the selection.",
                 LeakWarning,
                 stacklevel=3,
             )

@@ -43,7 +43,7 @@ SELECTION_ALLOW_PATTERNS = [
     "scores.parquet",
     f"{WARMUP_ADAPTER}/adapter_*",
 ]
-"""Files in the output folder of `hf-gist select` that are uploaded: no files with rows, and no other files of the user."""
+"""Files in the output folder of `hf-gist select` that are uploaded: none with rows, and no files added by the user."""
 
 
 def push_folder(

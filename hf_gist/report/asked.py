@@ -165,8 +165,8 @@ def _leak_sentences(selection: Selection, found: dict[str, Any], sets: dict[str,
         text.append("No evaluation rows were given, so the pool was not searched for them.")
     elif found.get("targets_in_evaluation"):
         text.append(
-            f"{count(found['targets_in_evaluation'])} target rows are also evaluation rows, so metrics on these rows are "
-            "not held-out results."
+            f"{count(found['targets_in_evaluation'])} target rows are also evaluation rows, so metrics on these rows "
+            "are not held-out results."
         )
     return text
 

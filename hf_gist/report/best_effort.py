@@ -1,4 +1,4 @@
-"""Writing the report at the end of a selection or of a training run: an error becomes a warning and does not stop the run."""
+"""Writing the report at the end of a selection or training run: an error becomes a warning and does not stop it."""
 
 import warnings
 from collections.abc import Iterator

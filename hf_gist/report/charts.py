@@ -77,7 +77,7 @@ def scores(selection: Selection) -> Plot | NoPlot:
     finite = selection.scores[torch.isfinite(selection.scores)]
     kept = selection.scores[selection.indices]
     sentence = (
-        f"The scores of {count(len(finite))} rows are between {float(finite.min()):.3f} and {float(finite.max()):.3f}, "
+        f"The scores of {count(len(finite))} rows range from {float(finite.min()):.3f} to {float(finite.max()):.3f}, "
         f"with a median of {float(finite.median()):.3f}; the median of the {count(len(kept))} selected rows is "
         f"{float(kept.median()):.3f}. {_cut_sentence(selection, finite, float(kept.min()))}"
     )

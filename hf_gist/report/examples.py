@@ -159,7 +159,7 @@ def _separate_labels(labels: Any, tokenizer: Any) -> TextSpan:
 
 
 def _loss_mask(row: dict[str, Any], ids: list[int], labels: Any) -> list[bool] | None:
-    """Which tokens have a loss, from `labels` or from the masks of TRL; `None` if neither has a value for each token."""
+    """Which tokens have a loss, from `labels` or from the masks of TRL; `None` if neither covers each token."""
     if labels is not None:
         same = isinstance(labels, list) and len(labels) == len(ids)
         same = same and all(a in (IGNORE_INDEX, b) for a, b in zip(labels, ids, strict=True))

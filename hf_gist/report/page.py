@@ -57,7 +57,7 @@ def _check(folder: Path) -> None:
         return
     if (folder / STREAM_FILE).is_file():
         raise ValueError(
-            f"`{folder}` holds a selection from a stream (`--streaming`), which saves no scores, so there is no report. "
+            f"`{folder}` holds a selection from a stream (`--streaming`), which saves no scores to report on. "
             "Select without `--streaming` to get one."
         )
     raise ValueError(
@@ -144,7 +144,7 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
 
 
 def _escape_hidden(value: object) -> Markup | str:
-    """A value for the template, with invisible characters made visible; markup created by this module is returned unchanged."""
+    """A value for the template, with invisible characters made visible; markup of this module is left unchanged."""
     return value if isinstance(value, Markup) else visible(str(value))
 
 

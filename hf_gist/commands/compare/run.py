@@ -1,4 +1,4 @@
-"""`hf-gist compare`: measure once per scorer, then train every arm with every seed; a repeated command skips finished runs."""
+"""`hf-gist compare`: measure once per scorer, then train every arm with every seed; finished runs are kept."""
 
 import argparse
 from collections.abc import Sequence
@@ -110,7 +110,7 @@ class Comparison:
     pool_tokens: int
 
     def finish(self, method: str, seed: int) -> None:
-        """Train and evaluate one method with one seed unless that is done already, and write the results of all runs."""
+        """Train and evaluate one method with one seed, unless done already, and write the results of all runs."""
         file = run_file(self.folder, method, seed)
         if file.exists():
             return
@@ -152,7 +152,7 @@ def _named(losses: dict[str, float]) -> dict[str, float]:
 
 
 def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Every method with every seed, seed by seed, so that an interrupted comparison has complete seeds; `untrained` once."""
+    """Every method with every seed, seed by seed, so that an interruption leaves complete seeds; `untrained` once."""
     return [(m, s) for s in seeds for m in methods if m != UNTRAINED or s == seeds[0]]
 
 

@@ -89,7 +89,7 @@ class Scores:
         return None if leaks is None else leaks.mask(len(self.workspace.pool))
 
     def _measure(self, scorer: str, folder: Path) -> float:
-        """Score into `folder`; returns the seconds of the scoring and of its warm-up, even if another scorer used the same warm-up."""
+        """Score into `folder`; returns the seconds of scoring and warm-up, even if the warm-up was shared."""
         say(f"measuring: {scorer}")
         config = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config)
         model, checkpoints, seconds_of_warmup = self._model(scorer, config)

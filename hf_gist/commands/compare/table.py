@@ -35,7 +35,7 @@ def against_random(runs: Runs, method: str, test: str) -> str:
 
 
 def cost_in_passes(run: dict[str, Any], pool_tokens: int) -> float:
-    """Cost of selecting and training, in passes over the pool (forward and backward); a forward pass alone counts half."""
+    """Cost of selecting and training in passes over the pool (forward and backward); a forward alone counts half."""
     return run["selection_passes"] + run["train_tokens"] / pool_tokens
 
 

@@ -27,8 +27,8 @@ def print_data(data: DemoData, hidden: int) -> None:
     say_wrapped(
         f"1. The pool: {len(data.pool):,} instruction rows of {len(TASKS)} tasks, generated in code. {hidden} of them "
         f"({hidden / len(data.pool):.1%}) are of the target task '{TARGET_TASK}'; GIST does not use the task "
-        f"labels. The targets are {len(data.targets)} other rows of that task, the test set is {len(data.test)} more. No "
-        "question occurs twice."
+        f"labels. The targets are {len(data.targets)} other rows of that task, the test set is {len(data.test)} more. "
+        "No question occurs twice."
     )
     say_wrapped(f"   {TARGET_TASK}: {example.prompt}\n   -> {example.answer}")
     names = ", ".join(f"'{name}' ({what})" for name, what in NEIGHBOURS.items())
@@ -57,8 +57,8 @@ def print_recall(result: DemoResult) -> None:
         f"{result.found / result.hidden:.1%} of all {result.hidden}."
     )
     say_wrapped(
-        f"   For comparison: the random rows include {result.found_by_chance} of them; random rows with answers exactly as "
-        f"long as the target's would have about {result.share_by_length * result.kept:.0f}."
+        f"   For comparison: the random rows include {result.found_by_chance} of them; random rows with answers "
+        f"exactly as long as the target's would have about {result.share_by_length * result.kept:.0f}."
     )
 
 

@@ -1,7 +1,7 @@
 """The instruction pool of the demo, generated in code: twelve small tasks, one of which is the target.
 
 Each task is a function from a random generator to a question and its answer. Three tasks are similar to the target: the
-same arithmetic about another subject, the same subject with another operation, and worked arithmetic of similar length.
+same arithmetic about another subject, the same subject with another operation, and worked sums of similar length.
 """
 
 import random
