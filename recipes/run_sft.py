@@ -4,7 +4,7 @@
         --config recipes/sft/gist.yaml --learning_rate 1e-4 --gist.budget 0.1
 
 Every key of the YAML file is a flag, and flags override the file. The keys are those of `SFTConfig` and `ModelConfig`
-of TRL, those of `ScriptArguments` below, and the mappings `gist` and `gast`, which switch the methods on and contain the
+of TRL, those of `ScriptArguments` below, and the mappings `gist` and `gast`, which switch the methods on and have the
 fields of `GISTConfig` and `GASTConfig`. `--help` lists all of them.
 """
 

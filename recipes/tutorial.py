@@ -57,7 +57,7 @@ def fresh_model():
 
 
 def trained(name, rows, callbacks=(), trainer_class=SFTTrainer, more=None, **arguments):
-    """Train on some rows, with labels on the assistant's turns, and return the trainer. All runs share these settings."""
+    """Train on some rows, with labels on the assistant's turns, and return the trainer; all runs share the settings."""
     settings = SFTConfig(
         str(OUT / name),
         per_device_train_batch_size=16,
@@ -120,7 +120,7 @@ print(Counter(pool[i]["task"] for i in selection.indices).most_common(3))
 # > [('change', 194), ('units', 26), ('total', 16)]
 
 # %% Another selection, without scoring again
-# The scores are saved in the full-rank basis: budget, rank, grouping, score and strategy can be changed afterwards, also
+# The scores are saved in the full-rank basis: budget, rank, grouping, score and strategy can be changed later, also
 # from the artifacts on disk and on the command line (`hf-gist select --from_scores`).
 again = Selection.load(OUT / "gist" / "gist").reselect(strategy="round_robin", budget=0.02)
 print(Counter(pool[i]["task"] for i in again.indices).most_common(3))

@@ -189,7 +189,7 @@ def warn(leaks: Leaks) -> None:
             same = leaks.exact[name]
             warnings.warn(
                 f"{len(rows)} rows of the pool are also in `{name}` ({same} with the same tokens, {len(rows) - same} "
-                "with only the same words). `drop_target_duplicates` (on by default) excludes them from the selection.",
+                "with only the same words). `drop_target_duplicates` (on by default) excludes them from selection.",
                 LeakWarning,
                 stacklevel=3,
             )

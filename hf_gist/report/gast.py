@@ -91,8 +91,8 @@ def _layers(table: SelectionTable) -> Section:
         return Section(KEY, TITLE, missing="No batch was masked, so every layer was updated by all samples.")
     drawn = _drawn_table(table)
     text = [
-        "Each layer is updated only by the samples of a batch that it keeps. A brighter cell means that the layer kept "
-        "a larger share of that kind of sample; equal colours mean equal shares.",
+        "Each layer is updated only by the samples of a batch that it keeps. A brighter cell means that the layer "
+        "kept a larger share of that kind of sample; equal colours mean equal shares.",
         f"The numbers are in {TABLE_FILE} and, over time, in {HISTORY_FILE}.",
     ]
     return Section(KEY, TITLE, text=text, plots={key: make(drawn) for key, make in FIGURES.items()})

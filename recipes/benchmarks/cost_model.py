@@ -3,7 +3,7 @@
     python recipes/benchmarks/cost_model.py --rows 10_000_000 --gpus 64
     python recipes/benchmarks/cost_model.py --check scoring.json
 
-`--check` compares the prediction with the measurements of `scoring.py`. The formulas are in `README.md` in this folder.
+`--check` compares the prediction with the measurements of `scoring.py`. The formulas are in `README.md` here.
 """
 
 import argparse
@@ -118,7 +118,7 @@ def main() -> None:
     for name, default, text in [
         ("rows", 10_000_000, "candidates"), ("tokens", 180, "tokens per row"), ("targets", 64, "target rows, the largest possible rank"),
         ("gpus", 64, "devices"), ("hidden", 4096, "hidden size"), ("layers", 32, "transformer blocks"),
-        ("vocabulary", 32000, "vocabulary size"), ("intermediate", 11008, "MLP size"), ("lora_rank", 128, "rank of LoRA"),
+        ("vocabulary", 32000, "vocabulary size"), ("intermediate", 11008, "MLP size"), ("lora_rank", 128, "LoRA rank"),
     ]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument("--labelled", type=float, default=0.5, help="share of the tokens that have a label")

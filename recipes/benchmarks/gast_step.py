@@ -116,7 +116,7 @@ class ReferenceTrainer(GASTTrainer):
 
 
 class CachedTrainer(ReferenceTrainer):
-    """The paper's "compute-efficient" mode: all per-sample gradients of the model are kept until the last one is computed."""
+    """The paper's "compute-efficient" mode: all per-sample gradients are kept until the last one is computed."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()

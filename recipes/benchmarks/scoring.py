@@ -284,7 +284,7 @@ def table(results):
 
 
 def storage(options):
-    """Bytes per candidate: coordinates, norm and token count, against LESS's projections in fp32 (its code keeps fp16)."""
+    """Bytes per candidate: coordinates, norm and token count; for LESS, projections in fp32 (its code has fp16)."""
     ours = 4 * options.targets + 4 + 8
     less = 4 * LESS_SIZE * LESS_CHECKPOINTS
     return {"bytes_per_candidate": ours, "less_bytes_per_candidate": less, "share": ours / less}
