@@ -57,7 +57,7 @@ def fresh_model():
 
 
 def trained(name, rows, callbacks=(), trainer_class=SFTTrainer, more=None, **arguments):
-    """Train on some rows, with labels on the assistant's turns, and return the trainer; all runs share the settings."""
+    """Train with the settings that all runs share and labels on the assistant's turns; returns the trainer."""
     settings = SFTConfig(
         str(OUT / name),
         per_device_train_batch_size=16,
@@ -96,7 +96,7 @@ print(f"test loss {gist.evaluate()['eval_loss']:.3f} after {gist.state.global_st
 # > kept rows                            240 of 4,800
 # > kept labelled tokens               8,788 of 122,959
 # > rank                                  26 of 64
-# > target variance kept               95.2%
+# > target variance explained          95.2%
 # > energy in the subspace             85.0% median of the kept rows, 14.6% of all scored rows
 # >
 # > source                        kept   of kept   of pool

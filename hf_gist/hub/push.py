@@ -107,7 +107,7 @@ def push_to_hub(
     For runs without a trainer object, such as a folder on disk; `trainer.push_to_hub()` writes the same card.
 
     Args:
-        folder (`str` or `PathLike`): output folder of a training with GIST or GAST, or of `hf-gist select`. From the
+        folder (`str` or `PathLike`): output folder of a training run with GIST or GAST, or of `hf-gist select`. From the
             latter only the card, the configuration, the scores, the figures and the warm-up adapter are uploaded. No
             file with rows of the data is uploaded from either.
         repo_id (`str`): `user/model`; the repository is created if it does not exist.

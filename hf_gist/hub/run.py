@@ -36,7 +36,7 @@ class Run:
         folder (`Path`): output folder of the run, where the card is written.
         selection (`Selection`, *optional*): the selection, if rows were selected.
         artifacts (`Path`, *optional*): folder of the selection's artifacts: `folder` itself for `hf-gist select`, a folder
-            in it for a training.
+            in it for a training run.
         gast (`GASTConfig`, *optional*): the configuration of GAST, if it was used.
         repo_id (`str`, *optional*): `user/name` of the model on the Hub, if known.
         results (`list[EvalResult]`): evaluation results of the model.
@@ -83,7 +83,7 @@ def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
     if artifacts is None and gast is None:
         raise ValueError(
             f"{folder} holds no run of hf_gist: there is no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-            f"{GASTConfig.FILE} (a training with GAST)."
+            f"{GASTConfig.FILE} (a training run with GAST)."
         )
     selection = Selection.load(artifacts) if artifacts is not None else None
     gast_manifest = read_json(folder / GAST_MANIFEST) if (folder / GAST_MANIFEST).is_file() else {}

@@ -110,12 +110,12 @@ def energy(selection: Selection) -> Plot | NoPlot:
     pool = selection.energy[selection.measurements.scorable]
     kept = selection.energy[selection.indices]
     sentence = (
-        f"The share of a row's squared gradient norm that lies in the subspace has a median of "
+        f"The share of a row's squared gradient norm that is inside the subspace has a median of "
         f"{percent(float(kept.median()))} for the selected rows and {percent(float(pool.median()))} for the pool."
     )
     text = [
         "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
-        "how much of the gradient lies in the subspace. The energy fraction is that share: where it is small, most of "
+        "how much of the gradient is inside the subspace. The energy fraction is that share: where it is small, most of "
         "the row's gradient is outside the subspace, and the score ignores that part."
     ]
     drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))

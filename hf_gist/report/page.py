@@ -52,7 +52,7 @@ def selection_folder(folder: Path) -> Path | None:
 def _check(folder: Path) -> None:
     """Raise ValueError for a folder without artifacts."""
     if not folder.is_dir():
-        raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or of a training.")
+        raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or a training run.")
     if selection_folder(folder) is not None or (folder / HISTORY_FILE).is_file():
         return
     if (folder / STREAM_FILE).is_file():
@@ -62,7 +62,7 @@ def _check(folder: Path) -> None:
         )
     raise ValueError(
         f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-        f"{HISTORY_FILE} (a GAST training). Give the output folder of `hf-gist select` or of a training."
+        f"{HISTORY_FILE} (a GAST training run). Give the output folder of `hf-gist select` or a training run."
     )
 
 
@@ -186,7 +186,7 @@ def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: S
 def write_report(
     folder: str | os.PathLike, output_file: str | os.PathLike | None = None, selection: Selection | None = None
 ) -> Path:
-    """Write a report on a selection, a GAST training or both as one HTML file, and its figures as PNG files.
+    """Write a report on a selection, a GAST training run or both as one HTML file, and its figures as PNG files.
 
     The page has no scripts and makes no requests. Without matplotlib it has the numbers as tables, and the command that
     installs matplotlib.
@@ -226,7 +226,7 @@ def _content(
     if (folder / HISTORY_FILE).is_file():
         by_folder.append((gast_sections(folder), folder))
     else:
-        absent.append(("GAST", f"There is no {HISTORY_FILE}, which a GAST training writes when it ends."))
+        absent.append(("GAST", f"There is no {HISTORY_FILE}, which is written at the end of a GAST training run."))
     return by_folder, absent
 
 

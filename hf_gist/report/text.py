@@ -34,7 +34,7 @@ def summary_table(selection: Selection) -> str:
     if selection.rank:
         lines += _subspace_lines(selection)
     if m.scored is not None:
-        lines.append(_line("rows that passed the filter", f"{int(m.scored.sum()):,}"))
+        lines.append(_line("passed the prefilter", f"{int(m.scored.sum()):,}"))
     unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
     if unscorable:
         lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
@@ -52,7 +52,7 @@ def _subspace_lines(selection: Selection) -> list[str]:
     scored = float(selection.energy[selection.measurements.scorable].median())
     return [
         _line("rank", str(selection.rank), f"of {len(selection.singular_values)}"),
-        _line("target variance kept", f"{selection.explained_variance:.1%}"),
+        _line("target variance explained", f"{selection.explained_variance:.1%}"),
         _line("energy in the subspace", f"{kept:.1%}", f"median of the kept rows, {scored:.1%} of all scored rows"),
     ]
 
