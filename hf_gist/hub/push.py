@@ -107,8 +107,8 @@ def push_to_hub(
     For runs without a trainer object, such as a folder on disk; `trainer.push_to_hub()` writes the same card.
 
     Args:
-        folder (`str` or `PathLike`): output folder of a training run with GIST or GAST, or of `hf-gist select`. From the
-            latter only the card, the configuration, the scores, the figures and the warm-up adapter are uploaded. No
+        folder (`str` or `PathLike`): output folder of a training run with GIST or GAST, or of `hf-gist select`. From
+            the latter only the card, the configuration, scores, figures and the warm-up adapter are uploaded. No
             file with rows of the data is uploaded from either.
         repo_id (`str`): `user/model`; the repository is created if it does not exist.
         private (`bool`, *optional*): whether a new repository is private; by default the setting of the account or

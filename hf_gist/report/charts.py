@@ -115,8 +115,8 @@ def energy(selection: Selection) -> Plot | NoPlot:
     )
     text = [
         "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
-        "how much of the gradient is inside the subspace. The energy fraction is that share: where it is small, most of "
-        "the row's gradient is outside the subspace, and the score ignores that part."
+        "how much of the gradient is inside the subspace. The energy fraction is that share: where it is small, most "
+        "of the row's gradient is outside the subspace, and the score ignores that part."
     ]
     drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))
     return Plot(title, sentence, drawing, _histogram_table(title, drawing), text=text)

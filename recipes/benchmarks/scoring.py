@@ -267,7 +267,8 @@ def summarise(name, workload, bench, seconds, peaks, floor, share, options):
 
 def table(results):
     lines = [
-        "| workload | variant | rows/s | wall: share of the floor | processor: share of the floor | peak MB without the basis | peak / floor |",
+        "| workload | variant | rows/s | wall: share of the floor | processor: share of the floor "
+        "| peak MB without the basis | peak / floor |",
         "|---|---|---|---|---|---|---|",
     ]
 
@@ -301,7 +302,8 @@ def main():
     print(table(results))
     kept = storage(options)
     print(
-        f"\nstorage: {kept['bytes_per_candidate']} B per candidate, {kept['share']:.2%} of LESS's {kept['less_bytes_per_candidate']} B"
+        f"\nstorage: {kept['bytes_per_candidate']} B per candidate, {kept['share']:.2%} of LESS's "
+        f"{kept['less_bytes_per_candidate']} B"
     )
     if options.output:
         processor = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()
