@@ -97,7 +97,7 @@ class Comparison:
         arguments (`CompareArguments`): training length and the sources of the oracle.
         config (`GISTConfig`): settings that the arms share.
         folder (`Path`): where results are written.
-        bench (`Bench`): trains a fresh LoRA on some rows.
+        bench (`Bench`): trains a new LoRA on some rows.
         scores (`Scores`): measurements that the arms select from.
         pool_tokens (`int`): tokens of the whole pool.
     """
