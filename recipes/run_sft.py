@@ -4,7 +4,7 @@
         --config recipes/sft/gist.yaml --learning_rate 1e-4 --gist.budget 0.1
 
 Every key of the YAML file is a flag, and flags override the file. The keys are those of `SFTConfig` and `ModelConfig`
-of TRL, those of `ScriptArguments` below, and the mappings `gist` and `gast`, which switch the methods on and hold the
+of TRL, those of `ScriptArguments` below, and the mappings `gist` and `gast`, which switch the methods on and have the
 fields of `GISTConfig` and `GASTConfig`. `--help` lists all of them.
 """
 
@@ -49,16 +49,18 @@ class ScriptArguments:
 
     train_file: str | None = _help("Training rows: messages, prompt and completion, or text. The pool for GIST.")
     dataset_name: str | None = _help("Training rows on the Hub, instead of a file.")
-    dataset_split: str = _help("Their split.", "train")
-    dataset_config_name: str | None = _help("Their configuration, if the dataset has several.")
+    dataset_split: str = _help("Split of `dataset_name`.", "train")
+    dataset_config_name: str | None = _help("Configuration of `dataset_name`, if it has several.")
     selected_rows: str | None = _help("Folder of `hf-gist select`: train on the rows of `train_file` selected there.")
     target_file: str | None = _help("Target rows for GIST.")
     target_dataset_name: str | None = _help("Target rows on the Hub, instead of a file.")
-    target_dataset_split: str = _help("Their split.", "train")
-    target_dataset_config_name: str | None = _help("Their configuration, if the dataset has several.")
+    target_dataset_split: str = _help("Split of `target_dataset_name`.", "train")
+    target_dataset_config_name: str | None = _help("Configuration of `target_dataset_name`, if it has several.")
     support_file: str | None = _help("Support rows for GAST; by default the training rows, as in the paper.")
     eval_file: str | None = _help("Evaluation rows: their loss is reported, and GIST never selects them.")
-    test_file: str | None = _help("Test rows: the model answers them after the training, and `metric` is reported.")
+    test_file: str | None = _help(
+        "Test rows: the model generates answers to them after training, and `metric` is reported."
+    )
     metric: str | None = _help("gsm8k_exact_match, choice_accuracy, or the folder of your own metric.")
     choices: list[str] | None = _help("Labels for choice_accuracy; by default the letters.")
     max_new_tokens: int = _help("Longest answer to a test row, in tokens.", 256)
@@ -118,7 +120,7 @@ def build_parser() -> TrlParser:
 
 
 def read_config(path: str) -> dict[str, Any]:
-    """The YAML file, with `gist: {budget: 1}` as `gist.budget: 1`, and `gist: {}` where a method is named at all.
+    """The YAML file, with `gist: {budget: 1}` as `gist.budget: 1`, and `gist: {}` for a method that is present.
 
     Raises:
         ValueError: naming the file and the error in it.
@@ -171,7 +173,8 @@ def check_arguments(run: Run) -> None:
     Raises:
         ValueError: naming the arguments.
     """
-    script, has_targets = run.script, bool(run.script.target_file or run.script.target_dataset_name)
+    script = run.script
+    has_targets = bool(script.target_file or script.target_dataset_name)
     problems = [
         (run.model.model_name_or_path is None, "`model_name_or_path` is missing"),
         (run.gist and not has_targets, "GIST needs `target_file` or `target_dataset_name`"),
@@ -195,13 +198,14 @@ def check_arguments(run: Run) -> None:
 
 
 def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[int]:
-    """Row numbers of a selection, which another model may have made.
+    """Row numbers of a selection, possibly made with another model.
 
     Raises:
         ValueError: if the rows are not the scored rows.
     """
     selection = Selection.load(folder)
-    known, found = selection.manifest.get("train_dataset", {}).get("sha256"), digest(train_file)
+    known = selection.manifest.get("train_dataset", {}).get("sha256")
+    found = digest(train_file)
     if len(selection.scores) != len(rows) or (known and found and known != found):
         raise ValueError(
             f"`selected_rows: {folder}` was made from another pool: {len(selection.scores)} rows there, {len(rows)} rows "
@@ -209,7 +213,7 @@ def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[in
         )
     if not (known and found):
         logger.warning(
-            f"Only the number of rows of {folder} could be compared with the pool: its manifest names no file."
+            f"Only the number of rows of {folder} could be compared with the pool: its manifest has no file digest."
         )
     return selection.indices
 
@@ -239,7 +243,8 @@ def read_data(run: Run) -> Data:
             ),
             "target_file",
         )
-    test_rows, test = optional("test_file"), None
+    test_rows = optional("test_file")
+    test = None
     if test_rows is not None:
         test = AnswerTest(test_rows, script.metric, script.choices, script.max_new_tokens)
     return Data(train, targets, optional("support_file"), optional("eval_file"), test_rows, test)
@@ -259,7 +264,9 @@ def load_tokenizer(run: Run) -> PreTrainedTokenizerBase:
 
 def build_trainer(run: Run, data: Data) -> SFTTrainer:
     """The trainer, with GIST and GAST if they are switched on."""
-    training, callback, gast = run.training, None, {}
+    training = run.training
+    callback = None
+    gast = {}
     training.model_init_kwargs = {
         "revision": run.model.model_revision,
         "attn_implementation": run.model.attn_implementation,
@@ -304,7 +311,7 @@ def save_recipe(run: Run) -> None:
 
 
 def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
-    """Train, save, evaluate, push: in this order, so that an error in the evaluation loses nothing."""
+    """Train, save, evaluate, push: in this order, so that an error in the evaluation does not lose the model."""
     trainer = build_trainer(run, data)
     prompts = data.test.prompts(trainer.processing_class, positions(trainer.model)) if data.test else None
     metrics = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint).metrics

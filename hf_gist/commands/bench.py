@@ -1,4 +1,4 @@
-"""Trainings that differ only in their rows: a fresh LoRA on the same base model, a stock `Trainer`, then the test losses."""
+"""Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, test losses."""
 
 import copy
 import time
@@ -38,12 +38,12 @@ def quiet_arguments(folder: Path, **more: Any) -> TrainingArguments:
 
 @dataclass(frozen=True)
 class Trained:
-    """What one training of a [`Bench`] measured.
+    """Measurements of one training run of a [`Bench`].
 
     Args:
         losses (`dict[str, float]`): test loss by the name of the test set.
         steps (`int`): optimizer steps.
-        tokens (`int`): tokens trained on without padding; 0 unless the arguments of the bench count them.
+        tokens (`int`): tokens trained on, without padding; 0 unless `arguments` of the bench enables the count.
         seconds (`float`): wall time of `train()`.
     """
 
@@ -55,15 +55,15 @@ class Trained:
 
 @dataclass(frozen=True)
 class Bench:
-    """What several trainings share, so that only their rows differ.
+    """The settings that several training runs share, so that only their rows differ.
 
     Args:
-        base (`PreTrainedModel`): the base model; every training starts from a copy of it.
+        base (`PreTrainedModel`): the base model; every run starts from a copy of it.
         collator (`Collator`): rows to a padded batch.
         tests (`dict[str, Dataset]`): name to tokenised test rows.
         settings (`WarmupSettings`): LoRA, learning rate and batch size.
         folder (`Path`): output folder of the `Trainer`.
-        arguments (`dict`): further `TrainingArguments` of every training.
+        arguments (`dict`): further `TrainingArguments` of every run.
         loss (`Callable`): model, rows and collator to the test loss.
     """
 
@@ -82,7 +82,7 @@ class Bench:
     def train(
         self, rows: Dataset, title: str, seed: int, callbacks: Sequence[TrainerCallback] = (), **arguments: Any
     ) -> Trained:
-        """Train a fresh LoRA on some rows and evaluate it.
+        """Train a new LoRA on some rows and evaluate it.
 
         Args:
             rows (`Dataset`): tokenised rows with `input_ids` and `labels`.

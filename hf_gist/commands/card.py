@@ -17,18 +17,18 @@ from hf_gist.utils.terminal import say
 
 def add_card_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `hf-gist card`."""
-    parser.add_argument("folder", metavar="DIR", help="Output folder of a training or of hf-gist select.")
+    parser.add_argument("folder", metavar="DIR", help="Output folder of a training run or of hf-gist select.")
     _add_push_flags(parser)
     _add_dataset_flags(parser)
 
 
 def _add_push_flags(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--repo_id", help="Its repository on the Hub: user/name.")
-    parser.add_argument("--push", action="store_true", help="Upload it to --repo_id. Default: only write it.")
+    parser.add_argument("--repo_id", help="Repository on the Hub: user/name.")
+    parser.add_argument("--push", action="store_true", help="Upload to --repo_id. By default nothing is uploaded.")
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="Whether a repository created by the push is private. Default: the setting of the account.",
+        help="Whether a repository created by the push is private. Default: the account's setting.",
     )
     parser.add_argument("--revision", help="Branch to push to.")
 
@@ -40,15 +40,15 @@ def _add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         help="Instead of the model: the selected rows and all scores as a dataset with its own card, in DIR/dataset.",
     )
     parser.add_argument("--license", help="With --dataset: the Hub's name of the rows' licence, such as apache-2.0.")
-    parser.add_argument("--train_file", help="With --dataset: the pool, if DIR holds no selected rows.")
+    parser.add_argument("--train_file", help="With --dataset: the pool, if DIR has no selected rows.")
     parser.add_argument("--dataset_name", help="With --dataset: the pool on the Hub, instead of a file.")
-    parser.add_argument("--dataset_split", default="train", help="Its split. Default: train.")
-    parser.add_argument("--dataset_config_name", help="Its configuration, if it has several.")
-    parser.add_argument("--dataset_revision", help="Its branch, tag or commit.")
+    parser.add_argument("--dataset_split", default="train", help="Split of --dataset_name. Default: train.")
+    parser.add_argument("--dataset_config_name", help="Configuration of --dataset_name, if it has several.")
+    parser.add_argument("--dataset_revision", help="Branch, tag or commit of --dataset_name.")
 
 
 def _check_flags(flags: argparse.Namespace) -> None:
-    """Raise ValueError for a flag without the flag that it belongs to."""
+    """Raise ValueError for a flag without the flag that it requires."""
     if flags.push and not flags.repo_id:
         raise ValueError("`--push` needs `--repo_id user/name`: the repository to push to.")
     for name in ("private", "revision"):
@@ -62,7 +62,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
 def _write_dataset(flags: argparse.Namespace, run: Run) -> Path:
     """Write the selected rows of a run as a dataset folder; returns the folder."""
     if run.selection is None:
-        raise ValueError(f"{flags.folder} holds no selection, so there are no rows for a dataset.")
+        raise ValueError(f"{flags.folder} contains no selection, so there are no rows for a dataset.")
     target = Path(flags.folder) / "dataset"
     about = {"repo_id": flags.repo_id, "license": flags.license}
     if flags.train_file is not None or flags.dataset_name is not None:
@@ -71,7 +71,7 @@ def _write_dataset(flags: argparse.Namespace, run: Run) -> Path:
 
 
 def _load_pool(flags: argparse.Namespace, selection: Selection) -> Dataset:
-    """The pool of the flags, if it is the one that was scored."""
+    """The pool given by the flags, after a check that it is the scored one."""
     source = RowSource(
         flags.train_file,
         flags.dataset_name,
@@ -91,12 +91,12 @@ def _selected_rows(folder: Path) -> Dataset:
     """The rows that `hf-gist select` wrote."""
     path = next((folder / name for name in SELECTED_FILES if (folder / name).is_file()), None)
     if path is None:
-        raise ValueError(f"{folder} holds no selected rows; give the pool with `--train_file` or `--dataset_name`.")
+        raise ValueError(f"{folder} contains no selected rows; give the pool with `--train_file` or `--dataset_name`.")
     return load_rows(RowSource(str(path)), "train_file")
 
 
 def run_card(flags: argparse.Namespace) -> None:
-    """Write the card or the dataset, push it if asked to, and print where it is."""
+    """Write the card or the dataset, push it with `--push`, and print its path or URL."""
     _check_flags(flags)
     run = find_run(flags.folder, flags.repo_id)
     where = {"private": flags.private, "revision": flags.revision}

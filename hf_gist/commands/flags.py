@@ -1,4 +1,4 @@
-"""The flags of the `hf-gist` command: from the fields of its settings, from YAML, and from the Hub."""
+"""The flags of the `hf-gist` command: read from the settings classes, YAML files and the Hub."""
 
 import argparse
 import dataclasses
@@ -24,15 +24,15 @@ from hf_gist.config.warmup import WarmupSettings
 class SelectArguments(SourceArguments):
     """Where `hf-gist select` reads and writes."""
 
-    adapter_name_or_path: str | None = flag("Trained LoRA adapter; without one, a fresh LoRA takes its own warm-up.")
+    adapter_name_or_path: str | None = flag("Trained LoRA adapter; without one, a new LoRA is trained in a warm-up.")
     eval_file: list[str] | None = flag(
-        "Evaluation rows: those that are in the pool too are reported and not selected."
+        "Evaluation rows; pool rows that are also evaluation rows are reported and not selected."
     )
     streaming: bool = flag(
         "Read the pool once, row by row: needs --adapter_name_or_path and a --budget in rows.", False
     )
     output_format: Literal["jsonl", "parquet"] = flag("Format of the selected rows.", "jsonl")
-    from_scores: str | None = flag("Folder with the scores of an earlier run: choose again without scoring.")
+    from_scores: str | None = flag("Folder with the scores of an earlier run: select again without scoring.")
 
 
 GROUPS = {
@@ -44,7 +44,7 @@ GROUPS = {
 TITLES = {
     SelectArguments: "model, data and output",
     CompareArguments: "model, data, methods and output",
-    WarmupSettings: "LoRA and its warm-up (of a fresh adapter)",
+    WarmupSettings: "LoRA and its warm-up (without --adapter_name_or_path)",
     GISTConfig: "selection (GISTConfig)",
 }
 
@@ -82,8 +82,9 @@ def add_settings_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) 
 
 def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
     if path.startswith(SCHEME):
-        # nothing but the fields of GISTConfig: what a stranger wrote never says which model or code to run
-        config, default = config_from_uri(GISTConfig, path).to_dict(), GISTConfig().to_dict()
+        # only the fields of GISTConfig: a file on the Hub must not choose the model or the code to run
+        config = config_from_uri(GISTConfig, path).to_dict()
+        default = GISTConfig().to_dict()
         return {name: value for name, value in config.items() if value != default[name]}
     try:
         values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
@@ -100,7 +101,7 @@ def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
 
 
 def settings_of(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
-    """What was given explicitly, and one instance of each group with it filled in."""
+    """The settings given explicitly, and one instance of each settings class with their values."""
     classes = GROUPS[flags.command]
     given = _read_yaml(flags.config, classes) if flags.config else {}
     given |= {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}

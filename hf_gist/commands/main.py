@@ -1,4 +1,4 @@
-"""`hf-gist`: its table of commands, its parser and its exit codes."""
+"""`hf-gist`: table of commands, parser and exit codes."""
 
 import argparse
 import json
@@ -32,12 +32,10 @@ class Command:
 
 
 COMMANDS = {
-    "demo": Command("see a selection, a training and the comparison against random", add_demo_flags, run_demo_command),
+    "demo": Command("select rows, train on them, and compare with random rows", add_demo_flags, run_demo_command),
     "select": Command("select the rows of a pool that align with a target set", add_select_flags, run_select),
-    "compare": Command(
-        "does selection pay here? train on each method's rows, and compare", add_compare_flags, run_compare
-    ),
-    "report": Command("one HTML page about a selection or a GAST training", add_report_flags, run_report),
+    "compare": Command("train on the rows of each method and compare the test losses", add_compare_flags, run_compare),
+    "report": Command("write one HTML page about a selection or a GAST training run", add_report_flags, run_report),
     "card": Command(
         "write the card of a run, or of its selection as a dataset, and push it", add_card_flags, run_card
     ),
@@ -46,7 +44,7 @@ COMMANDS = {
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
-    parser = argparse.ArgumentParser("hf-gist", description="Pick the training data that fits your target.")
+    parser = argparse.ArgumentParser("hf-gist", description="Select the training rows that match a target set.")
     parser.add_argument("--version", action="version", version=__version__)
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
@@ -65,13 +63,13 @@ def main(argv: list[str] | None = None) -> int:
     """Entry point of `hf-gist`.
 
     Returns:
-        `int`: 0; 2 after an error in what the user gave; 1 after any other error; 130 after Ctrl-C.
+        `int`: 0; 2 for invalid input; 1 after any other error; 130 after Ctrl-C.
     """
     flags = build_parser().parse_args(argv)
     try:
         _run(flags)
     except KeyboardInterrupt:
-        return _fail("interrupted. Finished work is kept; the same command resumes after it.", 130)
+        return _fail("interrupted. Finished work is saved; run the same command again to resume.", 130)
     except Exception as error:
         if flags.debug:
             raise
@@ -83,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(flags: argparse.Namespace) -> None:
     as_json = getattr(flags, "json", False)
-    # whatever else a library prints must not mix with the JSON
+    # the output of other libraries must not mix with the JSON
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
         result = COMMANDS[flags.command].run(flags)
     if as_json:

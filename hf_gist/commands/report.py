@@ -8,7 +8,7 @@ from hf_gist.utils.terminal import say
 
 def add_report_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `hf-gist report`."""
-    parser.add_argument("folder", metavar="DIR", help="Output folder of `hf-gist select` or of a training.")
+    parser.add_argument("folder", metavar="DIR", help="Output folder of `hf-gist select` or of a training run.")
     parser.add_argument("--output_file", help="Where to write the page. Default: report.html in the folder.")
 
 

@@ -1,4 +1,4 @@
-"""A fresh LoRA after its own warm-up, which is kept in the output folder and reused."""
+"""A new LoRA after its warm-up; the adapter is saved in the output folder and reused."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -42,7 +42,7 @@ class Warmed:
     Args:
         model (`PeftModel`): the model.
         checkpoints (`Sequence[AdamCheckpoint]`): what `scorer="less"` needs.
-        cost (`PhaseCost`): what the warm-up took when it was trained.
+        cost (`PhaseCost`): cost of the warm-up when it was run.
     """
 
     model: PeftModel
@@ -57,7 +57,7 @@ def warmed_model(
     config: GISTConfig,
     evaluation: Dataset | None = None,
 ) -> Warmed:
-    """A fresh LoRA on the base model after its own warm-up, trained now or in an earlier run into the same folder.
+    """A new LoRA on the base model after its warm-up, trained now or in an earlier run into the same folder.
 
     Args:
         workspace (`Workspace`): pool and targets.
@@ -76,7 +76,7 @@ def warmed_model(
     folder = workspace.arguments.folder / WARMUP_ADAPTER
     clock = RunClock()
     checkpoints: list[AdamCheckpoint] = []
-    # LESS also needs the optimizer state of the warm-up, which is not kept
+    # LESS also needs the optimizer state of the warm-up, which is not saved
     if not scorer_of(config).needs_adam and _is_kept(folder, made_with):
         logger.warning(f"Reusing the warm-up of an earlier run: {folder}")
         clock.restore(folder)
@@ -118,6 +118,6 @@ def _warmup_key(
     key |= {"warmup_ratio": config.warmup_ratio, "warmup_steps": config.warmup_steps, "seed": config.seed}
     key["barred"] = [] if excluded is None else excluded.nonzero().flatten().tolist()
     key["pool"] = content_digest(workspace.pool.select_columns(["input_ids", "labels"]))
-    # only the weights around the fresh adapter; its names carry peft's prefixes
+    # only the weights of the base model, whose names have peft's prefixes
     key["base"] = weights_digest(base, False)
     return as_json(key)

@@ -1,4 +1,4 @@
-"""What the commands work on: model, tokenizer, pool and targets, read and tokenised according to the flags."""
+"""Model, tokenizer, pool and targets of a command, read and tokenised according to the flags."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -37,18 +37,19 @@ class SourceArguments:
     trust_remote_code: bool = flag("Run code that comes with the model.", False)
     train_file: str | None = flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
     dataset_name: str | None = flag("Candidate pool on the Hub, instead of a file.")
-    dataset_split: str = flag("Its split.", "train")
-    dataset_config_name: str | None = flag("Its configuration, if it has several.")
-    dataset_revision: str | None = flag("Its branch, tag or commit.")
-    target_file: str | None = flag("Target set: a few rows of what the model should become good at.")
+    dataset_split: str = flag("Split of --dataset_name.", "train")
+    dataset_config_name: str | None = flag("Configuration of --dataset_name, if it has several.")
+    dataset_revision: str | None = flag("Branch, tag or commit of --dataset_name.")
+    target_file: str | None = flag("Target set: a few example rows of the target task.")
     target_dataset_name: str | None = flag("Target set on the Hub, instead of a file.")
-    target_dataset_split: str = flag("Its split.", "train")
-    target_dataset_config_name: str | None = flag("Its configuration, if it has several.")
-    target_dataset_revision: str | None = flag("Its branch, tag or commit.")
+    target_dataset_split: str = flag("Split of --target_dataset_name.", "train")
+    target_dataset_config_name: str | None = flag("Configuration of --target_dataset_name, if it has several.")
+    target_dataset_revision: str | None = flag("Branch, tag or commit of --target_dataset_name.")
     max_length: int | None = flag(
-        f"Longest row in tokens; longer ones are cut at the end. Default: the tokenizer's own limit, or {LONGEST_ROW}."
+        "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, "
+        f"the model's positions and {LONGEST_ROW}."
     )
-    output_dir: str | None = flag("Folder for everything that is written.")
+    output_dir: str | None = flag("Output folder.")
 
     @property
     def folder(self) -> Path:
@@ -58,7 +59,7 @@ class SourceArguments:
             ValueError: if the flag is missing.
         """
         if self.output_dir is None:
-            raise ValueError("`--output_dir` is missing: the folder for everything that is written.")
+            raise ValueError("`--output_dir` is missing: the output folder.")
         return Path(self.output_dir)
 
     @property
@@ -114,7 +115,7 @@ class SourceArguments:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Everything read and tokenised.
+    """The inputs of a command, read and tokenised.
 
     Args:
         arguments (`SourceArguments`): the flags that name the sources.
@@ -136,7 +137,7 @@ class Workspace:
         return padding_collator(self.tokenizer)
 
     def tokenized(self, rows: Dataset, argument: str) -> Dataset:
-        """Other rows, tokenised in the same way as the pool.
+        """Further rows, tokenised like the pool.
 
         Args:
             rows (`Dataset`): raw rows.
@@ -174,12 +175,12 @@ def open_workspace(arguments: SourceArguments, rows: Dataset, base: PreTrainedMo
 
 
 def check_source(arguments: SourceArguments) -> None:
-    """Find mistakes in the flags before anything is read.
+    """Check the flags before any file is read.
 
     Raises:
         ValueError: naming the flag.
     """
-    # these two raise where the flag is missing
+    # `folder` and `model_name` raise if their flag is missing
     _ = arguments.folder
     check_one_of(arguments.train_file, arguments.dataset_name, "train_file")
     _ = arguments.model_name

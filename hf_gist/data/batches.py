@@ -1,4 +1,4 @@
-"""Batches of rows of similar length, and the check that every sample has a row of the batch to itself."""
+"""Batches of rows of similar length, and the check that every sample is a separate row of the batch."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -41,7 +41,7 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
     Args:
         lengths (`np.ndarray`, *optional*): tokens of every row `[N]`; without them, the rows stay in order, 8 in a batch.
         size (`int`): number of rows.
-        tokens_per_batch (`int`): most tokens of a batch, padding included; a longer row is a batch of its own.
+        tokens_per_batch (`int`): most tokens of a batch, padding included; a longer row is a batch by itself.
 
     Returns:
         `Batches`: every row exactly once.
@@ -59,7 +59,7 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
 
 
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
-    """Check that every sample has a loss and a row of the batch to itself.
+    """Check that every sample has a loss and is a separate row of the batch.
 
     Args:
         batch (`dict`): a collated batch.

@@ -75,12 +75,12 @@ def _chat_of(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> Chat:
     tools = json.loads(tools) if isinstance(tools, str) else tools
     more = (row.get("chat_template_kwargs") or {}) | ({"tools": tools} if tools else {})
     chat = partial(tokenizer.apply_chat_template, tokenize=True, return_dict=True, **more)
-    # with `return_dict` the result is a dict; the declared type covers every flag
+    # with `return_dict` the result is a dict; the declared return type is a union over all flags
     return cast(Chat, chat)
 
 
 def _shared_prefix(first: list[int], second: list[int]) -> int:
-    """Number of tokens at the beginning that both have in common."""
+    """Length of the common prefix, in tokens."""
     shared = 0
     while shared < min(len(first), len(second)) and first[shared] == second[shared]:
         shared += 1

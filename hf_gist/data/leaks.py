@@ -1,4 +1,4 @@
-"""Pool rows that are target or evaluation rows too, found before a selection so that they are not trained on."""
+"""Pool rows that are also target or evaluation rows, found before a selection so that they are not trained on."""
 
 import hashlib
 import re
@@ -30,9 +30,9 @@ class Leaks:
     """Duplicates between the pool and other sets.
 
     Args:
-        rows (`dict[str, list[int]]`): name of the other set to the pool rows that are in it too.
-        exact (`dict[str, int]`): how many of them have the same tokens; the others have the same words only.
-        targets_in_evaluation (`int`): number of target rows that are evaluation rows too.
+        rows (`dict[str, list[int]]`): name of the other set to the pool rows that are also in it.
+        exact (`dict[str, int]`): how many of them have the same tokens; the others have only the same words.
+        targets_in_evaluation (`int`): number of target rows that are also evaluation rows.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
@@ -167,7 +167,7 @@ def find_leaks(
     if not guard.usable:
         return None
     box = [guard.search(pool) if PartialState().is_main_process else None]
-    # every process has the result of the main one afterwards
+    # broadcast the result of the main process
     broadcast_object_list(box)
     leaks = cast(Leaks, box[0])
     if not quiet:
@@ -176,7 +176,7 @@ def find_leaks(
 
 
 def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
-    """`[N]` bool: the pool rows that must not be trained on; `None` if there are none or the guard is switched off."""
+    """`[N]` bool: the pool rows that must not be trained on; `None` if none or `drop_target_duplicates` is off."""
     if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
         return None
     return leaks.mask(size)
@@ -188,8 +188,8 @@ def warn(leaks: Leaks) -> None:
         if rows:
             same = leaks.exact[name]
             warnings.warn(
-                f"{len(rows)} rows of the pool are in `{name}` too ({same} token for token, {len(rows) - same} in the same "
-                "words). `drop_target_duplicates` (on by default) keeps them out of the selection.",
+                f"{len(rows)} rows of the pool are also in `{name}` ({same} with the same tokens, {len(rows) - same} "
+                "with only the same words). `drop_target_duplicates` (on by default) excludes them from selection.",
                 LeakWarning,
                 stacklevel=3,
             )

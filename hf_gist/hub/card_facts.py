@@ -26,7 +26,7 @@ Facts = list[tuple[str, Verbatim]]
 
 
 def is_gist(selection: Selection) -> bool:
-    """Whether the paper's method chose the rows, and not one of the baselines."""
+    """Whether the rows were selected by the paper's method, not by a baseline."""
     return selection.method == GIST.title
 
 
@@ -41,7 +41,7 @@ def share(part: float, whole: float) -> str:
 
 
 def selection_facts(selection: Selection) -> Facts:
-    """What was kept, how, and what was left out."""
+    """The selected rows, the rule, and the excluded rows."""
     m = selection.measurements
     config = selection.config
     kept = torch.tensor(selection.indices)
@@ -55,7 +55,7 @@ def selection_facts(selection: Selection) -> Facts:
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
     if config.strategy not in UNSCORED:
-        groups = "each row its own group"
+        groups = "each row is a group"
         if config.target_group_column is not None:
             groups = f"{len(selection.group_names):,} groups by {code(config.target_group_column)}"
         facts.append(("Target set", f"{len(m.target_coordinates):,} rows, {groups}"))
@@ -99,31 +99,32 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
             )
         )
     if not isinstance(leaks, dict):
-        return [*facts, ("Leak guard", "not run on these rows")]
-    fate = "kept out" if selection.config.drop_target_duplicates else "not kept out"
-    return [*facts, ("Leak guard", "; ".join(_leaks_found(leaks, fate)))]
+        return [*facts, ("Leaks", "not checked for these rows")]
+    fate = "excluded" if selection.config.drop_target_duplicates else "not excluded"
+    return [*facts, ("Leaks", "; ".join(_leaks_found(leaks, fate)))]
 
 
 def _leaks_found(leaks: dict[str, Any], fate: str) -> list[str]:
     found = []
     for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation")):
         leak = leaks.get(key) or {}
-        rows, exact = leak.get("rows", []), leak.get("exact", 0)
+        rows = leak.get("rows", [])
+        exact = leak.get("exact", 0)
         if rows:
             found.append(
-                f"{len(rows):,} rows of the pool are in the {name} set too ({exact:,} token for token), {fate}"
+                f"{len(rows):,} rows of the pool are also in the {name} set ({exact:,} with the same tokens), {fate}"
             )
         elif key in leaks:
             found.append(f"no row of the pool is in the {name} set")
     if "eval_dataset" not in leaks:
-        found.append("no evaluation set was given to look in")
+        found.append("no evaluation set was given")
     if leaks.get("targets_in_evaluation"):
-        found.append(f"{leaks['targets_in_evaluation']:,} target rows are evaluation rows")
+        found.append(f"{leaks['targets_in_evaluation']:,} target rows are also evaluation rows")
     return found
 
 
 def source_counts(selection: Selection) -> tuple[list[tuple[str, int, str, int, str]], int]:
-    """Rows of the table of sources, the most kept first, and how many sources there is no room for."""
+    """Rows of the table of sources, the most kept first, and the number of sources left out."""
     sources = selection.measurements.sources
     if sources is None:
         return [], 0
@@ -161,7 +162,7 @@ def hub_ids(manifest: dict[str, Any], key: str = "train_dataset") -> list[str]:
 
 
 def select_command(selection: Selection, address: str) -> str:
-    """The command line that makes the selection again.
+    """The command line that repeats the selection.
 
     Args:
         selection (`Selection`): with its manifest.

@@ -1,4 +1,4 @@
-"""Evaluation metrics of a training as entries of a model card's `model-index`."""
+"""Evaluation metrics of a training run as entries of a model card's `model-index`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -31,7 +31,7 @@ UNKNOWN_DATASET = "unknown"
 
 
 def task_of(name: str | None) -> str | None:
-    """The Hub's name of the task of a model class or a peft task type; `None` if it is not known."""
+    """The Hub's name of the task of a model class or a peft task type; `None` if it is unknown."""
     return next((task for ending, task in TASK_OF_CLASS_ENDING.items() if (name or "").endswith(ending)), None)
 
 
@@ -63,7 +63,7 @@ def evaluation_results(
         eval_dataset (*optional*): the evaluation set, or a dict of several by name.
 
     Returns:
-        `list[EvalResult]`: empty, with a logged warning, if there is no evaluation at `step` or the task is not known.
+        `list[EvalResult]`: empty, with a logged warning, if there is no evaluation at `step` or the task is unknown.
     """
     values = _measured(history, step)
     task = task_of(model_class)
@@ -75,7 +75,7 @@ def evaluation_results(
             )
         return []
     if task is None:
-        logger.warning(f"The task of {model_class} is not known, so the model card has no metrics.")
+        logger.warning(f"The task of {model_class} is unknown, so the model card has no metrics.")
         return []
     return [_result(task, name, value, eval_dataset) for name, value in values.items()]
 

@@ -49,12 +49,12 @@ def export_dataset(
 
     Args:
         selection (`Selection`): what was selected.
-        rows (`Dataset`): the pool, `N` rows in the order that was scored. The columns may be others than those that were
+        rows (`Dataset`): the pool, `N` rows in the order that was scored. The columns may differ from those that were
             scored, such as the text before tokenising.
         folder (`str` or `PathLike`): where to write; created if it does not exist.
         repo_id (`str`, *optional*): `user/name` of the dataset on the Hub, for the card's title and examples.
         license (`str`, *optional*): the Hub's id of the licence of the rows, such as `apache-2.0`; without it, the card
-            states none.
+            has no licence.
 
     Returns:
         `Path`: the folder.

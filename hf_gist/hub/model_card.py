@@ -39,9 +39,9 @@ END = "<!-- hf-gist:end -->"
 SECTION = re.compile(rf"^{BEGIN}$.*^{END}$\n?", re.MULTILINE | re.DOTALL)
 
 GAST_MODES = {
-    "stochastic": "drawn by how well each sample's gradient agrees with that of a few support samples",
+    "stochastic": "drawn by how well each sample's gradient aligns with that of a few support samples",
     "random": "drawn at random",
-    "topk": "those whose gradients agree best with that of a few support samples",
+    "topk": "those whose gradients align best with that of a few support samples",
 }
 
 
@@ -147,7 +147,7 @@ def _configs(run: Run) -> list[dict[str, str]]:
 
 
 def _python(run: Run) -> str:
-    """Python code that uses the configurations of the run again."""
+    """Python code that reuses the configurations of the run."""
     names = []
     lines = []
     if run.selection is not None:
@@ -216,7 +216,7 @@ def _hub_names(names: Any) -> list[str]:
 
 
 def _base_model(run: Run) -> list[str]:
-    """The base model, if it came from the Hub: only then is its revision known."""
+    """The base model, if it came from the Hub: only then is its revision recorded."""
     model = run.manifest.get("model") or {}
     return [model["name_or_path"]] if model.get("revision") else []
 

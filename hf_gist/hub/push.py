@@ -1,4 +1,4 @@
-"""Uploads to the Hub: a folder as it is, or a run with its model card."""
+"""Uploads to the Hub: a folder, or a run with its model card."""
 
 import os
 
@@ -21,7 +21,7 @@ FILES_WITH_ROWS = (
     "test_predictions.jsonl",
     *SELECTED_FILES,
 )
-"""Files in a training's output folder that may contain rows of the data."""
+"""Files in a training output folder that may contain rows of the data."""
 
 TRAINING_IGNORE_PATTERNS = [
     "_*",
@@ -31,7 +31,7 @@ TRAINING_IGNORE_PATTERNS = [
     f"{FOLDER}/partial*",
     *FILES_WITH_ROWS,
 ]
-"""Files in a training's output folder that are not uploaded: those that Trainer leaves out, unfinished scores,
+"""Files in a training output folder that are not uploaded: those that Trainer leaves out, unfinished scores,
 `training_args.bin` (it has local paths), and files with rows."""
 
 SELECTION_ALLOW_PATTERNS = [
@@ -43,7 +43,7 @@ SELECTION_ALLOW_PATTERNS = [
     "scores.parquet",
     f"{WARMUP_ADAPTER}/adapter_*",
 ]
-"""Files in the output folder of `hf-gist select` that are uploaded: none with rows, and none of the user's own."""
+"""Files in the output folder of `hf-gist select` that are uploaded: none with rows, and no files added by the user."""
 
 
 def push_folder(
@@ -107,8 +107,8 @@ def push_to_hub(
     For runs without a trainer object, such as a folder on disk; `trainer.push_to_hub()` writes the same card.
 
     Args:
-        folder (`str` or `PathLike`): output folder of a training with GIST or GAST, or of `hf-gist select`. From the
-            latter only the card, the configuration, the scores, the figures and the warm-up adapter are uploaded. No
+        folder (`str` or `PathLike`): output folder of a training run with GIST or GAST, or of `hf-gist select`. From
+            the latter only the card, the configuration, scores, figures and the warm-up adapter are uploaded. No
             file with rows of the data is uploaded from either.
         repo_id (`str`): `user/model`; the repository is created if it does not exist.
         private (`bool`, *optional*): whether a new repository is private; by default the setting of the account or

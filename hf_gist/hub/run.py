@@ -36,11 +36,11 @@ class Run:
         folder (`Path`): output folder of the run, where the card is written.
         selection (`Selection`, *optional*): the selection, if rows were selected.
         artifacts (`Path`, *optional*): folder of the selection's artifacts: `folder` itself for `hf-gist select`, a folder
-            in it for a training.
+            in it for a training run.
         gast (`GASTConfig`, *optional*): the configuration of GAST, if it was used.
         repo_id (`str`, *optional*): `user/name` of the model on the Hub, if known.
         results (`list[EvalResult]`): evaluation results of the model.
-        gast_manifest (`dict`): model, datasets and versions of a training with GAST.
+        gast_manifest (`dict`): model, datasets and versions of a training run with GAST.
     """
 
     folder: Path
@@ -68,7 +68,7 @@ class Run:
 
 
 def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
-    """Read the run in the output folder of a training or of `hf-gist select`.
+    """Read the run in the output folder of a training run or of `hf-gist select`.
 
     Args:
         folder (`str` or `PathLike`): the output folder.
@@ -83,7 +83,7 @@ def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
     if artifacts is None and gast is None:
         raise ValueError(
             f"{folder} holds no run of hf_gist: there is no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-            f"{GASTConfig.FILE} (a training with GAST)."
+            f"{GASTConfig.FILE} (a training run with GAST)."
         )
     selection = Selection.load(artifacts) if artifacts is not None else None
     gast_manifest = read_json(folder / GAST_MANIFEST) if (folder / GAST_MANIFEST).is_file() else {}
@@ -94,7 +94,7 @@ def find_run(folder: str | os.PathLike, repo_id: str | None = None) -> Run:
 def _results_on_disk(run: Run) -> list[EvalResult]:
     """Evaluation results of a card that a trainer has written, or else from the trainer's saved state.
 
-    The card is preferred because the trainer knows the evaluation sets and the saved state does not.
+    The card is preferred because it lists the evaluation sets and the saved state does not.
     """
     readme = run.folder / README
     if readme.is_file() and ModelCard.load(readme).data.eval_results:

@@ -1,4 +1,4 @@
-"""The templates of the cards: every value is escaped, except Markdown that this package made (`Verbatim`)."""
+"""The templates of the cards: every value is escaped, except Markdown made by this package (`Verbatim`)."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A selection or a GAST training as one line, a table, figures and an HTML page."""
+"""A selection or a GAST training run as one line, a table, figures and an HTML page."""
 
 from hf_gist.report.best_effort import keep_examples, not_fatal, report_at_end, report_training, withhold_text
 from hf_gist.report.examples import EXAMPLES_FILE, read_examples

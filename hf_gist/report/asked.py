@@ -1,4 +1,4 @@
-"""The parts of the page in words and tables: what was asked, what was kept, leaks and costs."""
+"""The sections of the page without figures: settings, selected rows, leaks and costs."""
 
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,13 @@ ROWS_NAMED = 20
 
 
 def asked(selection: Selection) -> Section:
-    """What was asked and kept."""
+    """The settings of the selection and the selected rows."""
     kept = torch.tensor(selection.indices)
     return Section(
         "asked",
-        "What was asked and kept",
+        "Settings and selected rows",
         text=[summary_line(selection)],
-        tables=[Table("Asked", _asked(selection)), Table("Kept", _kept(selection, kept))],
+        tables=[Table("Settings", _asked(selection)), Table("Selected rows", _kept(selection, kept))],
         folded=[settings_table(selection.config), *_provenance(selection.manifest)],
     )
 
@@ -36,7 +36,7 @@ def _asked(selection: Selection) -> list[list[str]]:
     config = selection.config
     rows = [
         ["budget", _budget(config)],
-        ["rows are chosen by", STRATEGIES[config.strategy].sentence],
+        ["selection rule", STRATEGIES[config.strategy].sentence],
     ]
     if config.strategy not in UNSCORED:
         rows += [
@@ -54,7 +54,8 @@ def _asked(selection: Selection) -> list[list[str]]:
 
 def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     m = selection.measurements
-    tokens, all_tokens = int(m.label_tokens[kept].sum()), int(m.label_tokens.sum())
+    tokens = int(m.label_tokens[kept].sum())
+    all_tokens = int(m.label_tokens.sum())
     size = len(selection.scores)
     rows = [
         ["rows kept", f"{count(len(kept))} of {count(size)} ({percent(len(kept) / size)})"],
@@ -62,7 +63,7 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
         ["target rows", count(len(m.target_coordinates))],
     ]
     if m.scored is not None:
-        rows.append(["rows that the prefilter passed on", count(int(m.scored.sum()))])
+        rows.append(["rows that passed the prefilter", count(int(m.scored.sum()))])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows
@@ -76,7 +77,8 @@ def _budget(config: GISTConfig) -> str:
 
 
 def _groups(selection: Selection) -> str:
-    column, number = selection.config.target_group_column, len(selection.group_names)
+    column = selection.config.target_group_column
+    number = len(selection.group_names)
     return f"{plural(number, 'value')} of the column {short(column)!r}" if column else f"{count(number)} single rows"
 
 
@@ -105,7 +107,7 @@ def settings_table(config: GISTConfig | GASTConfig) -> Table:
 
 
 def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
-    """A part of a manifest, which another version may have written without it."""
+    """A part of a manifest; empty if the version that wrote the manifest did not record it."""
     found = values.get(name)
     return found if isinstance(found, dict) else {}
 
@@ -126,13 +128,14 @@ def _provenance(manifest: dict[str, Any]) -> list[Table]:
 
 
 def leaks(selection: Selection) -> Section:
-    """What the leak guard found."""
-    key, title = "leaks", "Leak guard"
+    """Pool rows that are also target or evaluation rows."""
+    key = "leaks"
+    title = "Leaks"
     found = selection.manifest.get("leaks")
     if isinstance(found, str):
         return Section(key, title, missing=f"Duplicates were {short(found, 200)}.")
     if not isinstance(found, dict):
-        return Section(key, title, missing=f"{MANIFEST} says nothing of it: an earlier version scored these rows.")
+        return Section(key, title, missing=f"{MANIFEST} has no entry on leaks: an earlier version scored these rows.")
     sets = {name: entry for name, entry in found.items() if isinstance(entry, dict)}
     rows = [
         [
@@ -142,8 +145,8 @@ def leaks(selection: Selection) -> Section:
         ]
         for name, entry in sets.items()
     ]
-    header = ["set", "pool rows in it", "token for token", "same words", "row numbers"]
-    table = Table("Pool rows that are in another set too", rows, header)
+    header = ["set", "pool rows in it", "same tokens", "only the same words", "row numbers"]
+    table = Table("Pool rows that are also in another set", rows, header)
     return Section(key, title, text=_leak_sentences(selection, found, sets), tables=[table])
 
 
@@ -152,18 +155,18 @@ def _leak_sentences(selection: Selection, found: dict[str, Any], sets: dict[str,
     leaked = 0 if mask is None else int(mask.sum())
     selected = 0 if mask is None else int(mask[selection.indices].sum())
     text = [
-        f"Rows of the pool that are in {' or '.join(map(short, sets))} too: {count(leaked) if leaked else 'none'}."
+        f"Rows of the pool that are also in {' or '.join(map(short, sets))}: {count(leaked) if leaked else 'none'}."
     ]
     if leaked and selection.config.drop_target_duplicates:
-        text.append("None of them was selected: `drop_target_duplicates` keeps them out.")
+        text.append("None of them was selected: `drop_target_duplicates` excludes them.")
     elif leaked:
         text.append(f"`drop_target_duplicates` is off: {count(selected)} of them were selected.")
     if "eval_dataset" not in sets:
-        text.append("No evaluation rows were given, so nothing is known of those.")
+        text.append("No evaluation rows were given, so the pool was not searched for them.")
     elif found.get("targets_in_evaluation"):
         text.append(
-            f"{count(found['targets_in_evaluation'])} target rows are evaluation rows: what is measured on those is not "
-            "held out."
+            f"{count(found['targets_in_evaluation'])} target rows are also evaluation rows, so metrics on these rows "
+            "are not held-out results."
         )
     return text
 
@@ -177,9 +180,10 @@ def _named(rows: list[int]) -> str:
 
 
 def costs(selection: Selection, folder: Path) -> Section:
-    """The cost ledger, or the seconds that an older manifest has."""
-    key, title = "costs", "What it cost"
-    # the one on disk also knows the size of the artifacts
+    """The cost ledger; without one, the seconds in the manifest of an older version."""
+    key = "costs"
+    title = "Costs"
+    # the ledger on disk also has the size of the artifacts
     ledger = CostLedger.load(folder)
     if ledger is not None:
         header, *rows = ledger.table()

@@ -1,4 +1,4 @@
-"""Writing the report at the end of a selection or a training: an error becomes a warning and does not stop the run."""
+"""Writing the report at the end of a selection or training run: an error becomes a warning and does not stop it."""
 
 import warnings
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ NO_TEXT_IN_UPLOADS = (
 
 @contextmanager
 def not_fatal(what: str, hint: str) -> Iterator[None]:
-    """Turn any error into a [`ReportWarning`]: an unwritten page must not lose the selection or stop the training.
+    """Turn any error into a [`ReportWarning`]: a failed report must not lose the selection or stop the training.
 
     Args:
         what (`str`): subject and verb of the message, such as `"The report was"`.
@@ -47,16 +47,16 @@ def keep_examples(folder: str | Path, selection: Selection, pool: Any, targets: 
         targets: see [`save_examples`].
         options: `tokenizer`, `earlier` and `withheld` of [`save_examples`].
     """
-    with not_fatal("The rows to read were", "The selection itself is on disk."):
+    with not_fatal("The example rows were", "The selection itself is saved."):
         save_examples(Path(folder), selection, pool, targets, **options)
 
 
 def report_training(args: TrainingArguments, selection: Selection, pool: Any, targets: Any, tokenizer: Any) -> None:
-    """Write the rows to read and the report of a selection inside a training, best effort.
+    """Write the example rows and the report of a selection during training, best effort.
 
     Args:
         args (`TrainingArguments`): arguments of the training; with `push_to_hub`, no text of the data is written.
-        selection (`Selection`): saved in the training's output folder.
+        selection (`Selection`): saved in the training output folder.
         pool: the train dataset.
         targets: the target rows, tokenised.
         tokenizer (*optional*): decodes tokenised rows.
@@ -69,7 +69,7 @@ def report_training(args: TrainingArguments, selection: Selection, pool: Any, ta
 
 
 def withhold_text(folder: str | Path) -> None:
-    """Delete the text of the data from a training's output folder before an upload.
+    """Delete the text of the data from a training output folder before an upload.
 
     Raises:
         OSError: if a file cannot be rewritten.

@@ -38,8 +38,8 @@ def spectrum(selection: Selection) -> Plot | NoPlot:
     total = len(selection.singular_values)
     shares = captured_variance(selection.singular_values)
     sentence = (
-        f"The first {count(selection.rank)} of {count(total)} singular directions, the chosen rank, hold "
-        f"{percent(selection.explained_variance)} of the target gradients' variance; the first alone holds "
+        f"The first {count(selection.rank)} of {count(total)} singular directions, the chosen rank, explain "
+        f"{percent(selection.explained_variance)} of the target gradients' variance; the first alone explains "
         f"{percent(float(shares[0]))}."
     )
     table = _spectrum_table(selection.singular_values, shares, selection.rank)
@@ -71,18 +71,18 @@ def _spaced_indices(size: int, limit: int, wanted: int) -> list[int]:
 
 def scores(selection: Selection) -> Plot | NoPlot:
     """Histogram of the pool's scores, with the lowest selected score."""
-    title = "Scores and the cut"
+    title = "Scores and threshold"
     if selection.config.strategy in UNSCORED:
         return NoPlot(title, f"The rows were chosen by a {selection.method}, which does not use scores.")
     finite = selection.scores[torch.isfinite(selection.scores)]
     kept = selection.scores[selection.indices]
     sentence = (
-        f"The scores of {count(len(finite))} rows lie between {float(finite.min()):.3f} and {float(finite.max()):.3f}, "
+        f"The scores of {count(len(finite))} rows range from {float(finite.min()):.3f} to {float(finite.max()):.3f}, "
         f"with a median of {float(finite.median()):.3f}; the median of the {count(len(kept))} selected rows is "
         f"{float(kept.median()):.3f}. {_cut_sentence(selection, finite, float(kept.min()))}"
     )
     label = "gradient norm" if selection.config.score == "grad_norm" else "score: alignment with the targets"
-    cut_label = "cut" if _is_threshold(selection) else "lowest selected"
+    cut_label = "threshold" if _is_threshold(selection) else "lowest selected"
     drawing = _histogram(finite, kept, label, cut=(float(kept.min()), cut_label))
     return Plot(title, sentence, drawing, _histogram_table(title, drawing))
 
@@ -94,11 +94,11 @@ def _is_threshold(selection: Selection) -> bool:
 
 def _cut_sentence(selection: Selection, finite: Tensor, cut: float) -> str:
     if _is_threshold(selection):
-        return f"The cut is at {cut:.3f}: every row above it was selected."
+        return f"The threshold is {cut:.3f}: every row above it was selected."
     above = int((finite >= cut).sum())
     return (
         f"The lowest selected score is {cut:.3f}. It is not a threshold: {count(above)} rows have at least this score, "
-        "and the strategy chose among them."
+        "and the strategy selected some of them."
     )
 
 
@@ -110,13 +110,13 @@ def energy(selection: Selection) -> Plot | NoPlot:
     pool = selection.energy[selection.measurements.scorable]
     kept = selection.energy[selection.indices]
     sentence = (
-        f"The share of a row's squared gradient norm that lies in the subspace has a median of "
+        f"The share of a row's squared gradient norm that is inside the subspace has a median of "
         f"{percent(float(kept.median()))} for the selected rows and {percent(float(pool.median()))} for the pool."
     )
     text = [
         "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
-        "how much of the gradient lies in the subspace. The energy fraction is that share: where it is small, most of "
-        "the row's gradient is outside the subspace, and such a score ignores that part."
+        "how much of the gradient is inside the subspace. The energy fraction is that share: where it is small, most "
+        "of the row's gradient is outside the subspace, and the score ignores that part."
     ]
     drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))
     return Plot(title, sentence, drawing, _histogram_table(title, drawing), text=text)
@@ -169,7 +169,7 @@ def sources(selection: Selection) -> Plot | NoPlot:
     title = "Pool and selection by source"
     names = selection.measurements.sources
     if names is None:
-        return NoPlot(title, "No source is known. Set `source_column` to the column of the pool that names it.")
+        return NoPlot(title, "No sources were recorded. Set `source_column` to the column of the pool that has them.")
     pool = Counter(names)
     kept = Counter(names[i] for i in selection.indices)
     order = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Share of variance captured by the first `k` directions, and the rank in use.
+    """Share of variance explained by the first `k` directions, and the chosen rank.
 
     Args:
         shares (`np.ndarray`): `[q]`, increasing.

@@ -1,4 +1,4 @@
-"""Rows to read: the rows with the highest and lowest scores of each target group, and their text."""
+"""Example rows: the rows with the highest and lowest scores of each target group, and their text."""
 
 import hashlib
 from collections.abc import Sequence
@@ -33,9 +33,9 @@ CHARACTERS_KEPT = 900
 
 SPANS_PER_ROW = 6
 
-NO_TOKENIZER = "The rows hold token ids, and no tokenizer is known to decode them."
+NO_TOKENIZER = "The rows contain token ids, and there is no tokenizer to decode them."
 NO_TEXT = "The rows have no text in a known format: `messages`, `prompt` and `completion`, or `text`."
-NO_ROWS = "The selection was made from saved scores without the rows, so their text is not known."
+NO_ROWS = "The selection was made from saved scores without the rows, so their text is not available."
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _separate_labels(labels: Any, tokenizer: Any) -> TextSpan:
 
 
 def _loss_mask(row: dict[str, Any], ids: list[int], labels: Any) -> list[bool] | None:
-    """Which tokens have a loss, from `labels` or from the masks of TRL; `None` if neither is there for each token."""
+    """Which tokens have a loss, from `labels` or from the masks of TRL; `None` if neither covers each token."""
     if labels is not None:
         same = isinstance(labels, list) and len(labels) == len(ids)
         same = same and all(a in (IGNORE_INDEX, b) for a, b in zip(labels, ids, strict=True))
@@ -170,7 +170,7 @@ def _loss_mask(row: dict[str, Any], ids: list[int], labels: Any) -> list[bool] |
 
 
 def _as_list(values: Any) -> Any:
-    """A tensor, an array or a tuple as a list; anything else as it is."""
+    """A tensor, an array or a tuple as a list; anything else unchanged."""
     values = values.tolist() if hasattr(values, "tolist") else values
     return list(values) if isinstance(values, tuple) else values
 
@@ -218,7 +218,7 @@ def read_examples(folder: Path, selection: Selection) -> Examples:
     """
     path = folder / EXAMPLES_FILE
     if not path.is_file():
-        return Examples(missing=f"There is no {EXAMPLES_FILE} in the folder, so only row numbers are known.")
+        return Examples(missing=f"There is no {EXAMPLES_FILE} in the folder, so only row numbers are shown.")
     values = read_json(path)
     try:
         if values["scores"] != _fingerprint(selection.measurements):
@@ -252,7 +252,7 @@ def save_examples(
         pool: the rows it was selected from; `None` if they are not loaded.
         targets: the target rows; `None` if they are not loaded.
         tokenizer (*optional*): for tokenised rows.
-        earlier (`Path`, *optional*): folder of an earlier selection from the same scores, whose texts are used again.
+        earlier (`Path`, *optional*): folder of an earlier selection from the same scores, whose texts are reused.
         withheld (`str`): the reason why no text may be written, if there is one.
     """
     examples = Examples(missing=withheld)

@@ -59,7 +59,7 @@ def _settings(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) ->
     if run is not None:
         config, steps, supports = run
         keep = percent(config.keep) if isinstance(config.keep, float) else plural(config.keep, "sample")
-        rows = [["mode", config.mode], ["asked to keep", f"{keep} of a batch"], ["support", config.support], *rows]
+        rows = [["mode", config.mode], ["keep", f"{keep} of a batch"], ["support", config.support], *rows]
         rows += [["optimizer steps", count(steps)], ["support gradients", count(supports)]]
         folded = [settings_table(config)]
     return Section("gast", "GAST: settings and totals", tables=[Table("Settings and totals", rows)], folded=folded)
@@ -91,8 +91,8 @@ def _layers(table: SelectionTable) -> Section:
         return Section(KEY, TITLE, missing="No batch was masked, so every layer was updated by all samples.")
     drawn = _drawn_table(table)
     text = [
-        "A layer keeps some samples of each batch and is updated by those alone. Where a layer kept a larger share of one "
-        "kind of sample, its cell is brighter; equal colours mean that the kinds were treated alike.",
+        "Each layer is updated only by the samples of a batch that it keeps. A brighter cell means that the layer "
+        "kept a larger share of that kind of sample; equal colours mean equal shares.",
         f"The numbers are in {TABLE_FILE} and, over time, in {HISTORY_FILE}.",
     ]
     return Section(KEY, TITLE, text=text, plots={key: make(drawn) for key, make in FIGURES.items()})
@@ -147,8 +147,8 @@ def over_time(table: SelectionTable) -> Plot:
     layers = _layer_names(table)
     columns = [short(name, 26) for name in table.columns]
     sentence = (
-        f"Each map is one kind of sample: layers from top to bottom, time from left to right with "
-        f"{plural(table.span_steps, 'optimizer step')} per column; a gap means that there was no such sample. "
+        f"Each map shows one kind of sample: layers from top to bottom, time from left to right with "
+        f"{plural(table.span_steps, 'optimizer step')} per column; a gap means that there was no sample of that kind. "
         f"{_largest_change(table)}"
     )
     limits = (starts[0], starts[-1] + table.span_steps)
@@ -189,7 +189,7 @@ def _largest_change(table: SelectionTable) -> str:
 
 
 def _height(layers: int, maps_down: int) -> float:
-    """Height in inches of a figure with `maps_down` heat maps below each other."""
+    """Height in inches of a figure with `maps_down` heat maps in a column."""
     return min(1.6 + maps_down * (0.5 + 0.11 * layers), 14)
 
 

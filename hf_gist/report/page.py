@@ -1,4 +1,4 @@
-"""The report: one HTML file without scripts or outside requests, and its figures as PNG files."""
+"""The report: one HTML file without scripts or external requests, and its figures as PNG files."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -52,17 +52,17 @@ def selection_folder(folder: Path) -> Path | None:
 def _check(folder: Path) -> None:
     """Raise ValueError for a folder without artifacts."""
     if not folder.is_dir():
-        raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or of a training.")
+        raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or a training run.")
     if selection_folder(folder) is not None or (folder / HISTORY_FILE).is_file():
         return
     if (folder / STREAM_FILE).is_file():
         raise ValueError(
-            f"`{folder}` holds a selection from a stream (`--streaming`), which stores no scores to report on. Select "
-            "without `--streaming` to get a report."
+            f"`{folder}` holds a selection from a stream (`--streaming`), which saves no scores to report on. "
+            "Select without `--streaming` to get one."
         )
     raise ValueError(
         f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-        f"{HISTORY_FILE} (a GAST training). Give the output folder of `hf-gist select` or of a training."
+        f"{HISTORY_FILE} (a GAST training run). Give the output folder of `hf-gist select` or a training run."
     )
 
 
@@ -113,7 +113,7 @@ def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
     for key, plot in _plots(sections).items():
         with drawn(plot) as figure:
             save_png(figure, folder / f"{key}.png")
-            # safe as markup: the XML writer has escaped all text in it
+            # safe as markup: the XML writer has escaped all text
             figures[key] = Markup(to_svg(figure, f"plot-{key}", plot.title))
     return figures
 
@@ -144,7 +144,7 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
 
 
 def _escape_hidden(value: object) -> Markup | str:
-    """A value for the template, with invisible characters made visible; markup made here stays as it is."""
+    """A value for the template, with invisible characters made visible; markup of this module is left unchanged."""
     return value if isinstance(value, Markup) else visible(str(value))
 
 
@@ -186,7 +186,7 @@ def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: S
 def write_report(
     folder: str | os.PathLike, output_file: str | os.PathLike | None = None, selection: Selection | None = None
 ) -> Path:
-    """Write a report on a selection, a GAST training or both as one HTML file, and its figures as PNG files.
+    """Write a report on a selection, a GAST training run or both as one HTML file, and its figures as PNG files.
 
     The page has no scripts and makes no requests. Without matplotlib it has the numbers as tables, and the command that
     installs matplotlib.
@@ -226,7 +226,7 @@ def _content(
     if (folder / HISTORY_FILE).is_file():
         by_folder.append((gast_sections(folder), folder))
     else:
-        absent.append(("GAST", f"There is no {HISTORY_FILE}, which a GAST training writes when it ends."))
+        absent.append(("GAST", f"There is no {HISTORY_FILE}, which is written at the end of a GAST training run."))
     return by_folder, absent
 
 

@@ -1,4 +1,4 @@
-"""What the page consists of before it is drawn and written: sections with tables, figures and rows to read."""
+"""The content of the page before it is drawn and written: sections with tables, figures and example rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Plot:
-    """A figure, with the same content as a sentence and as a table for readers who do not see it.
+    """A figure, with its content also as a sentence and as a table, for accessibility.
 
     Args:
         title (`str`): its heading and accessible name.
@@ -78,11 +78,11 @@ class TextSpan:
 
 @dataclass(frozen=True)
 class RowText:
-    """One row to read.
+    """One example row.
 
     Args:
         label (`str`): row number, score and other facts, on one line.
-        spans (`Sequence[TextSpan]`): its text, if known.
+        spans (`Sequence[TextSpan]`): its text, if available.
         missing (`str`): why there is no text.
     """
 
@@ -93,7 +93,7 @@ class RowText:
 
 @dataclass(frozen=True)
 class RowGroup:
-    """The rows to read of one target group.
+    """The example rows of one target group.
 
     Args:
         title (`str`): the name of the group.
@@ -117,7 +117,7 @@ class Section:
         tables (`Sequence[Table]`): always visible.
         plots (`Mapping[str, Plot]`): figures by key; the key is the name of the PNG file and the prefix of the SVG's ids.
         folded (`Sequence[Table]`): collapsed tables.
-        groups (`Sequence[RowGroup]`): rows to read.
+        groups (`Sequence[RowGroup]`): example rows.
         missing (`str`): why the section has no content; it is then listed at the end of the page.
     """
 

@@ -1,4 +1,4 @@
-"""The section "Rows to read": the text of the rows with the highest and lowest scores."""
+"""The section "Example rows": the text of the rows with the highest and lowest scores."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from hf_gist.report.wording import count, plural, short
 
 
 KEY = "rows"
-TITLE = "Rows to read"
+TITLE = "Example rows"
 
 
 def rows_to_read(selection: Selection, examples: Examples) -> Section:
@@ -37,8 +37,7 @@ def _introduction(selection: Selection, shown: int) -> list[str]:
         ]
     return [
         "Each row belongs to the target group that it matches best. The best rows of a group have the highest scores, the "
-        "worst have the lowest scores among the rows that could be scored; each is marked as selected or not. The best "
-        "rows show what the score prefers, the worst what it rejects.",
+        "worst have the lowest scores among the rows that could be scored; each is marked as selected or not.",
         f"Shown: {count(shown)} of {plural(len(selection.group_names), 'target group')}, those that most selected rows "
         "match best.",
     ]
@@ -52,7 +51,7 @@ def _group(selection: Selection, group: ExampleGroup, examples: Examples, select
     title = f"{short(column)} = {short(group.name)}" if column else f"Target row {group.name}"
     sentence = f"{plural(group.size, 'row')} match it best, {count(group.kept)} of them selected."
     targets = [
-        RowText(f"target row {number}", examples.targets.get(number, []), "Its text is not known.")
+        RowText(f"target row {number}", examples.targets.get(number, []), "Its text is not available.")
         for number in group.targets
     ]
     parts = [

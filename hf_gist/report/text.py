@@ -1,4 +1,4 @@
-"""A selection on a terminal: a line and a table."""
+"""A selection as text for the terminal: a line and a table."""
 
 from collections import Counter
 
@@ -17,7 +17,7 @@ def summary_line(selection: Selection, steps: int | None = None) -> str:
     line = f"{selection.method}: kept {kept:,} of {size:,} rows ({kept / size:.2%})"
     if selection.method == "GIST":
         line += (
-            f" by {len(selection.group_names)} target group(s), rank {selection.rank} of "
+            f" with {len(selection.group_names)} target group(s), rank {selection.rank} of "
             f"{len(selection.singular_values)} ({selection.explained_variance:.1%} of the target gradients' variance)"
         )
     return f"{line}; training on them for {steps:,} steps." if steps is not None else f"{line}."
@@ -29,12 +29,12 @@ def summary_table(selection: Selection) -> str:
     tokens = int(m.label_tokens[selection.indices].sum())
     lines = [
         _line("kept rows", f"{len(selection.indices):,}", f"of {len(selection.scores):,}"),
-        _line("kept label tokens", f"{tokens:,}", f"of {int(m.label_tokens.sum()):,}"),
+        _line("kept labelled tokens", f"{tokens:,}", f"of {int(m.label_tokens.sum()):,}"),
     ]
     if selection.rank:
         lines += _subspace_lines(selection)
     if m.scored is not None:
-        lines.append(_line("passed on by the prefilter", f"{int(m.scored.sum()):,}"))
+        lines.append(_line("passed the prefilter", f"{int(m.scored.sum()):,}"))
     unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
     if unscorable:
         lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
@@ -52,7 +52,7 @@ def _subspace_lines(selection: Selection) -> list[str]:
     scored = float(selection.energy[selection.measurements.scorable].median())
     return [
         _line("rank", str(selection.rank), f"of {len(selection.singular_values)}"),
-        _line("target variance kept", f"{selection.explained_variance:.1%}"),
+        _line("target variance explained", f"{selection.explained_variance:.1%}"),
         _line("energy in the subspace", f"{kept:.1%}", f"median of the kept rows, {scored:.1%} of all scored rows"),
     ]
 

@@ -1,4 +1,4 @@
-"""Files: written to a temporary name and renamed, read and written with errors that have the path."""
+"""Files: written to a temporary name and renamed, with errors that name the path."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def write(path: Path, writer: Callable[[str], Any]) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Add the path to errors in writing: libraries report a full disk in several types of errors, without the path.
+    """Add the path to write errors: libraries report a full disk in several types of errors, without the path.
 
     Args:
         path (`Path`): the file or folder that is written inside the `with` block.

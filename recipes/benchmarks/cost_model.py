@@ -3,7 +3,7 @@
     python recipes/benchmarks/cost_model.py --rows 10_000_000 --gpus 64
     python recipes/benchmarks/cost_model.py --check scoring.json
 
-`--check` compares the model with what `scoring.py` measured. The formulas are in `README.md` in this folder.
+`--check` compares the prediction with the measurements of `scoring.py`. The formulas are in `README.md` here.
 """
 
 import argparse
@@ -98,7 +98,7 @@ def forecast(options: argparse.Namespace) -> str:
 
 
 def check(path: str) -> str:
-    """Predicted and measured shares of the floor, workload by workload."""
+    """Predicted and measured shares of the floor for each workload."""
     found = json.loads(Path(path).read_text(encoding="utf-8"))
     s = found["settings"]
     shape = Shape(s["hidden_size"], s["layers"], s["vocabulary"], int(2.6875 * s["hidden_size"]), s["lora_rank"])
@@ -117,8 +117,8 @@ def main() -> None:
     parser.add_argument("--check", metavar="JSON", help="output file of scoring.py")
     for name, default, text in [
         ("rows", 10_000_000, "candidates"), ("tokens", 180, "tokens per row"), ("targets", 64, "target rows, the largest possible rank"),
-        ("gpus", 64, "devices"), ("hidden", 4096, "of the model"), ("layers", 32, "of the model"),
-        ("vocabulary", 32000, "of the model"), ("intermediate", 11008, "of the model"), ("lora_rank", 128, "of LoRA"),
+        ("gpus", 64, "devices"), ("hidden", 4096, "hidden size"), ("layers", 32, "transformer blocks"),
+        ("vocabulary", 32000, "vocabulary size"), ("intermediate", 11008, "MLP size"), ("lora_rank", 128, "LoRA rank"),
     ]:  # fmt: skip
         parser.add_argument(f"--{name}", type=int, default=default, help=text)
     parser.add_argument("--labelled", type=float, default=0.5, help="share of the tokens that have a label")

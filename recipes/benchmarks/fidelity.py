@@ -1,4 +1,4 @@
-"""Agreement of the cheaper scorings with exact scores: `sketch_dim`, `score_layers`, `prefilter` and bf16.
+"""Agreement of the cheaper scoring methods with exact scores: `sketch_dim`, `score_layers`, `prefilter` and bf16.
 
     python recipes/benchmarks/fidelity.py --model_name_or_path MODEL --adapter_name_or_path ADAPTER \
         --train_file pool.jsonl --target_file targets.jsonl --rows 3000 --sketch_dims 1344 5376 21504 --score_layers 1 2 3
@@ -69,7 +69,8 @@ def main():
     variants |= {f"score_layers={n}": {"score_layers": n} for n in options.score_layers}
     variants |= {f"prefilter={share}": {"prefilter": share} for share in options.prefilters}
     variants |= {"bfloat16": {"scoring_dtype": "bfloat16"}} if options.bf16 else {}
-    results, exact = [], None
+    results = []
+    exact = None
     for name, change in variants.items():
         start = time.process_time()
         config = GISTConfig(budget=0.05, **change)
@@ -90,7 +91,9 @@ def main():
             }
         )
         print(json.dumps(results[-1]), file=sys.stderr, flush=True)
-    print("| scoring | gradient values | smaller by | Spearman (subspace, plain) | same top 5 % | processor time |")
+    print(
+        "| scoring | gradient values | reduction factor | Spearman (subspace, plain) | same top 5 % | processor time |"
+    )
     print("|---|---|---|---|---|---|")
     for row in results:
         agreement = ", ".join(f"{value:.4f}" for value in row["spearman"].values())

@@ -4,8 +4,8 @@
         --test arc=test_arc.jsonl gsm8k=test_gsm8k.jsonl --target arc=target_arc.jsonl gsm8k=target_gsm8k.jsonl \
         --output gast_quality.json
 
-All runs of a seed start from the same adapter and have the same batches. `--target NAME=FILE` adds a stochastic run
-whose support set is that file. The loss is the mean over test rows of each row's mean token loss.
+All runs with the same seed start from the same adapter and have the same batches. `--target NAME=FILE` adds a
+stochastic run whose support set is that file. The loss is the mean over test rows of each row's mean token loss.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def train(options, collator, pool, config, support, seed, callbacks):
 
 
 def methods(options, targets, seed):
-    """Name to configuration and support set; `None` is the training set."""
+    """Name to configuration and support set; `None` means the training set."""
     keep = {"keep": options.keep, "seed": seed}
     result = {
         "plain LoRA": (GASTConfig(mode="all"), None),

@@ -1,8 +1,8 @@
-"""Time and peak memory of one training step: stock LoRA, GAST, and straightforward versions of the paper's two modes.
+"""Time and peak memory of one training step: stock LoRA, GAST, and plain implementations of the paper's two modes.
 
-All variants alternate in one process, so that other load on the machine slows all of them down; ratios are medians, over groups of
-four rounds, of the time of a variant over that of the stock steps of the same rounds. On a CPU the processor time is
-reported beside the wall time: with one thread it depends little on other load.
+All variants alternate in one process, so that other load on the machine slows all of them down; ratios are medians,
+over groups of four rounds, of the time of a variant over that of the stock steps of the same rounds. On a CPU the
+processor time is reported as well as the wall time: with one thread it depends little on other load.
 
     python recipes/benchmarks/gast_step.py --output gast_step.json
     python recipes/benchmarks/gast_step.py --device cuda --hidden_size 2048 --layers 16 --dtype bfloat16
@@ -50,7 +50,7 @@ def parse():
     parser.add_argument("--rounds", type=int, default=12, help="steps of every variant; a multiple of 4")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", nargs="*", help="names of the variants to run beside stock")
+    parser.add_argument("--only", nargs="*", help="names of the variants to run in addition to stock")
     parser.add_argument("--output", help="JSON file to write")
     return parser.parse_args()
 
@@ -74,7 +74,7 @@ def build_model(options):
     return model.to(options.device)
 
 
-# ---- The paper's two modes, straightforward ----
+# ---- The paper's two modes, plain implementation ----
 
 
 class ReferenceTrainer(GASTTrainer):
@@ -93,7 +93,8 @@ class ReferenceTrainer(GASTTrainer):
         return gradients
 
     def prepare_reference(self):
-        self.tracked, self.steps = find_tracked(self.model), 0
+        self.tracked = find_tracked(self.model)
+        self.steps = 0
         self.groups, _ = find_groups(self.model, "block", "unmasked")
 
     def loss_of(self, model, inputs, num_items_in_batch):
@@ -101,7 +102,8 @@ class ReferenceTrainer(GASTTrainer):
             return self.compute_loss(model, dict(inputs), num_items_in_batch=num_items_in_batch)
 
     def masks(self, alignments):
-        size, config = len(next(iter(alignments.values()))), self.gast_config
+        size = len(next(iter(alignments.values())))
+        config = self.gast_config
         noise = gumbel_noise(config.seed, 0, self.steps, len(self.groups), size).to(self.args.device)
         valid = torch.ones(size, dtype=torch.bool, device=self.args.device)
         keep = kept_count(config.keep, size)
@@ -114,7 +116,7 @@ class ReferenceTrainer(GASTTrainer):
 
 
 class CachedTrainer(ReferenceTrainer):
-    """The paper's "compute-efficient" mode: every per-sample gradient of the model is kept until all are there."""
+    """The paper's "compute-efficient" mode: all per-sample gradients are kept until the last one is computed."""
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         model.train()
@@ -175,10 +177,11 @@ VARIANTS = {
 
 
 class Variant:
-    """A trainer whose steps are run one by one."""
+    """A trainer whose steps are run individually."""
 
     def __init__(self, name, options, folder):
-        self.name, self.options = name, options
+        self.name = name
+        self.options = options
         trainer_class, config = VARIANTS[name]
         generator = torch.Generator().manual_seed(options.seed)
         ids = torch.randint(0, options.vocabulary, (64, options.tokens), generator=generator)
@@ -232,7 +235,7 @@ class Variant:
         return sum(tensor.numel() * tensor.element_size() for tensor in {t.data_ptr(): t for t in tensors}.values())
 
     def peak(self):
-        """Peak bytes of one step with a support pass, by the allocator, what is resident included."""
+        """Peak bytes of one step with a support pass, by the allocator, including the resident bytes."""
         if getattr(self.trainer, "gast", None) is not None:
             self.trainer.gast.support_step = None
         return self.resident() + peak_bytes(self.step, self.options.device)
@@ -279,7 +282,7 @@ def table(results, clocks):
         lines.append(
             f"| {row['name']} |{times} {target} | {row['peak_bytes'] / 2**20:.0f} | {row['memory_ratio']:.3f} |"
         )
-    return "\n".join(lines) + "\n\nMedians, with quartiles in brackets."
+    return "\n".join(lines) + "\n\nMedians, with quartiles in parentheses."
 
 
 def main():

@@ -1,11 +1,11 @@
-"""Speed, memory and storage of scoring: this library, its floor, the obvious loop, and LESS.
+"""Speed, memory and storage of scoring: this library, a lower bound (the floor), a plain loop, and LESS.
 
 The floor is the same batches through forward and backward of the same frozen model, with no per-sample work. All
 variants alternate in one process, so that other load slows all of them down; ratios are medians over the rounds. On
-a CPU the processor time is reported beside the wall time: with one thread it depends little on other load.
+a CPU the processor time is reported as well as the wall time: with one thread it depends little on other load.
 
 glibc returns freed memory to the system and allocates it again page by page, in some variants and rounds and not in
-others. This takes up to a fifth of the time, and is not part of the comparison. The two variables turn it off.
+others. This takes up to a fifth of the time and would distort the comparison. The two variables turn it off.
 
     export MALLOC_MMAP_THRESHOLD_=33554432 MALLOC_TRIM_THRESHOLD_=17179869184
     python recipes/benchmarks/scoring.py --output scoring.json
@@ -65,7 +65,7 @@ def parse():
     parser.add_argument("--scoring_tokens_per_batch", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", nargs="*", help="names of the variants to run beside the floors")
+    parser.add_argument("--only", nargs="*", help="names of the variants to run in addition to the floors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="JSON file to write")
     return parser.parse_args()
@@ -121,15 +121,17 @@ def pad(rows):
 
 
 def random_basis(rank, size, generator):
-    """As the library makes it of that many target gradients, with the memory layout of the library's."""
+    """A basis that the library computes from random target gradients, with the library's memory layout."""
     return basis_slice(torch.randn(rank, size, generator=generator), torch.ones(rank), torch.eye(rank).double())
 
 
 class Bench:
-    """One workload on one model, and every way to score it."""
+    """One workload on one model, and all variants of scoring it."""
 
     def __init__(self, model, rows, options):
-        self.model, self.rows, self.options = model, rows, options
+        self.model = model
+        self.rows = rows
+        self.options = options
         generator = torch.Generator().manual_seed(1)
         self.basis = {
             name: random_basis(options.targets, parameter.numel(), generator).to(options.device)
@@ -170,7 +172,7 @@ class Bench:
         return collect_coordinates(dataset_pass, rows, basis or self.basis, "rows", vectors)
 
     def loop(self):
-        """One forward and backward a row, the whole gradient, one projection: every eighth row."""
+        """For every eighth row: one forward and backward, the whole gradient, one projection."""
         parameters = adapter_parameters(self.model)
         basis = torch.cat([self.basis[name] for name in parameters], 1)
         for row in self.rows.select(range(0, len(self.rows), 8)):
@@ -179,9 +181,10 @@ class Bench:
             (basis @ torch.cat([g.flatten() for g in gradients]).float()).cpu()
 
     def variants(self):
-        """Name to what it runs, its floor, and the share of the tokens it scores."""
+        """Name to function, name of its floor, and share of the tokens that it scores."""
         lengths = row_lengths(self.rows)
-        whole, some = 1.0, lengths[::8].sum() / lengths.sum()
+        whole = 1.0
+        some = lengths[::8].sum() / lengths.sum()
         dtype = "auto" if self.options.dtype == "bfloat16" else "float32"
         last = {name: self.basis[name] for name in self.half.sizes}
         found = {
@@ -264,7 +267,8 @@ def summarise(name, workload, bench, seconds, peaks, floor, share, options):
 
 def table(results):
     lines = [
-        "| workload | variant | rows/s | wall: share of the floor | processor: share of the floor | peak MB beside the basis | peak / floor |",
+        "| workload | variant | rows/s | wall: share of the floor | processor: share of the floor "
+        "| peak MB without the basis | peak / floor |",
         "|---|---|---|---|---|---|---|",
     ]
 
@@ -277,12 +281,13 @@ def table(results):
         if row["peak_bytes"] is not None:
             memory = f"{row['peak_bytes'] / 2**20:.0f} | {row['memory_ratio']:.3f} |"
         lines.append(f"| {row['workload']} | {row['name']} | {row['rows_per_second']:.1f} | {shares} | {memory}")
-    return "\n".join(lines) + "\n\nMedians over the rounds, smallest and largest in brackets."
+    return "\n".join(lines) + "\n\nMedians over the rounds, smallest and largest in parentheses."
 
 
 def storage(options):
-    """Bytes a candidate: coordinates, norm and token count, against LESS's projections in fp32 (its code keeps fp16)."""
-    ours, less = 4 * options.targets + 4 + 8, 4 * LESS_SIZE * LESS_CHECKPOINTS
+    """Bytes per candidate: coordinates, norm and token count; for LESS, projections in fp32 (its code has fp16)."""
+    ours = 4 * options.targets + 4 + 8
+    less = 4 * LESS_SIZE * LESS_CHECKPOINTS
     return {"bytes_per_candidate": ours, "less_bytes_per_candidate": less, "share": ours / less}
 
 
@@ -297,7 +302,8 @@ def main():
     print(table(results))
     kept = storage(options)
     print(
-        f"\nstorage: {kept['bytes_per_candidate']} B a candidate, {kept['share']:.2%} of LESS's {kept['less_bytes_per_candidate']} B"
+        f"\nstorage: {kept['bytes_per_candidate']} B per candidate, {kept['share']:.2%} of LESS's "
+        f"{kept['less_bytes_per_candidate']} B"
     )
     if options.output:
         processor = torch.cuda.get_device_name() if on_gpu else platform.processor() or platform.machine()

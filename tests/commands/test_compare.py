@@ -141,7 +141,7 @@ def test_shared_scores_leave_out_the_test_rows_of_every_comparison(files, compar
     shared = ("--scores_dir", str(compared / "scores"), "--seeds", "0", "--methods", "gist")
     trained, original = [], run.rows_of_arm
     monkeypatch.setattr(run, "rows_of_arm", lambda *given: trained.append(original(*given)) or trained[-1])
-    with pytest.warns(UserWarning, match="in `eval_dataset` too"):
+    with pytest.warns(UserWarning, match="also in `eval_dataset`"):
         assert main(flags(files, tmp_path / "other", *shared, "--test_file", str(tmp_path / "test.jsonl"))) == 0
     assert not Selection.load(compared / "scores" / "gist").measurements.leaked[chosen]
     assert len(trained) == 1 and len(trained[0]) == 8 and chosen not in trained[0]

@@ -125,7 +125,7 @@ def test_scores_of_another_pool_are_refused_before_rows_are_written(files, run, 
 def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, capsys):
     flags = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--seed", "1", "--lora_r", "4"]
     assert main(flags) == 2
-    assert "--lora_r, --seed would need scoring again" in capsys.readouterr().err
+    assert "--lora_r, --seed would need new scoring" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,10 @@ def test_duplicates_are_reported_and_never_selected(tmp_path):
         selection = chosen(eval_dataset=as_dataset(EVALUATION), output_dir=tmp_path)
     texts = [str(w.message) for w in caught if w.category is LeakWarning]
     assert any(
-        "2 rows of the pool are in `target_dataset` too (1 token for token, 1 in the same words)" in t for t in texts
+        "2 rows of the pool are also in `target_dataset` (1 with the same tokens, 1 with only the same words)" in t
+        for t in texts
     )
-    assert any("1 rows of the pool are in `eval_dataset` too" in t for t in texts)
+    assert any("1 rows of the pool are also in `eval_dataset`" in t for t in texts)
     assert sorted(selection.indices) == [row for row in range(30) if row not in (5, 6, 7)]
     assert torch.isneginf(selection.scores[[5, 6, 7]]).all()
     leaks = json.loads((tmp_path / "manifest.json").read_text())["leaks"]
@@ -68,7 +69,7 @@ def test_duplicates_are_kept_without_drop_target_duplicates():
 
 
 def test_without_a_tokenizer_only_tokens_are_compared():
-    with pytest.warns(LeakWarning, match=r"1 rows of the pool .*\(1 token for token, 0 in the same words"):
+    with pytest.warns(LeakWarning, match=r"1 rows of the pool .*\(1 with the same tokens, 0 with only the same words"):
         selection = chosen(PaddingCollator(), config=GISTConfig(budget=29))
     assert 6 in selection.indices and 5 not in selection.indices
 

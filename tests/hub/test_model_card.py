@@ -54,7 +54,7 @@ def test_a_new_card(tmp_path):
         "| `a` | ",
         "| pool | `jane/pool` | `" + "b" * 40,
         "`sha256 cccccccccccccccc`",
-        "2 rows of the pool are in the target set too (1 token for token), kept out",
+        "2 rows of the pool are also in the target set (1 with the same tokens), excluded",
         "budget: 0.25",
         "keep: 3",
         "hf://jane/model",
@@ -156,7 +156,7 @@ def test_a_baseline_is_not_tagged_as_the_paper_s_method(tmp_path):
     made.save(tmp_path)
     card = ModelCard.load(write_card(find_run(tmp_path)))
     assert card.data.tags == ["hf-gist"] and "chosen by random draw" in card.text
-    assert "agreement with the target set" not in card.text
+    assert "similarity to the target set" not in card.text
 
 
 def test_a_folder_without_a_run_is_an_error(tmp_path):

@@ -266,7 +266,7 @@ def test_held_out_rows_are_never_selected():
         "--gist.sample_from_top",
         "1",
     )
-    with pytest.warns(match="60 rows of the pool are in `eval_dataset` too"):
+    with pytest.warns(match="60 rows of the pool are also in `eval_dataset`"):
         run(RECIPES / "sft" / "gist.yaml", *flags, *leaked, "--max_new_tokens", "1")
     assert sorted(Selection.load("out/leaks/gist").indices) == list(range(60, 80))
 

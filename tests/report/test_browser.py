@@ -125,7 +125,7 @@ def test_the_accessibility_tree_has_names_and_structure(browser, page):
         by_role.setdefault(node["role"]["value"], []).append(node.get("name", {}).get("value", ""))
     assert len(by_role["image"]) == 7 and all(by_role["image"])
     assert {"banner", "main", "navigation", "contentinfo"} <= by_role.keys()
-    assert "What was asked and kept" in by_role["heading"] and all(by_role["heading"])
+    assert "Settings and selected rows" in by_role["heading"] and all(by_role["heading"])
     assert all(by_role["link"]) and all(by_role["table"])
     assert browser.value("document.documentElement.lang") == "en" and browser.value("document.title")
 

@@ -1,4 +1,4 @@
-"""Rows to read: which rows, how much of their text is written, and which rows of the pool are read."""
+"""Example rows: which rows, how much of their text is written, and which rows of the pool are read."""
 
 import json
 

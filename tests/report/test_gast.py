@@ -93,7 +93,7 @@ def test_a_training_writes_tables_figures_and_a_report(tmp_path):
     assert {"gast_selection.png", "gast_history.png", "gast_history.parquet", "report.html"} <= names
     found = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [v["id"] for tag, v in found.elements if tag == "svg"] == ["plot-gast_selection", "plot-gast_history"]
-    assert "asked to keep 3 samples of a batch" in found.text and "share kept by a layer 37.5%" in found.text
+    assert "keep 3 samples of a batch" in found.text and "share kept by a layer 37.5%" in found.text
     assert "with 1 optimizer step per column" in found.text
     assert "optimizer steps 6" in found.text and " changed most: the layers kept " in found.text
     assert "Selection: There is no manifest.json" in found.text

@@ -76,8 +76,8 @@ def test_the_page_has_the_numbers_of_the_selection(tmp_path):
     found = written(tmp_path, selection)
     kept = selection.indices
     assert "GIST: kept 40 of 400 rows (10.00%)" in found.text
-    assert f"The cut is at {float(selection.scores[kept].min()):.3f}: every row above it was selected" in found.text
-    assert f"hold {selection.explained_variance:.1%} of the target gradients' variance" in found.text
+    assert f"The threshold is {float(selection.scores[kept].min()):.3f}: every row above it was selected" in found.text
+    assert f"explain {selection.explained_variance:.1%} of the target gradients' variance" in found.text
     assert f"median of {float(selection.energy[kept].median()):.1%} for the selected rows" in found.text
     tokens = selection.measurements.label_tokens
     assert f"{int(tokens[kept].median()):,} labelled tokens in the selection" in found.text
@@ -120,16 +120,16 @@ def test_a_new_figure_is_one_function_and_one_entry(tmp_path, monkeypatch):
 
 def test_a_strategy_without_a_threshold_does_not_claim_one(tmp_path):
     found = written(tmp_path, selection_of(strategy="round_robin"))
-    assert "It is not a threshold" in found.text and "The cut is at" not in found.text
+    assert "It is not a threshold" in found.text and "The threshold is" not in found.text
 
 
 def test_missing_content_is_listed_with_its_reason(tmp_path):
     found = written(tmp_path, selection_of(strategy="random", width=0))
     for reason in (
-        "Scores and the cut: The rows were chosen by a random draw, which does not use scores",
-        "by source: No source is known. Set `source_column` to the column of the pool",
-        "Leak guard: manifest.json says nothing of it",
-        "What it cost: There is no costs.json in the folder, and manifest.json has no times",
+        "Scores and threshold: The rows were chosen by a random draw, which does not use scores",
+        "by source: No sources were recorded. Set `source_column` to the column of the pool",
+        "Leaks: manifest.json has no entry on leaks",
+        "Costs: There is no costs.json in the folder, and manifest.json has no times",
         "GAST: There is no gast_history.parquet",
     ):
         assert reason in found.text.replace("&#39;", "'")
@@ -140,7 +140,7 @@ def test_missing_content_is_listed_with_its_reason(tmp_path):
 def test_the_leak_section_states_whether_leaked_rows_were_selected(tmp_path, drop, words):
     selection = selection_of(leaked=[3, 4], manifest={"leaks": LEAKS}, drop_target_duplicates=drop)
     found = written(tmp_path, selection)
-    assert "in target_dataset or eval_dataset too: 2." in found.text and words in found.text
+    assert "also in target_dataset or eval_dataset: 2." in found.text and words in found.text
     assert "target_dataset 2 1 1 3, 4" in found.text and "eval_dataset 0 0 0 none" in found.text
 
 
@@ -270,7 +270,7 @@ def test_an_error_in_the_report_becomes_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "render", lambda *_: 1 / 0)
     with pytest.warns(ReportWarning, match="report was not written .ZeroDivisionError.*hf-gist report"):
         assert report_at_end(tmp_path, selection) is None
-    with pytest.warns(ReportWarning, match="rows to read were not written"):
+    with pytest.warns(ReportWarning, match="example rows were not written"):
         keep_examples(tmp_path, selection, 7, None)
     assert main(["report", str(tmp_path), "--output_file", str(tmp_path)]) == 2
     monkeypatch.undo()

@@ -1,1 +1,1 @@
-"""`hf-gist compare`: does selection pay on this data? Train on each method's rows, and compare."""
+"""`hf-gist compare`: train on the rows of each method and compare the test losses."""

@@ -1,4 +1,4 @@
-"""The flags of `hf-gist compare` beside those of every selection, and what two runs into one folder must share."""
+"""The flags that only `hf-gist compare` has, and the settings that two runs into one folder must have in common."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -15,18 +15,22 @@ from hf_gist.utils.disk import as_json
 
 @dataclass(frozen=True)
 class CompareArguments(SourceArguments):
-    """What `hf-gist compare` trains and measures."""
+    """Data, methods and training length of `hf-gist compare`."""
 
     test_file: list[str] | None = flag("Held-out rows to measure the loss on: FILE, or NAME=FILE for several.")
-    methods: list[str] | None = flag(f"Of: {', '.join(ARMS)}. Default: all that the other flags allow, but less.")
+    methods: list[str] | None = flag(
+        f"Any of: {', '.join(ARMS)}. Default: all except `less` (and `{IN_DOMAIN}` without --oracle_source)."
+    )
     seeds: list[int] | None = flag("Seeds of LoRA, order and random rows. Default: 0 1 2.")
     oracle_source: list[str] | None = flag("Value(s) of --source_column that in_domain_random draws from.")
     num_train_epochs: float = flag("Passes over each method's rows.", 3.0)
     max_steps: int = flag("Optimizer steps instead of passes, the same for all methods.", -1)
-    whole_pool_epochs: float = flag("Passes of the method whole_pool.", 1.0)
+    whole_pool_epochs: float = flag("Passes over the pool for the method whole_pool.", 1.0)
     target_column: str | None = flag("Column of the targets: with --target_value, only those rows are the target set.")
-    target_value: str | None = flag("Its value. The scores hold all targets, so several target sets share a scoring.")
-    scores_dir: str | None = flag("Where scores are kept and reused. Default: scores in the output folder.")
+    target_value: str | None = flag(
+        "Value in --target_column. All target rows are scored once, so several target sets can share the scores."
+    )
+    scores_dir: str | None = flag("Folder where scores are saved and reused. Default: `scores` in the output folder.")
 
     @property
     def test_files(self) -> dict[str, str]:
@@ -43,7 +47,7 @@ class CompareArguments(SourceArguments):
 
 
 def check_comparison(arguments: CompareArguments) -> None:
-    """Find mistakes in the flags before anything is read.
+    """Check the flags before any file is read.
 
     Raises:
         ValueError: naming the flag that is missing or wrong.
@@ -55,7 +59,7 @@ def check_comparison(arguments: CompareArguments) -> None:
         if not Path(file).is_file():
             raise ValueError(f"`--test_file {file}`: no such file.")
     if (arguments.target_column is None) != (arguments.target_value is None):
-        raise ValueError("`--target_column` and `--target_value` need each other.")
+        raise ValueError("`--target_column` and `--target_value` must be given together.")
 
 
 def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
@@ -75,7 +79,7 @@ def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]
 
 
 def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
-    """What two runs into one folder must share; methods and seeds may be added later."""
+    """The settings that two runs into one folder must have in common; methods and seeds may be added later."""
     free = {"output_dir", "methods", "seeds", "scores_dir"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
     files = {name: digest(values[name]) for name in ("train_file", "target_file")}

@@ -1,4 +1,4 @@
-"""The arms of a comparison: what each method changes in the configuration, and the rows it chooses for a seed."""
+"""The arms of a comparison: what each method changes in the configuration, and the rows it selects with a seed."""
 
 import dataclasses
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ class Arm:
 
     @property
     def scorer(self) -> str:
-        """The measurements it chooses from."""
+        """Name of the scorer whose measurements it selects from."""
         return LABELS if self.random else self.changes.get("scorer", GIST.name)
 
 
@@ -55,7 +55,7 @@ ARMS = {
     "plain_cosine": Arm(SCORES["cosine"].title, {"score": "cosine", "strategy": "max"}),
     "rds_plus": Arm(f"{RDS_PLUS.title}, {STRATEGIES['max'].title}", {"scorer": "rds_plus", "strategy": "max"}),
     "rds_plus_round_robin": Arm(
-        f"{RDS_PLUS.title} (its round robin)", {"scorer": "rds_plus", "strategy": "round_robin"}
+        f"{RDS_PLUS.title} (its own rule: round robin)", {"scorer": "rds_plus", "strategy": "round_robin"}
     ),
     "rds_plus_sampled": Arm(
         f"{RDS_PLUS.title}, round robin, a third of the top",
@@ -80,7 +80,7 @@ def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConf
 
     Args:
         arm (`Arm`): the method.
-        config (`GISTConfig`): what the arms share; fields that the arm does not change stay.
+        config (`GISTConfig`): settings that the arms share; fields that the arm does not change are kept.
         seed (`int`, *optional*): of the random draws; no score depends on it.
     """
     changes: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
@@ -99,7 +99,7 @@ def rows_of_arm(
     Args:
         name (`str`): key of `ARMS`.
         measured (`Measurements`): of its scorer.
-        config (`GISTConfig`): what the arms share, above all the budget.
+        config (`GISTConfig`): settings that the arms share, mainly the budget.
         seed (`int`): of the random arms.
         oracle_sources (`list[str]`, *optional*): sources of the targets, for `in_domain_random`.
     """

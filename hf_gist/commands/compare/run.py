@@ -1,4 +1,4 @@
-"""`hf-gist compare`: measure once per scorer, then train every arm with every seed; resumes after the last finished run."""
+"""`hf-gist compare`: measure once per scorer, then train every arm with every seed; finished runs are kept."""
 
 import argparse
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ TRAINING = {
     "train_sampling_strategy": "group_by_length",
     "include_num_input_tokens_seen": "non_padding",
 }
-"""`TrainingArguments` of every training."""
+"""`TrainingArguments` of every training run."""
 
 
 # ---- Files ----
@@ -64,7 +64,7 @@ def read_runs(folder: Path) -> Runs:
 
 
 def write_results(pool_tokens: int, folder: Path) -> str:
-    """Parquet, Markdown and figure of all finished runs; returns the Markdown."""
+    """Write the Parquet file, Markdown table and figure of all finished runs; returns the Markdown."""
     runs = read_runs(folder)
     table = pyarrow.Table.from_pylist(runs)
     write(folder / RESULTS, lambda name: parquet.write_table(table, name))
@@ -91,14 +91,14 @@ def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, D
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the runs of a comparison share.
+    """The inputs and settings that the runs of a comparison share.
 
     Args:
         arguments (`CompareArguments`): training length and the sources of the oracle.
-        config (`GISTConfig`): what the arms share.
+        config (`GISTConfig`): settings that the arms share.
         folder (`Path`): where results are written.
-        bench (`Bench`): trains a fresh LoRA on some rows.
-        scores (`Scores`): what the arms choose from.
+        bench (`Bench`): trains a new LoRA on some rows.
+        scores (`Scores`): measurements that the arms select from.
         pool_tokens (`int`): tokens of the whole pool.
     """
 
@@ -110,7 +110,7 @@ class Comparison:
     pool_tokens: int
 
     def finish(self, method: str, seed: int) -> None:
-        """Make one run, unless it is finished already, and write the results of all runs."""
+        """Train and evaluate one method with one seed, unless done already, and write the results of all runs."""
         file = run_file(self.folder, method, seed)
         if file.exists():
             return
@@ -152,7 +152,7 @@ def _named(losses: dict[str, float]) -> dict[str, float]:
 
 
 def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
-    """Every method with every seed, seed by seed, so that an early stop leaves whole comparisons; untrained once."""
+    """Every method with every seed, seed by seed, so that an interruption leaves complete seeds; `untrained` once."""
     return [(m, s) for s in seeds for m in methods if m != UNTRAINED or s == seeds[0]]
 
 
@@ -193,8 +193,8 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
 
     Args:
         arguments (`CompareArguments`): data, methods, seeds and training length.
-        warmup (`WarmupSettings`): LoRA, learning rate and batch size, of the warm-up and of every training.
-        config (`GISTConfig`): budget, groups and what else the methods share.
+        warmup (`WarmupSettings`): LoRA, learning rate and batch size, of the warm-up and of every training run.
+        config (`GISTConfig`): budget, groups and other settings that the methods share.
 
     Returns:
         `Runs`: one row per method and seed.
@@ -216,7 +216,9 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `hf-gist compare`."""
     parser.usage = f"hf-gist compare {USAGE} --test_file TEST [flags]"
     add_settings_flags(parser, GROUPS["compare"])
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
+    parser.add_argument(
+        "--json", action="store_true", help="Print the result as JSON on stdout, everything else on stderr."
+    )
 
 
 def run_compare(flags: argparse.Namespace) -> dict[str, Any]:

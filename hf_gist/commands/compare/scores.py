@@ -1,4 +1,4 @@
-"""The measurements that the arms of a comparison choose from, and what each scorer costs."""
+"""The measurements that the arms of a comparison select from, and the cost of each scorer."""
 
 import dataclasses
 import time
@@ -34,15 +34,15 @@ SCORED_WITH = "scored_with.json"
 
 @dataclass
 class Scores:
-    """Measurements by scorer: measured at first use and kept on disk.
+    """Measurements by scorer, computed at first use and saved to disk.
 
     Args:
         workspace (`Workspace`): model, pool and targets.
         base (`PreTrainedModel`): the base model.
         warmup (`WarmupSettings`): of the warm-up.
-        config (`GISTConfig`): what the arms share.
+        config (`GISTConfig`): settings that the arms share.
         folder (`Path`): holds a folder per scorer.
-        settings (`dict`): what the scores depend on.
+        settings (`dict`): settings that the scores depend on.
         tests (`Dataset`, *optional*): all test rows, which must not be selected.
         target (`tuple[str, str]`, *optional*): column and value of the target rows to keep; by default all.
     """
@@ -90,7 +90,7 @@ class Scores:
         return None if leaks is None else leaks.mask(len(self.workspace.pool))
 
     def _measure(self, scorer: str, folder: Path) -> float:
-        """Score into `folder`; returns the seconds of the scoring and of its warm-up, even if that was shared."""
+        """Score into `folder`; returns the seconds of scoring and warm-up, even if the warm-up was shared."""
         say(f"measuring: {scorer}")
         config = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config)
         model, checkpoints, seconds_of_warmup = self._model(scorer, config)
@@ -117,12 +117,12 @@ class Scores:
 
 
 def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int, blocks: int) -> float:
-    """Cost of scoring in passes over the pool, forward and backward; a forward alone counts half.
+    """Cost of scoring in passes over the pool (forward and backward); a forward pass alone counts half.
 
     Args:
-        scorer (`str`): the measurements.
+        scorer (`str`): name of the scorer.
         warmup (`WarmupSettings`): batch size and checkpoints of the warm-up.
-        config (`GISTConfig`): what the arms share.
+        config (`GISTConfig`): settings that the arms share.
         rows (`int`): rows of the pool.
         blocks (`int`): transformer blocks of the model.
     """

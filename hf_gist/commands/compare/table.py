@@ -26,7 +26,7 @@ def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def against_random(runs: Runs, method: str, test: str) -> str:
-    """Mean difference to random rows of the same seed, and for how many seeds the method was better."""
+    """Mean difference from random rows with the same seed, and for how many seeds the method was better."""
     random = {run["seed"]: run[test] for run in of_method(runs, RANDOM)}
     pairs = [run[test] - random[run["seed"]] for run in of_method(runs, method) if run["seed"] in random]
     if not pairs or method == RANDOM:
@@ -35,7 +35,7 @@ def against_random(runs: Runs, method: str, test: str) -> str:
 
 
 def cost_in_passes(run: dict[str, Any], pool_tokens: int) -> float:
-    """Selecting and training in passes over the pool, forward and backward; a forward alone counts half."""
+    """Cost of selecting and training in passes over the pool (forward and backward); a forward alone counts half."""
     return run["selection_passes"] + run["train_tokens"] / pool_tokens
 
 
@@ -58,7 +58,7 @@ def markdown(runs: Runs, pool_tokens: int) -> str:
     """
     tests = [name for name in runs[0] if name.startswith("loss_")]
     methods = {run["method"] for run in runs}
-    head = ["trained on", "rows", "label tokens", "steps"]
+    head = ["trained on", "rows", "labelled tokens", "steps"]
     for test in tests:
         head += [f"{test.removeprefix('loss_')} loss (mean ± sd)", "minus random"]
     head += ["select, s", "train, s", "cost, passes over the pool"]
@@ -83,7 +83,7 @@ def _cells(runs: Runs, method: str, tests: Sequence[str], pool_tokens: int) -> l
 
 
 def break_even(runs: Runs, pool_tokens: int) -> str:
-    """A sentence per method that scores: from how many epochs on the whole pool it is cheaper to select."""
+    """For each method that scores rows: the number of epochs on the whole pool from which selecting is cheaper."""
     lines = []
     for method in dict.fromkeys(run["method"] for run in runs):
         own = of_method(runs, method)

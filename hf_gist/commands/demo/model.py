@@ -28,7 +28,7 @@ class ModelSizes:
     """The shape of the Llama and the length of its pre-training.
 
     Args:
-        vocabulary (`int`): tokens of the byte-level BPE; digits always stand alone.
+        vocabulary (`int`): tokens of the byte-level BPE; every digit is a separate token.
         hidden (`int`): hidden size.
         layers (`int`): transformer blocks.
         heads (`int`): attention heads.
@@ -73,7 +73,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def pack(texts: Sequence[str], tokenizer: PreTrainedTokenizerFast, block: int) -> Dataset:
-    """All texts end to end, cut into blocks of `block` tokens, with the loss on every token."""
+    """All texts concatenated and cut into blocks of `block` tokens, with the loss on every token."""
     ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     stream = [token for text in ids for token in [tokenizer.bos_token_id, *text, tokenizer.eos_token_id]]
     blocks = [stream[start : start + block] for start in range(0, len(stream) - block + 1, block)]

@@ -1,4 +1,4 @@
-"""What the demo prints: the data before the trainings, and the outcome after them."""
+"""What the demo prints: the data before the training runs, the results after them."""
 
 import shlex
 import sys
@@ -26,9 +26,9 @@ def print_data(data: DemoData, hidden: int) -> None:
     example = data.targets[0]
     say_wrapped(
         f"1. The pool: {len(data.pool):,} instruction rows of {len(TASKS)} tasks, generated in code. {hidden} of them "
-        f"({hidden / len(data.pool):.1%}) are of the target task '{TARGET_TASK}'; GIST is not told which. It gets "
-        f"{len(data.targets)} other rows of that task as its targets. {len(data.test)} more are the test set. No question "
-        "occurs twice."
+        f"({hidden / len(data.pool):.1%}) are of the target task '{TARGET_TASK}'; GIST does not use the task "
+        f"labels. The targets are {len(data.targets)} other rows of that task, the test set is {len(data.test)} more. "
+        "No question occurs twice."
     )
     say_wrapped(f"   {TARGET_TASK}: {example.prompt}\n   -> {example.answer}")
     names = ", ".join(f"'{name}' ({what})" for name, what in NEIGHBOURS.items())
@@ -50,15 +50,15 @@ def print_outcome(result: DemoResult, folder: Path, settings: DemoSettings) -> N
 
 
 def print_recall(result: DemoResult) -> None:
-    """Target rows in the selection, next to what a random choice and answer length alone find."""
+    """Target rows in the selection, compared with random rows and with rows drawn by answer length alone."""
     say_wrapped(
         f"\nTarget rows found: {result.found} of the {result.kept} rows that GIST kept are of the target task "
         f"({result.found / result.kept:.1%}; its share of the pool is {result.share_of_pool():.1%}). That is a recall of "
         f"{result.found / result.hidden:.1%} of all {result.hidden}."
     )
     say_wrapped(
-        f"   For comparison: the random choice has {result.found_by_chance} of them; random rows with answers exactly as "
-        f"long as the target's would have about {result.share_by_length * result.kept:.0f}."
+        f"   For comparison: the random rows include {result.found_by_chance} of them; random rows with answers "
+        f"exactly as long as the target's would have about {result.share_by_length * result.kept:.0f}."
     )
 
 
@@ -92,14 +92,14 @@ def print_seconds(result: DemoResult) -> None:
 def print_next_steps(folder: Path, settings: DemoSettings) -> None:
     """How to use the callback, and commands that run on the files of the demo."""
     where = shlex.quote(str(folder))
-    say_wrapped("\nWhat to do next")
-    say_wrapped("- In your own training, pass the callback to your Trainer; the README has the full example:")
+    say_wrapped("\nNext steps")
+    say_wrapped("- In your own training script, pass the callback to your Trainer; the README has the full example:")
     say_wrapped("    GISTDataSelectorCallback(GISTConfig(budget=0.05), target_dataset=targets)")
     say_wrapped("- Another selection from the same scores, in seconds:")
     print_command(
         f"hf-gist select --from_scores {where}/{FOLDER} --budget 0.1 --strategy round_robin", f"{where}/again"
     )
-    say_wrapped("- A selection from the same pool on the command line; replace the model and the files by yours:")
+    say_wrapped("- A selection from the same pool on the command line; replace the model and the files with yours:")
     print_command(
         f"hf-gist select --model_name_or_path {where}/{BASE_MODEL} --train_file {where}/{POOL}",
         f"--target_file {where}/{TARGETS} --source_column task --budget {settings.budget}",

@@ -1,4 +1,4 @@
-"""What the demo is given and what it measures."""
+"""Settings and results of the demo."""
 
 import time
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ UNTRAINED = "untrained"
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Every size of the demo.
+    """All sizes in the demo.
 
     Args:
         data (`DataSizes`): rows.
         model (`ModelSizes`): the Llama and its pre-training.
-        lora (`WarmupSettings`): adapter, learning rate and batch size of all fine-tunings.
-        budget (`float`): share of the pool that GIST and the random choice keep.
+        lora (`WarmupSettings`): adapter, learning rate and batch size of all fine-tuning runs.
+        budget (`float`): share of the pool that GIST keeps; the random rows are as many.
         passes (`int`): passes over the GIST selection after its warm-up.
     """
 
@@ -40,14 +40,14 @@ class DemoResult:
     """What a run of the demo measured.
 
     Args:
-        losses (`dict[str, float]`): target test loss of each training and of the untrained model.
-        rows (`dict[str, int]`): rows of the pool in each training.
-        steps (`dict[str, int]`): optimizer steps of each training.
+        losses (`dict[str, float]`): target test loss of each training run and of the untrained model.
+        rows (`dict[str, int]`): rows of the pool in each training run.
+        steps (`dict[str, int]`): optimizer steps of each training run.
         seconds (`dict[str, float]`): wall time of each phase.
         kept (`int`): selected rows.
         found (`int`): selected rows of the target task.
         hidden (`int`): rows of the target task in the pool.
-        found_by_chance (`int`): rows of the target task among the random choice.
+        found_by_chance (`int`): rows of the target task among the random rows.
         share_by_length (`float`): expected share of the target task among rows drawn by answer length alone.
     """
 

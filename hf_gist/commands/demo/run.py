@@ -1,4 +1,4 @@
-"""`hf-gist demo`: a selection and three trainings on a pool with known labels, described as they run."""
+"""`hf-gist demo`: a selection and three training runs on a pool with known labels, with printed explanations."""
 
 import random
 from collections import Counter
@@ -30,7 +30,7 @@ TEST = "test.jsonl"
 
 
 def as_dataset(rows: list[Row]) -> Dataset:
-    """Rows as `messages` with their `task`, the form of a user's chat dataset."""
+    """Rows as `messages` with their `task`, the format of a chat dataset."""
     return Dataset.from_list([{"messages": row.messages(), "task": row.task} for row in rows])
 
 
@@ -66,7 +66,7 @@ def make_base(
     """Pre-train the Llama and save it with its tokenizer."""
     say_wrapped(
         f"2. A small Llama, pre-trained from scratch on {len(data.reading):,} other questions of all tasks with their "
-        "results only; the pool teaches how to write out the solution ..."
+        "results only; the written-out solutions are in the pool only ..."
     )
     model = pretrain(data.reading, tokenizer, settings.model, folder, seed)
     model.save_pretrained(folder / BASE_MODEL)
@@ -81,9 +81,9 @@ def train_with_gist(
     config = GISTConfig(budget=settings.budget, source_column="task", seed=seed)
     callback = GISTDataSelectorCallback(config, target_dataset=targets, train_dataset=pool)
     say_wrapped(
-        f"3. Training with GIST: one Trainer with the callback. It warms up on a random {config.warmup_ratio:.0%}, "
-        f"scores all rows by their LoRA gradients, keeps {settings.budget:.0%} and makes {settings.passes} passes over "
-        "them ...\n"
+        f"3. Training with GIST: one Trainer with the callback. It trains on a random {config.warmup_ratio:.0%} "
+        f"(warm-up), scores all rows by their LoRA gradients, keeps {settings.budget:.0%} and makes {settings.passes} "
+        "passes over them ...\n"
     )
     with result.phase("training with GIST, selection included"):
         trained = bench.train(pool, "with GIST", seed, [callback], num_train_epochs=1 + settings.passes)
@@ -97,21 +97,23 @@ def train_with_gist(
 
 
 def add_scoring_seconds(result: DemoResult, costs: CostLedger) -> None:
-    """The parts of the training with GIST that only a selection needs."""
+    """Add the seconds of target gradients and scoring, which only the training with GIST has."""
     seconds = {phase.phase: phase.seconds for phase in costs.phases}
     result.seconds["- of it, target gradients"] = round(seconds[stopwatch.TARGETS] + seconds[stopwatch.SUBSPACE], 1)
     result.seconds["- of it, scoring the pool"] = round(seconds[stopwatch.SCORING], 1)
 
 
 def train_baselines(bench: Bench, pool: Dataset, seed: int, result: DemoResult) -> list[int]:
-    """A random choice of the same size for the same steps, and one pass over everything; returns the random rows."""
+    """Train on as many random rows for as many steps, and on the whole pool once; returns the random rows."""
     kept = result.rows[GIST]
     steps = result.steps[GIST]
     chosen = random.Random(seed).sample(range(len(pool)), kept)
-    say_wrapped(f"\n4. The same training on {kept} random rows, for the same {steps} steps, from the same start ...")
+    say_wrapped(
+        f"\n4. The same training on {kept} random rows, for the same {steps} steps, from the same initial adapter ..."
+    )
     with result.phase("training on random rows"):
         on_random = bench.train(pool.select(chosen), "random rows", seed, max_steps=steps)
-    say_wrapped("5. The same training on the whole pool, one pass, from the same start ...")
+    say_wrapped("5. The same training on the whole pool, one pass, from the same initial adapter ...")
     with result.phase("training on the whole pool"):
         on_whole = bench.train(pool, "whole pool", seed, num_train_epochs=1)
     for name, trained in ((RANDOM, on_random), (WHOLE, on_whole)):
@@ -129,16 +131,16 @@ def count_found(result: DemoResult, pool: Dataset, selected: list[int], drawn: l
     result.found_by_chance = sum(is_target[i] for i in drawn)
 
 
-# ---- The whole ----
+# ---- The demo ----
 
 
 def run_demo(output_dir: str | Path, seed: int = 42, settings: DemoSettings | None = None) -> DemoResult:
-    """Build a pool with known labels and a base model, select with GIST, train, and print the outcome.
+    """Build a pool with known labels and a base model, select with GIST, train, and print the results.
 
-    Needs no network, no GPU and no file; its numbers come from this run.
+    Needs no network, no GPU and no file; all numbers are measured in this run.
 
     Args:
-        output_dir (`str` or `Path`): receives pool, targets, base model, artifacts, pictures and `demo.json`.
+        output_dir (`str` or `Path`): folder for pool, targets, base model, artifacts, figures and `demo.json`.
         seed (`int`, defaults to 42): seed of everything.
         settings (`DemoSettings`, *optional*): other sizes.
 

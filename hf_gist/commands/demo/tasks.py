@@ -112,7 +112,7 @@ def total(rng: random.Random) -> Parts:
 
 
 def units(rng: random.Random) -> Parts:
-    """Similar to the target: a worked sum of similar length, about units."""
+    """Similar to the target: worked arithmetic of similar length, about units."""
     large, small, factor = rng.choice(UNITS)
     count = rng.randint(2, 19)
     extra = rng.randint(1, factor + 8)
@@ -156,7 +156,7 @@ def reverse(rng: random.Random) -> Parts:
 
 
 def logic(rng: random.Random) -> Parts:
-    """Boolean expressions, worked out from the inside."""
+    """Boolean expressions, evaluated from the innermost parentheses."""
     left, right, last = (rng.random() < 0.5 for _ in range(3))
     first = rng.choice(["and", "or"])
     second = rng.choice(["and", "or"])
@@ -229,16 +229,16 @@ TASKS: dict[str, Callable[[random.Random], Parts]] = {
 """Every task by name, the target first."""
 
 NEIGHBOURS = {
-    "travel": "the same sums about roads",
-    "total": "the same shops, but adding",
-    "units": "worked sums of similar length",
+    "travel": "the same arithmetic about roads",
+    "total": "also about shopping, with addition",
+    "units": "worked arithmetic of similar length",
 }
 """Tasks that are similar to the target, and how they differ."""
 
 
 @dataclass(frozen=True)
 class DemoData:
-    """Everything the demo trains on, selects from and measures with; no question occurs twice, within a set or across sets.
+    """All rows of the demo; no question occurs twice, within a set or across sets.
 
     Args:
         reading (`list[str]`): the base model's text, all tasks in equal parts; see [`reading_text`].

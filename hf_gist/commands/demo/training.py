@@ -1,4 +1,4 @@
-"""The trainings of the demo: on the CPU, with few threads and without the output of the libraries."""
+"""The training runs of the demo: on the CPU, with few threads and without the output of the libraries."""
 
 import warnings
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ from hf_gist.utils.step_bar import with_step_bar
 
 
 MOST_THREADS = 4
-"""A model this small is slower on many threads than on a few, and far slower where a thread has to wait for a core that
-something else is using: one core is left free."""
+"""A model this small is slower on many threads than on a few, and far slower if a thread has to wait for a core that
+another process uses: one core is left free."""
 
 ON_CPU = {"use_cpu": True, "dataloader_pin_memory": False}
 TARGET_TEST = "target"
@@ -30,13 +30,13 @@ TARGET_TEST = "target"
 
 @contextmanager
 def quiet_and_small() -> Iterator[None]:
-    """Without the log lines and bars of the libraries, on a few threads; everything is as before on exit."""
+    """Disable the log lines and progress bars of the libraries and use few threads; undone on exit."""
     verbosity = logging.get_verbosity()
     bars = logging.is_progress_bar_enabled()
     dataset_bars = not datasets.are_progress_bars_disabled()
     threads = torch.get_num_threads()
     with ExitStack() as undo, warnings.catch_warnings():
-        # of one library about another; the user of a demo cannot act on them
+        # these warnings are about calls between libraries, which the user of the demo cannot change
         warnings.simplefilter("ignore", FutureWarning)
         undo.callback(logging.set_verbosity, verbosity)
         undo.callback(logging.enable_progress_bar if bars else logging.disable_progress_bar)
@@ -70,7 +70,7 @@ def demo_bench(
     folder: Path,
     settings: WarmupSettings,
 ) -> Bench:
-    """What all fine-tunings of the demo share.
+    """The model, test rows and settings that all fine-tuning runs of the demo share.
 
     Args:
         base (`PreTrainedModel`): the pre-trained model.

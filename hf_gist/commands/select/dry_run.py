@@ -1,4 +1,4 @@
-"""`hf-gist select --dry_run`: what a selection would read, need and take, without doing it."""
+"""`hf-gist select --dry_run`: a forecast of the rows, memory and time of a selection, without running it."""
 
 import dataclasses
 import math
@@ -39,12 +39,12 @@ LABELS_LOOKED_AT = 200
 
 
 def no_sink(indices: list[int]) -> Gradients:
-    """Receives the vectors of a batch and drops them."""
+    """Discard the vectors of a batch."""
     return lambda name, values: None
 
 
 def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tuple[Sizes, float]:
-    """Seconds of a few batches from all over the pool, without the first one, which includes start-up costs."""
+    """Seconds of a few batches spread over the pool, without the first one, which includes start-up costs."""
     batches = plan_batches(lengths, len(lengths), dataset_pass.tokens_per_batch)
     chosen = sorted({round(at * (len(batches) - 1) / TIMED_BATCHES) for at in range(TIMED_BATCHES + 1)})
     vectors = vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates
@@ -62,7 +62,7 @@ def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GI
 
 
 def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray) -> float:
-    """Share of the tokens that carry a label, measured on some rows."""
+    """Share of the tokens that have a label, measured on some rows."""
     rows = list(range(0, len(lengths), math.ceil(len(lengths) / LABELS_LOOKED_AT)))
     counts = LabelCounts(dataset_pass.model)
     facts = dataset_pass.scan(rows_of(dataset, rows), "counting labels", counts, no_sink)
@@ -137,7 +137,7 @@ def plan_selection(
     warmup: WarmupSettings | None,
     eval_dataset: Dataset | None,
 ) -> SelectionPlan:
-    """What [`select`] would do with this model.
+    """The forecast of [`select`] with this model.
 
     Args:
         model (`PeftModel`): the model before its warm-up.
@@ -154,7 +154,7 @@ def plan_selection(
     inputs = dataclasses.replace(inputs, leaks=leaks)
     passes = 1
     if scorer_of(config).needs_adam:
-        # the same work without the optimizer state, which only a real warm-up has
+        # the same work without the optimizer state, which exists only after a warm-up
         passes = (warmup or WarmupSettings()).less_checkpoints
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
     sample = _warmup_sample(inputs, config, warmup)
@@ -170,15 +170,15 @@ def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConf
 
     Args:
         arguments (`SelectArguments`): the flags.
-        warmup (`WarmupSettings`): of the warm-up of a fresh LoRA.
+        warmup (`WarmupSettings`): of the warm-up of a new LoRA.
         config (`GISTConfig`): of the selection.
 
     Raises:
-        ValueError: for flags without a pool to read.
+        ValueError: for flags that do not score a whole pool.
     """
     if arguments.from_scores is not None or arguments.streaming:
         other = "--from_scores" if arguments.from_scores is not None else "--streaming"
-        raise ValueError(f"`--dry_run` cannot be used with `{other}`: there is no pool to plan for.")
+        raise ValueError(f"`--dry_run` cannot be used with `{other}`: it forecasts the scoring of a whole pool.")
     base = arguments.load_model()
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     trained = arguments.adapter_name_or_path

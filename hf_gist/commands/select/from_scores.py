@@ -32,7 +32,7 @@ def select_from_scores(arguments: SelectArguments, given: dict[str, Any], pool: 
     """
     if set(given) - USABLE:
         names = ", ".join(f"--{name}" for name in sorted(set(given) - USABLE))
-        raise ValueError(f"{names} would need scoring again and cannot be used with `--from_scores`.")
+        raise ValueError(f"{names} would need new scoring and cannot be used with `--from_scores`.")
     scored = Path(given["from_scores"])
     before = Selection.load(scored)
     selection = before.reselect(**{name: given[name] for name in RESELECTABLE if name in given})
@@ -47,7 +47,7 @@ def check_pool(pool: Dataset, scored: Selection, arguments: SelectArguments) -> 
     """Compare the pool with the one that was scored, by its size and the digest of its file.
 
     Raises:
-        ValueError: if it is another one.
+        ValueError: if it differs.
     """
     known = scored.manifest["train_dataset"].get("sha256")
     found = digest(arguments.train_file)

@@ -38,13 +38,17 @@ class SelectionPlan:
         lines.append(("pool", f"{counts['candidates']:,} rows of {counts['candidate_tokens']:,} tokens"))
         lines.append(("targets", f"{counts['targets']:,} rows in {counts['target_groups']:,} group(s)"))
         share = counts["selected"] / counts["candidates"]
-        kept = f"{counts['selected']:,} rows ({share:.2%})" if counts["selected"] else "by labelled tokens"
-        lines.append(("to keep", kept))
+        kept = (
+            f"{counts['selected']:,} rows ({share:.2%})" if counts["selected"] else "as many as fit the token budget"
+        )
+        lines.append(("rows to select", kept))
         lines.append(("target or evaluation rows", f"{counts['leaked']:,} found in the pool"))
         lines += [(f"memory, {name.replace('_', ' ')}", in_units(size)) for name, size in self.bytes.items()]
         steps = f" ({counts['warmup_steps']:,} steps)"
         for name, seconds in self.seconds.items():
             lines.append((f"time, {name}", f"about {duration(seconds)}{steps if name == WARMUP else ''}"))
-        lines.append(("time, all", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows"))
+        lines.append(
+            ("time, total", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows")
+        )
         lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
         return "\n".join(["Nothing is written in a dry run.", *(f"{name:<28}{text}" for name, text in lines)])

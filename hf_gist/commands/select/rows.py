@@ -16,12 +16,12 @@ def rows_file(arguments: SelectArguments) -> Path:
 
 
 def write_table(rows: Dataset, path: Path) -> None:
-    """Write rows as JSONL or Parquet, by the ending of the path."""
+    """Write rows as JSONL or Parquet, by the suffix of the path."""
     write(path, rows.to_parquet if path.suffix == ".parquet" else partial(rows.to_json, force_ascii=False))
 
 
 def write_rows(pool: Dataset, selection: Selection, arguments: SelectArguments) -> Path:
-    """Write the selected rows, best first; those of a JSONL pool as its unchanged lines.
+    """Write the selected rows, best first; those of a JSONL pool as the original lines.
 
     Args:
         pool (`Dataset`): the raw pool.
@@ -43,7 +43,7 @@ def write_rows(pool: Dataset, selection: Selection, arguments: SelectArguments) 
 
 
 def jsonl_lines(file: str | None) -> list[str]:
-    """The lines of a `.jsonl` file without the empty ones; none for anything else."""
+    """The lines of a `.jsonl` file without the empty ones; an empty list for other files."""
     if file is None or not file.endswith(".jsonl"):
         return []
     with open(file, encoding="utf-8") as opened:

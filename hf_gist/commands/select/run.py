@@ -1,4 +1,4 @@
-"""`hf-gist select`: its flags, and what it prints."""
+"""`hf-gist select`: flags and output."""
 
 import argparse
 from typing import Any
@@ -22,9 +22,11 @@ def add_select_flags(parser: argparse.ArgumentParser) -> None:
     parser.usage = f"hf-gist select {USAGE} [flags]"
     add_settings_flags(parser, GROUPS["select"])
     parser.add_argument(
-        "--dry_run", action="store_true", help="Print what it would read, need and take, and write nothing."
+        "--dry_run", action="store_true", help="Print a forecast of rows, memory and time; write nothing."
     )
-    parser.add_argument("--json", action="store_true", help="Print the result as JSON, and all else on stderr.")
+    parser.add_argument(
+        "--json", action="store_true", help="Print the result as JSON on stdout, everything else on stderr."
+    )
 
 
 def run_select(flags: argparse.Namespace) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`hf-gist select`: score a pool with a trained adapter, or with a fresh LoRA after its warm-up."""
+"""`hf-gist select`: score a pool with a trained adapter, or with a new LoRA after its warm-up."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -52,11 +52,11 @@ class ScoringModel:
 
 
 def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Dataset) -> Selection:
-    """Score the pool, select from it, and save the selection with where its inputs came from.
+    """Score the pool, select from it, and save the selection with the provenance of its inputs.
 
     Args:
         arguments (`SelectArguments`): the flags.
-        warmup (`WarmupSettings`): of the warm-up of a fresh LoRA.
+        warmup (`WarmupSettings`): of the warm-up of a new LoRA.
         config (`GISTConfig`): of the selection.
         rows (`Dataset`): the raw pool.
     """

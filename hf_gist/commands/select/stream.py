@@ -20,7 +20,7 @@ STREAM = "stream.json"
 
 
 def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[str, Any]:
-    """Select from a stream, and write the selected rows, their scores and their numbers in the stream.
+    """Select from a stream, and write the selected rows, their scores and their positions in the stream.
 
     Args:
         arguments (`SelectArguments`): the flags; an adapter is required.
@@ -33,7 +33,9 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
         ValueError: for settings that need the whole pool, before the stream is read.
     """
     if arguments.adapter_name_or_path is None:
-        raise ValueError("`--streaming` needs `--adapter_name_or_path`: a warm-up would read the stream first.")
+        raise ValueError(
+            "`--streaming` needs `--adapter_name_or_path`: a warm-up would have to read the stream first."
+        )
     check_stream_config(config)
     selection = score_stream(arguments, arguments.adapter_name_or_path, config)
     folder = arguments.folder

@@ -58,7 +58,7 @@ class Labels:
         # "A" and "I" are also words: a single letter counts if its case matches or punctuation follows
         short = all(len(choice) == 1 for choice in choices)
         case = "" if short else "(?i)"
-        # "3.14" and "1,000" name no choice, and "I'm" is no "I"
+        # "3.14" and "1,000" name no choice, and "I'm" does not name I
         end = r"(?=[)\]\"*`:]|[.,](?!\d)|'(?!\w)|\s*$)" if short else r"(?!\w|[.,]\d)"
         says = rf"(?i:\banswer(?:\s+is\b|\s*:)[:\s]*(?:(?:option|choice)\s+)?){_OPEN}"
         self.start = re.compile(rf"{case}^\s*{_OPEN}({one}){end}")
