@@ -166,11 +166,12 @@ def test_a_configuration_alone_imports_no_framework():
 def test_import_without_the_resource_module():
     """As on Windows, where psutil does without it too."""
     code = "import psutil, sys; sys.modules['resource'] = None; import hf_gist; [getattr(hf_gist, n) for n in hf_gist.__all__]"
-    in_a_new_process(code)
+    assert in_a_new_process(code) == ""
 
 
 def test_import_emits_no_warning():
-    in_a_new_process("import hf_gist; [getattr(hf_gist, n) for n in hf_gist.__all__]", "-W", "error")
+    code = "import hf_gist; [getattr(hf_gist, n) for n in hf_gist.__all__]"
+    assert in_a_new_process(code, "-W", "error") == ""
 
 
 def test_top_level_is_what_was_asked_for():

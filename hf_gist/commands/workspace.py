@@ -195,7 +195,12 @@ def token_columns(sets: Sequence[Dataset]) -> Dataset | None:
 
 
 def token_counts(rows: Dataset) -> np.ndarray:
-    """Tokens of every tokenised row `[N]` int32."""
+    """Tokens of every tokenised row `[N]` int32.
+
+    Raises:
+        ValueError: if the rows have no `input_ids`.
+    """
     lengths = row_lengths(rows)
-    assert lengths is not None, "the rows are not tokenised"
+    if lengths is None:
+        raise ValueError("The rows are not tokenised: they have no `input_ids`.")
     return lengths

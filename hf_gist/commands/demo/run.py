@@ -88,7 +88,8 @@ def train_with_gist(
     with result.phase("training with GIST, selection included"):
         trained = bench.train(pool, "with GIST", seed, [callback], num_train_epochs=1 + settings.passes)
     selection = callback.selection
-    assert selection is not None and selection.costs is not None, "the training ended before its selection"
+    if selection is None or selection.costs is None:
+        raise RuntimeError("The training ended before its selection.")
     add_scoring_seconds(result, selection.costs)
     result.losses[GIST] = trained.losses[TARGET_TEST]
     result.steps[GIST] = trained.steps
