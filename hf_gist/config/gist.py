@@ -57,8 +57,8 @@ class GISTConfig(BaseConfig):
             GPU.
         scoring_dtype (`str`, defaults to `"auto"`): compute dtype of scoring. `"auto"` is bfloat16 inside a trainer
             with `bf16=True`, and the model's own dtype otherwise.
-        after_selection (`str`, defaults to `"continue"`): `"continue"` with the warmed-up adapter, or `"restart"` from
-            the initial adapter with a new optimizer and schedule (the paper's method).
+        after_selection (`str`, defaults to `"continue"`): what to train after the warm-up: `"continue"` with the warmed-up
+            adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
         save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
