@@ -193,8 +193,7 @@ def __getattr__(name: str) -> type:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from trl import SFTTrainer
 
-    trainer = type(
-        name, (GASTMixin, SFTTrainer), {"__doc__": "TRL's `SFTTrainer` with [`GASTMixin`].", "__module__": __name__}
-    )
+    about = {"__doc__": "TRL's `SFTTrainer` with [`GASTMixin`].", "__module__": __name__}
+    trainer = type(name, (GASTMixin, SFTTrainer), about)
     globals()[name] = trainer
     return trainer
