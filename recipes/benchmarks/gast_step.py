@@ -40,6 +40,7 @@ def parse():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"], help="of the frozen model")
+    parser.add_argument("--bf16", action="store_true", help="bf16 autocast")
     parser.add_argument("--hidden_size", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocabulary", type=int, default=4096)
@@ -132,7 +133,9 @@ class CachedTrainer(ReferenceTrainer):
             )
         masks = self.masks(alignments)
         for tracked in self.tracked:
-            tracked.module.weight.grad = torch.einsum("b,boi->oi", masks[tracked.block], cache[tracked.name])
+            weight = tracked.module.weight
+            mask = masks[tracked.block].to(cache[tracked.name].dtype)
+            weight.grad = torch.einsum("b,boi->oi", mask, cache[tracked.name]).to(weight.dtype)
         return loss.detach()
 
 
@@ -154,7 +157,8 @@ class TwoPassTrainer(ReferenceTrainer):
 
         def masked(tracked, a, d):
             scaled = d * masks[tracked.block].to(d.dtype)[:, None, None]
-            tracked.module.weight.grad = scaled.flatten(0, 1).T @ a.to(d.dtype).flatten(0, 1)
+            weight = tracked.module.weight
+            weight.grad = (scaled.flatten(0, 1).T @ a.to(d.dtype).flatten(0, 1)).to(weight.dtype)
 
         with reporting(self.tracked, masked):
             loss = self.loss_of(model, inputs, num_items_in_batch)
@@ -179,7 +183,7 @@ VARIANTS = {
 class Variant:
     """A trainer whose steps are run individually."""
 
-    def __init__(self, name, options, folder):
+    def __init__(self, name, options, folder, model):
         self.name = name
         self.options = options
         trainer_class, config = VARIANTS[name]
@@ -188,14 +192,15 @@ class Variant:
         data = [{"input_ids": row, "labels": row} for row in ids]
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=options.batch_size, report_to=[], save_strategy="no",
-            use_cpu=options.device == "cpu", learning_rate=1e-4, disable_tqdm=True, max_grad_norm=1.0,
+            use_cpu=options.device == "cpu", bf16=options.bf16, learning_rate=1e-4, disable_tqdm=True,
+            max_grad_norm=1.0,
         )  # fmt: skip
         extra = {}
         if config is not None:
             extra = {
                 "gast_config": GASTConfig(support_batch_size=options.support_batch_size, seed=options.seed, **config)
             }
-        self.trainer = trainer_class(model=build_model(options), args=arguments, train_dataset=data, **extra)
+        self.trainer = trainer_class(model=model, args=arguments, train_dataset=data, **extra)
         if isinstance(self.trainer, ReferenceTrainer):
             self.trainer.prepare_reference()
         self.trainer.create_optimizer()
@@ -294,7 +299,8 @@ def main():
     names = [n for n in VARIANTS if n == "stock" or not options.only or n in options.only]
     seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
-        variants = [Variant(name, options, folder) for name in names]
+        model = build_model(options)
+        variants = [Variant(name, options, folder, model) for name in names]
         for variant in variants:
             for _ in range(4):
                 # a whole period of `every 4`; the optimizer's state exists afterwards
