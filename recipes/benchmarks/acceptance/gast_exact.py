@@ -4,12 +4,12 @@ import tempfile
 from typing import Any
 
 import torch
-from acceptance.models import SMALL, pad, random_rows, tiny_model
-from acceptance.record import Result, Steps, checked, skipped
-from acceptance.scoring_exact import Gradients, reference_gradients
 from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments
 
+from acceptance.models import SMALL, pad, random_rows, tiny_model
+from acceptance.record import Result, Steps, checked, skipped
+from acceptance.scoring_exact import Gradients, reference_gradients
 from hf_gist import GASTConfig, GASTTrainer
 from hf_gist.functional.masking import support_rows
 from hf_gist.gast.groups import find_groups
@@ -141,7 +141,9 @@ def _gradient_scaler(device: str) -> Result:
     kept = {int(mask.sum()) for mask in trainer.gast.last.masks.values()}
     scale = trainer.accelerator.scaler.get_scale()
     passed = finite and moved and kept == {KEEP} and scale > 0
-    return Result(passed, {"measured": f"finite {finite}, trained {moved}, kept {kept}", "of": f"loss scale {scale:g}"})
+    return Result(
+        passed, {"measured": f"finite {finite}, trained {moved}, kept {kept}", "of": f"loss scale {scale:g}"}
+    )
 
 
 def steps(device: str) -> Steps:

@@ -1,16 +1,19 @@
 """Where time goes: kernels, launches and host synchronisations of a scored batch and of a GAST step."""
 
+import statistics
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
+from acceptance.gast_speed import PAPER_RANK, options_for
 from acceptance.gast_speed import Bench as GASTBench
-from acceptance.gast_speed import options_for
 from acceptance.models import ATTENTION, PAPER_GAST, Shape, adapted, workload
 from acceptance.record import Result, Steps
 from acceptance.scoring_speed import Bench, Scale, score_floor
-from torch.profiler import ProfilerActivity, profile
 
 
 SYNCHRONISATIONS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
@@ -18,16 +21,16 @@ LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaun
 OF_THE_PROFILER = 1
 """Synchronisations at the end of a profile."""
 
-KERNELS_SHOWN = 8
+KERNELS_SHOWN = 14
 
 
 def profiled(function: Callable[[], Any], device: str) -> tuple[dict[str, Any], str]:
-    """Counts of one call, and its most expensive kernels (operations on a CPU)."""
+    """Counts of one call, its time without the profiler, and its most expensive kernels (operations on a CPU)."""
     function()
+    milliseconds = 1000 * statistics.median(timed(function, device) for _ in range(2))
     activities = [ProfilerActivity.CPU]
     if device == "cuda":
         activities.append(ProfilerActivity.CUDA)
-        torch.cuda.synchronize()
     with profile(activities=activities) as found:
         function()
         if device == "cuda":
@@ -35,7 +38,7 @@ def profiled(function: Callable[[], Any], device: str) -> tuple[dict[str, Any], 
     events = found.events()
     names = Counter(event.name for event in events)
     operations = sum(count for name, count in names.items() if name.startswith("aten::"))
-    values = {"operations": operations, "host reads (aten::item)": names["aten::_local_scalar_dense"]}
+    values = {"ms": milliseconds, "operations": operations, "host reads": names["aten::_local_scalar_dense"]}
     if device == "cuda":
         on_device = [event for event in events if event.device_type == torch.autograd.DeviceType.CUDA]
         values["kernels"] = len(on_device)
@@ -45,6 +48,15 @@ def profiled(function: Callable[[], Any], device: str) -> tuple[dict[str, Any], 
     return values, _most_expensive(events, device)
 
 
+def timed(function: Callable[[], Any], device: str) -> float:
+    """Seconds of a call, with the device's work."""
+    start = time.perf_counter()
+    function()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
 def _most_expensive(events: Any, device: str) -> str:
     total: Counter[str] = Counter()
     for event in events:
@@ -52,38 +64,46 @@ def _most_expensive(events: Any, device: str) -> str:
             total[event.name[:90]] += event.device_time_total
         elif device == "cpu":
             total[event.name] += event.self_cpu_time_total
-    return "\n".join(f"{microseconds / 1000:9.2f} ms  {name}" for name, microseconds in total.most_common(KERNELS_SHOWN))
+    return "\n".join(
+        f"{microseconds / 1000:9.2f} ms  {name}" for name, microseconds in total.most_common(KERNELS_SHOWN)
+    )
 
 
-def _results(name: str, plain: Callable[[], Any], ours: Callable[[], Any], device: str) -> list[Result]:
+def _results(variants: dict[str, Callable[[], Any]], device: str) -> list[Result]:
     results = []
-    for step, function in ((f"{name}: without the library", plain), (f"{name}: library", ours)):
+    for step, function in variants.items():
         values, detail = profiled(function, device)
         results.append(Result(None, {"step": step, **values}, detail))
     return results
 
 
-def steps(base: Callable[[], Any], shape: Shape, device: str, small: bool, scale: Scale) -> Steps:
-    """A scored batch beside the floor, a GAST step with a support pass beside the stock step."""
-    rank = scale.ranks[0]
+def _scoring(base: Callable[[], Any], rank: int, shape: Shape, device: str, scale: Scale) -> list[Result]:
+    """One batch."""
     model = adapted(base(), rank, ATTENTION).eval()
     bench = Bench(model, rank, scale, shape.vocabulary)
-    rows = workload(180 // scale.shortened, bench.tokens_per_batch, shape.vocabulary)
-
-    def scored() -> list[Result]:
-        bench.find_basis()
-        floor = lambda: score_floor(model, rows, bench.tokens_per_batch, "auto")  # noqa: E731
-        return _results("scoring", floor, lambda: bench.library(rows, "auto"), device)
-
-    yield "scoring", scored
-    bench.basis = {}
+    rows = workload(180 // scale.shortened, bench.tokens_per_batch // 2, shape.vocabulary)
+    bench.find_basis()
+    variants = {
+        f"scoring r{rank}: floor": lambda: score_floor(model, rows, bench.tokens_per_batch, "auto"),
+        f"scoring r{rank}: library": lambda: bench.library(rows, "auto"),
+    }
+    results = _results(variants, device)
     model.unload()
-    trained = adapted(base(), 32, PAPER_GAST, dropout=0.05)
-    gast = GASTBench(trained, options_for(shape, device, small))
+    return results
 
-    def step() -> list[Result]:
-        masked = gast.variant("every 1")
-        return _results("GAST", gast.stock.step, masked.step, device)
 
-    yield "GAST", step
-    trained.unload()
+def _gast(base: Callable[[], Any], shape: Shape, device: str, small: bool) -> list[Result]:
+    """One step."""
+    model = adapted(base(), PAPER_RANK, PAPER_GAST, dropout=0.05)
+    bench = GASTBench(model, options_for(shape, device, small))
+    variants = {"GAST: stock": bench.stock.step, "GAST: every 1": bench.variant("every 1").step}
+    results = _results(variants, device)
+    model.unload()
+    return results
+
+
+def steps(base: Callable[[], Any], shape: Shape, device: str, small: bool, scale: Scale) -> Steps:
+    """A scored batch beside the floor, a GAST step beside the stock step."""
+    yield "GAST", lambda: _gast(base, shape, device, small)
+    for rank in scale.ranks:
+        yield "scoring", lambda rank=rank: _scoring(base, rank, shape, device, scale)

@@ -7,10 +7,10 @@ from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
-from acceptance.models import SMALL, Shape, pad, random_rows, tiny_model
-from acceptance.record import Result, Steps, checked, release, skipped
 from torch import Tensor, nn
 
+from acceptance.models import SMALL, Shape, pad, random_rows, tiny_model
+from acceptance.record import Result, Steps, checked, release, skipped
 from hf_gist import GISTConfig, per_sample_gradients_reference, select
 from hf_gist.functional.subspace import basis_slice
 from hf_gist.gradients.collect import collect_coordinates, collect_vectors

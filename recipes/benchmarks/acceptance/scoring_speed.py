@@ -4,13 +4,14 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
-from acceptance.models import ATTENTION, Shape, adapted, pad, workload
-from acceptance.record import Result, Steps
 from torch import Tensor, nn
 
+from acceptance.models import ATTENTION, Shape, adapted, pad, workload
+from acceptance.record import Result, Steps
 from hf_gist.costs.stopwatch import Stopwatch
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.rows import fetch_rows, row_lengths
@@ -59,7 +60,7 @@ class Scale:
         return workload(MEDIANS[name] // self.shortened, self.tokens, vocabulary)
 
 
-LARGE = Scale((16, 128), 64, 32_768, {16: 8192, 128: 4096}, 3, 24)
+LARGE = Scale((16, 128), 64, 32_768, {16: 8192, 128: 4096}, 2, 12)
 TINY = Scale((4,), 8, 256, {4: 128}, 1, 4, shortened=10)
 
 
@@ -99,6 +100,7 @@ class Bench:
         self.vocabulary = vocabulary
         self.tokens_per_batch = scale.tokens_per_batch[rank]
         self.device = next(model.parameters()).device
+        self.vectors = GradientVectors(model)
         self.basis: dict[str, Tensor] = {}
 
     def dataset_pass(self, scoring_dtype: str = "auto") -> DatasetPass:
@@ -109,25 +111,18 @@ class Bench:
         """Subspace of the targets."""
         median = MEDIANS["instruction"] // self.scale.shortened
         targets = workload(median, median * self.scale.targets, self.vocabulary, seed=7)
-        vectors = GradientVectors(self.model)
-        per_checkpoint = [CheckpointVectors(vectors, vectors, self.model)]
+        per_checkpoint = [CheckpointVectors(self.vectors, self.vectors, self.model)]
         self.reset_peak()
         watch = Stopwatch(self.device)
         subspace = find_target_subspace(self.dataset_pass(), per_checkpoint, targets, watch, None)
         self.basis = subspace.basis[0]
         size = sum(values.numel() * 4 for values in self.basis.values())
-        return Result(
-            None,
-            {
-                "rank": self.rank,
-                "peak GiB": self.peak(),
-                "of": f"{len(subspace.singular)} directions, basis of {size / 2**30:.3g} GiB",
-            },
-        )
+        found = f"{len(subspace.singular)} directions, basis of {size / 2**30:.3g} GiB"
+        return Result(None, {"step": "targets", "rank": self.rank, "workload": found, "peak GiB": self.peak()})
 
     def library(self, rows: Any, scoring_dtype: str) -> None:
         """Coordinates and norms of all rows."""
-        collect_coordinates(self.dataset_pass(scoring_dtype), rows, self.basis, "rows")
+        collect_coordinates(self.dataset_pass(scoring_dtype), rows, self.basis, "rows", self.vectors)
 
     def loop(self, rows: Any) -> int:
         """The published code's way: a row at a time, its whole gradient, its projection; returns the rows scored."""
@@ -208,6 +203,19 @@ def _loop_rate(bench: Bench, rows: Any) -> float:
     return scored / seconds
 
 
+def _with_adapter(
+    base: Callable[[], Any], shape: Shape, scale: Scale, rank: int, workloads: list[tuple[str, str]]
+) -> list[Result]:
+    """The basis of a new adapter, then some workloads (name and compute dtype)."""
+    model = adapted(base(), rank, ATTENTION).eval()
+    bench = Bench(model, rank, scale, shape.vocabulary)
+    results = [bench.find_basis()]
+    for name, scoring_dtype in workloads:
+        results += measure(bench, name, scoring_dtype)
+    model.unload()
+    return results
+
+
 def steps(base: Callable[[], Any], shape: Shape, scale: Scale) -> Steps:
     """Scoring with each adapter; the median of 180 tokens first.
 
@@ -216,13 +224,8 @@ def steps(base: Callable[[], Any], shape: Shape, scale: Scale) -> Steps:
         shape (`Shape`): its sizes.
         scale (`Scale`): how much is measured.
     """
-    for rank in scale.ranks:
-        model = adapted(base(), rank, ATTENTION).eval()
-        bench = Bench(model, rank, scale, shape.vocabulary)
-        yield "target subspace", bench.find_basis
-        yield "scoring", lambda bench=bench: measure(bench, "instruction", "auto")
-        yield "scoring", lambda bench=bench: measure(bench, "instruction", "bfloat16")
-        for name in ("short", "long"):
-            yield "scoring", lambda bench=bench, name=name: measure(bench, name, "auto")
-        bench.basis = {}
-        model.unload()
+    first = {rank: [("instruction", "auto")] for rank in scale.ranks}
+    first[scale.ranks[0]].append(("instruction", "bfloat16"))
+    for workloads in (first, {rank: [("short", "auto"), ("long", "auto")] for rank in scale.ranks}):
+        for rank in scale.ranks:
+            yield f"scoring r{rank}", partial(_with_adapter, base, shape, scale, rank, workloads[rank])
