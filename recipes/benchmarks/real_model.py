@@ -198,7 +198,7 @@ class Experiment:
             found = {"arm": arm, "seed": seed, "target": name} | measured(answers) | facts
             self.results.append(found | {"test_seconds": seconds[0]})
             print(
-                f"{arm}, seed {seed}, {name}: loss {found['loss']:.4f}, accuracy {found['accuracy_by_sum']:.4f} by sum, "
+                f"{title(arm, seed)}, {name}: loss {found['loss']:.4f}, accuracy {found['accuracy_by_sum']:.4f} by sum, "
                 f"{found['accuracy_by_mean']:.4f} by mean per token, tested in {seconds[0]:.1f} s",
                 flush=True,
             )
@@ -250,7 +250,7 @@ class Experiment:
 
     def missing(self):
         done = {(found["arm"], found["seed"], found["target"]) for found in self.results}
-        return [f"{arm}, seed {seed}, {name}" for arm, seed, name in self.planned() if (arm, seed, name) not in done]
+        return [f"{title(arm, seed)}, {name}" for arm, seed, name in self.planned() if (arm, seed, name) not in done]
 
     def report(self):
         """Everything that is written to `results.json`."""
@@ -271,6 +271,11 @@ class Experiment:
         write(self.folder / "results.md", lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
+def title(arm, seed):
+    """The untrained model has no seed."""
+    return arm if seed is None else f"{arm}, seed {seed}"
+
+
 def measured(answers):
     """Means over the test rows with their standard errors, and which rows were answered correctly."""
     found = {"test_rows": len(answers.losses)}
@@ -289,10 +294,12 @@ def run(options):
     rows, names = list(range(len(experiment.pool))), list(experiment.tests)
     print(f"{len(rows)} rows in the pool, {experiment.rows} to train on", flush=True)
     experiment.test(UNTRAINED, None, experiment.base, names)
-    for seed in options.seeds:
-        experiment.run_seed(seed)
-    if options.whole_pool_passes:
-        for seed in options.seeds:
+    # the whole pool takes as long as a seed of all other arms: once early, then last
+    first, *others = options.seeds
+    for part in ([first], others):
+        for seed in part:
+            experiment.run_seed(seed)
+        for seed in part if options.whole_pool_passes else []:
             experiment.train_and_test(WHOLE, seed, rows, names, options.whole_pool_passes, select_seconds=0.0)
     experiment.write()
     report = experiment.report()
