@@ -14,6 +14,7 @@ from hf_gist.functional.sketch import CountSketch
 from hf_gist.gist.checks import check_distribution
 from hf_gist.gist.scorers.base import CheckpointVectors, Scorer
 from hf_gist.gist.scorers.less import LESS_SIZE, adam_checkpoint, check_optimizer
+from hf_gist.gist.scorers.rds_plus import HiddenStateVectors
 from hf_gist.gist.scorers.table import SCORERS
 from hf_gist.gist.stream import check_stream_config
 from hf_gist.gist.wording import SCORES, STRATEGIES
@@ -80,6 +81,21 @@ def test_rds_plus_equals_a_loop_over_rows(side):
     expected = best_cosine(*states)
     torch.testing.assert_close(got.scores.double(), expected, rtol=0, atol=1e-5)
     assert got.indices == expected.topk(4).indices.tolist()
+
+
+def test_rds_plus_is_computed_in_fp32_under_autocast():
+    model, dtypes = lora_model().eval(), []
+    vectors = HiddenStateVectors(model)
+
+    def sink(name, values):
+        # what the library does with the values must not be rounded either
+        dtypes.append((values.dtype, (values @ values.T).dtype))
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        vectors(COLLATOR(token_rows(3)), sink)
+    assert dtypes == [(torch.float32, torch.float32)]
+    exact, rounded = (selected(GISTConfig(scorer="rds_plus", budget=4, scoring_dtype=d)) for d in ("auto", "bfloat16"))
+    torch.testing.assert_close(rounded.scores, exact.scores, atol=0.03, rtol=0)
 
 
 def test_rds_plus_of_a_classifier_is_refused():

@@ -57,7 +57,9 @@ class HiddenStateVectors:
         finally:
             handle.remove()
         states = seen[0]
-        gradients("hidden", position_weighted_mean(states, _real_tokens(batch, states)))
+        # the mean and its projection are computed in fp32, also where the model computes in 16 bits
+        with torch.autocast(states.device.type, enabled=False):
+            gradients("hidden", position_weighted_mean(states, _real_tokens(batch, states)))
         return losses, counts
 
 
