@@ -8,7 +8,8 @@ DATA holds `pool.jsonl` and, for every target, `target_NAME.jsonl` and `test_NAM
 question and its answer; test rows also have `choices` (texts) and `answer` (index). Rows of the pool that are also
 target or test rows are left out. Every arm trains a new LoRA on as many rows with the same settings; all targets are
 scored in one pass over the pool, after a warm-up on 5 % of it. OUT/results.json and OUT/results.md are rewritten after
-every arm. With `--minutes`, arms that would not finish in time are skipped, and named at the end.
+every arm; OUT/scores_SCORER_SEED holds the scores of all rows, from which other selections can be made without scoring.
+With `--minutes`, arms that would not finish in time are skipped, and named at the end.
 """
 
 import argparse
@@ -227,6 +228,7 @@ class Experiment:
                     selection = select(
                         model, self.pool, self.targets, config, data_collator=self.collator, progress=False
                     )
+                selection.save(self.folder / f"scores_{scorer}_{seed}")
                 found[scorer] = selection, seconds_of_warmup + seconds[0]
                 print(
                     f"{scorer}, seed {seed}: warm-up {seconds_of_warmup:.1f} s, scoring {seconds[0]:.1f} s", flush=True
