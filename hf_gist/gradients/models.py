@@ -2,7 +2,6 @@
 
 import hashlib
 import inspect
-from typing import Any
 
 import torch
 from peft import PeftModel
@@ -68,11 +67,6 @@ def weights_digest(model: nn.Module, trainable: bool) -> str:
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
         digest.update(values.float().cpu().numpy().tobytes())
     return digest.hexdigest()
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch as a plain dict with its tensors on `device`."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 
 def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
