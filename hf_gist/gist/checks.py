@@ -17,9 +17,8 @@ from hf_gist.functional.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
 from hf_gist.gradients.losses import labelled_tokens, prepared
-from hf_gist.gradients.models import check_dtype, model_device
+from hf_gist.gradients.models import check_dtype, model_device, to_device
 from hf_gist.gradients.modes import checkpointing, scoring_mode
-from hf_gist.gradients.transfers import to_device
 from hf_gist.gradients.vectors import per_sample_backward
 
 

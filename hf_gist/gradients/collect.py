@@ -8,12 +8,11 @@ from torch import Tensor, nn
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.gradients.losses import labelled_tokens, prepared, sample_losses
-from hf_gist.gradients.models import model_device
+from hf_gist.gradients.models import model_device, send, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowFacts
 from hf_gist.gradients.processes import sum_over_ranks
-from hf_gist.gradients.transfers import send, to_device
 from hf_gist.gradients.vectors import Gradients, GradientVectors, Vectors
 
 

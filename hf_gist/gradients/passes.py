@@ -18,11 +18,11 @@ from hf_gist.data.batches import Batches, check_batch, plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.functional.subspace import BatchTotals
 from hf_gist.gradients.losses import prepared
-from hf_gist.gradients.models import is_sharded, model_device
+from hf_gist.gradients.models import is_sharded, model_device, to_device
 from hf_gist.gradients.modes import checkpointed_blocks, checkpointing, compute_dtype_context, scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.processes import sum_over_ranks, together
-from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind, to_device
+from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind
 from hf_gist.gradients.vectors import Gradients, Vectors
 
 

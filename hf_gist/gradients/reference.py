@@ -7,9 +7,8 @@ from torch import Tensor, nn
 
 from hf_gist.data.rows import Collator
 from hf_gist.gradients.losses import labelled_tokens
-from hf_gist.gradients.models import model_device, unwrapped
+from hf_gist.gradients.models import model_device, to_device, unwrapped
 from hf_gist.gradients.modes import scoring_mode
-from hf_gist.gradients.transfers import to_device
 
 
 def per_sample_gradients_reference(

@@ -1,35 +1,13 @@
 """Copies between host and device that the host does not wait for, so that the device never waits for the host."""
 
 from collections.abc import Iterable, Iterator
-from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from hf_gist.functional.token_losses import Labelled
-
 
 T = TypeVar("T")
-
-
-def send(values: Tensor, device: torch.device) -> Tensor:
-    """The values on `device`; a copy to a GPU is queued from pinned memory."""
-    if device.type == "cuda" and values.device.type == "cpu":
-        return values.pin_memory().to(device, non_blocking=True)
-    return values.to(device)
-
-
-def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch as a plain dict with its tensors on `device`."""
-    move = partial(send, device=device)
-    sent: dict[str, Any] = {}
-    for name, value in batch.items():
-        if isinstance(value, Tensor):
-            sent[name] = move(value)
-        else:
-            sent[name] = value.moved(move) if isinstance(value, Labelled) else value
-    return sent
 
 
 class HostCopy:

@@ -39,10 +39,9 @@ from hf_gist.gist.scorers.rds_plus import HiddenStateVectors
 from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.losses import prepared, sample_losses
-from hf_gist.gradients.models import adapter_parameters
+from hf_gist.gradients.models import adapter_parameters, to_device
 from hf_gist.gradients.modes import compute_dtype_context
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.gradients.transfers import to_device
 from hf_gist.gradients.vectors import GradientVectors
 
 

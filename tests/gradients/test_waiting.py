@@ -1,6 +1,9 @@
 """Neither host nor device waits for the other while batches are scored, and results that come late are the same."""
 
+import random
 from collections import Counter
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch
@@ -16,11 +19,11 @@ from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients import passes
 from hf_gist.gradients.collect import collect_coordinates, collect_vectors
 from hf_gist.gradients.losses import prepared, sample_losses
-from hf_gist.gradients.models import adapter_parameters, model_device
+from hf_gist.gradients.models import adapter_parameters, model_device, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowVectors
-from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind, to_device
+from hf_gist.gradients.transfers import BasisSlices, HostCopy, _CopiedAhead, one_behind
 from hf_gist.gradients.vectors import GradientVectors
 from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 
@@ -260,6 +263,76 @@ def test_an_item_comes_after_the_next_is_made():
     made = []
     seen = [(item, len(made)) for item in one_behind(made.append(i) or i for i in range(3))]
     assert seen == [(0, 2), (1, 3), (2, 3)] and list(one_behind([])) == []
+
+
+# ---- A basis in host memory ----
+
+
+class Event:
+    done = False
+
+
+class Stream:
+    """A CUDA stream whose work is done by `run_interleaved`."""
+
+    current = None
+
+    def __init__(self, device=None):
+        self.queue = []
+
+    def record_event(self):
+        event = Event()
+        self.queue.append(lambda: setattr(event, "done", True) or True)
+        return event
+
+    def wait_event(self, event):
+        self.queue.append(lambda: event.done)
+
+    def wait_stream(self, other):
+        self.wait_event(other.record_event())
+
+    def do(self, work):
+        self.queue.append(lambda: (work(), True)[1])
+
+
+@contextmanager
+def on_stream(stream):
+    before, Stream.current = Stream.current, stream
+    yield
+    Stream.current = before
+
+
+def run_interleaved(streams, rng):
+    """Do the work of all streams, each in its order; where one waits for an event, another goes on."""
+    queues = [list(stream.queue) for stream in streams]
+    for _ in range(100_000):
+        waiting = [queue for queue in queues if queue]
+        if not waiting:
+            return
+        queue = rng.choice(waiting)
+        if queue[0]():
+            del queue[0]
+    raise AssertionError("the streams wait for each other")
+
+
+def test_copies_made_ahead_are_neither_early_nor_late(monkeypatch):
+    copy = torch.Tensor.copy_
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream.current)
+    monkeypatch.setattr(torch.cuda, "stream", on_stream)
+    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: None)
+    monkeypatch.setattr(torch.Tensor, "copy_", lambda to, of, non_blocking: Stream.current.do(lambda: copy(to, of)))
+    for trial in range(40):
+        rng, main = random.Random(trial), Stream()
+        sources = {name: torch.randn(3, rng.randint(1, 9)).T for name in "abcdef"}
+        with on_stream(main):
+            copies = _CopiedAhead(sources, torch.device("cpu"))
+            for _ in range(4):
+                # some batches stop half-way: they do not fit into memory
+                for name in list(sources)[: rng.choice([2, 6, 6])]:
+                    found = copies(name)
+                    main.do(partial(torch.testing.assert_close, found, sources[name], rtol=0, atol=0))
+        run_interleaved([main, copies._stream], rng)
 
 
 # ---- On a GPU ----
