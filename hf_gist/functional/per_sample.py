@@ -61,7 +61,7 @@ class TrackedScale(torch.autograd.Function):
 
 def as_batch_of_sequences(x: Tensor) -> Tensor:
     """`[B, ..., n]` as `[B, T, n]`; a `[B, n]` input (a pooled classification head) has `T = 1`."""
-    return x.reshape(x.shape[0], -1, x.shape[-1])
+    return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def weight_gradients(a: Tensor, d: Tensor) -> Tensor:
@@ -89,3 +89,31 @@ def scale_gradients(z: Tensor, d: Tensor) -> Tensor:
     z = as_batch_of_sequences(z)
     d = as_batch_of_sequences(d)
     return (z.to(d.dtype) * d).sum(1)
+
+
+def _wide_weight_gradients(a: Tensor, d: Tensor) -> Tensor:
+    """As [`weight_gradients`], in fp32; on a GPU, 16-bit factors are multiplied without rounding the product to 16 bits."""
+    if d.dtype not in (torch.float16, torch.bfloat16) or d.device.type != "cuda" or torch.version.hip is not None:
+        return weight_gradients(a, d).float()
+    a = as_batch_of_sequences(a)
+    d = as_batch_of_sequences(d)
+    return torch.bmm(d.transpose(1, 2), a.to(d.dtype), out_dtype=torch.float32)
+
+
+def flat_gradients(kind: str, attribute: str, a: Tensor, d: Tensor) -> Tensor:
+    """Per-sample gradients of a parameter as one vector per sample.
+
+    Args:
+        kind (`str`): of the module, `"linear"` or `"scale"`.
+        attribute (`str`): the parameter's name in the module, `"weight"` or `"bias"`.
+        a (`Tensor`): what the sink received, `[B, T, i]` or `[B, i]`.
+        d (`Tensor`): what the sink received, `[B, T, o]` or `[B, o]`.
+
+    Returns:
+        `Tensor`: `[B, numel]` fp32.
+    """
+    if kind == "scale":
+        return scale_gradients(a, d).float()
+    if attribute == "bias":
+        return bias_gradients(d).float()
+    return _wide_weight_gradients(a, d).flatten(1)

@@ -87,3 +87,63 @@ def basis_slice(gradients: Tensor, singular_values: Tensor, u: Tensor) -> Tensor
 def target_coordinates(singular_values: Tensor, u: Tensor) -> Tensor:
     """Coordinates of the target gradients in the basis: `U S` `[M, q]`, float32."""
     return (u * singular_values).float()
+
+
+PARTS_AT_A_TIME = 16
+"""Parts whose norms and coordinates are kept until they are added up."""
+
+
+class BatchTotals:
+    """Norms and coordinates of the vectors of a batch, added up over the parts of the vectors.
+
+    Every part costs one kernel for its norms and one for its coordinates; the results are kept, and every few parts
+    they are added up in float64.
+
+    Args:
+        rows (`int`): `B`.
+        rank (`int`): `q`; 0 without a basis.
+        device (`torch.device`): of the vectors.
+    """
+
+    def __init__(self, rows: int, rank: int, device: torch.device) -> None:
+        self._squares = torch.zeros(rows, dtype=torch.float64, device=device)
+        self._coordinates = torch.zeros(rows, rank, dtype=torch.float64, device=device)
+        self._norms_of_parts = torch.empty(PARTS_AT_A_TIME, rows, device=device)
+        self._coordinates_of_parts = torch.empty(PARTS_AT_A_TIME, rows, rank, device=device)
+        self._slots = list(zip(self._norms_of_parts, self._coordinates_of_parts, strict=True))
+        self._used = 0
+
+    def add(self, values: Tensor, basis: Tensor | None = None) -> None:
+        """Add a part.
+
+        Args:
+            values (`Tensor`): `[B, n]` fp32.
+            basis (`Tensor`, *optional*): its rows of the basis `[n, q]` fp32.
+        """
+        if self._used == PARTS_AT_A_TIME:
+            self._add_up()
+        norms, coordinates = self._slots[self._used]
+        # an inner product is slower and, for long vectors, less accurate
+        torch.linalg.vector_norm(values, dim=1, out=norms)
+        if basis is not None:
+            torch.mm(values, basis, out=coordinates)
+        self._used += 1
+
+    def _add_up(self) -> None:
+        self._squares += self._norms_of_parts[: self._used].double().square_().sum(0)
+        if self._coordinates.shape[1]:
+            self._coordinates += self._coordinates_of_parts[: self._used].sum(0, dtype=torch.float64)
+        self._used = 0
+
+    def with_losses(self, losses: Tensor) -> Tensor:
+        """All results of the batch in one tensor.
+
+        Args:
+            losses (`Tensor`): `[B]`.
+
+        Returns:
+            `Tensor`: `[B, 2 + q]` fp32: loss, norm, coordinates.
+        """
+        self._add_up()
+        scalars = torch.stack([losses.detach().to(self._squares), self._squares.sqrt()], 1)
+        return torch.cat([scalars, self._coordinates], 1).float()

@@ -1,5 +1,8 @@
 """Each sample's own loss from the logits of a batch."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -7,6 +10,53 @@ from torch.utils.checkpoint import checkpoint
 
 CHUNK_VALUES = 2**26
 """Number of logits in one chunk of the cross-entropy: 256 MiB in fp32."""
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """The `n` labelled positions of a batch, in the order of its rows.
+
+    Computed where the labels are: on a GPU this waits for the result, on the host it does not.
+
+    Args:
+        shape (`tuple[int, int]`): `(B, T)` of the labels.
+        index (`Tensor`): positions in the flattened labels `[n]`.
+        sample (`Tensor`): the sample each position belongs to `[n]`.
+        targets (`Tensor`): token ids `[n]`.
+        divisors (`Tensor`): labelled tokens of each sample, at least 1 `[B]`.
+        counts (`Tensor`): labelled tokens of each sample `[B]`; these are not moved to the device.
+    """
+
+    shape: tuple[int, int]
+    index: Tensor
+    sample: Tensor
+    targets: Tensor
+    divisors: Tensor
+    counts: Tensor
+
+    @classmethod
+    def of(cls, labels: Tensor, ignored: int) -> "Labelled":
+        """From labels `[B, T]` that are aligned with the logits, and the label of a position without a loss."""
+        batch_size, tokens = labels.shape
+        labelled = labels != ignored
+        index = labelled.flatten().nonzero().squeeze(1)
+        counts = labelled.sum(1)
+        targets = labels.flatten().index_select(0, index)
+        return cls((batch_size, tokens), index, index // tokens, targets, counts.clamp(min=1), counts)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> "Labelled":
+        """With `move` applied to all tensors that the loss is computed from."""
+        return replace(
+            self,
+            index=move(self.index),
+            sample=move(self.sample),
+            targets=move(self.targets),
+            divisors=move(self.divisors),
+        )
+
+    def select(self, values: Tensor) -> Tensor:
+        """The values `[n, d]` at the labelled positions of `[B, T, d]`."""
+        return values.flatten(0, 1).index_select(0, self.index)
 
 
 def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -36,22 +86,18 @@ def token_losses(logits: Tensor, targets: Tensor) -> Tensor:
     )
 
 
-def mean_token_losses(logits: Tensor, targets: Tensor, sample: Tensor, batch_size: int) -> tuple[Tensor, Tensor]:
+def mean_token_losses(logits: Tensor, labelled: Labelled) -> Tensor:
     """Each sample's mean cross-entropy over its labelled tokens.
 
     Args:
         logits (`Tensor`): `[n, V]`, the logits of the `n` labelled positions of the whole batch.
-        targets (`Tensor`): `[n]` token ids.
-        sample (`Tensor`): `[n]`, the sample each position belongs to.
-        batch_size (`int`): `B`.
+        labelled (`Labelled`): these positions.
 
     Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` in fp32 (0 for a sample without labelled tokens) and the number of
-        labelled tokens `[B]`.
+        `Tensor`: losses `[B]` in fp32; 0 for a sample without labelled tokens.
     """
-    counts = torch.bincount(sample, minlength=batch_size)
-    sums = torch.zeros(batch_size, device=logits.device).index_add(0, sample, token_losses(logits, targets))
-    return sums / counts.clamp(min=1), counts
+    sums = torch.zeros(labelled.shape[0], device=logits.device)
+    return sums.index_add(0, labelled.sample, token_losses(logits, labelled.targets)) / labelled.divisors
 
 
 def classification_losses(logits: Tensor, labels: Tensor, problem_type: str | None) -> Tensor:

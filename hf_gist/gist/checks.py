@@ -16,7 +16,7 @@ from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, r
 from hf_gist.functional.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
-from hf_gist.gradients.losses import labelled_tokens
+from hf_gist.gradients.losses import labelled_tokens, prepared
 from hf_gist.gradients.models import check_dtype, model_device, to_device
 from hf_gist.gradients.modes import checkpointing, scoring_mode
 from hf_gist.gradients.vectors import per_sample_backward
@@ -159,9 +159,10 @@ def _try_longest(
     lengths = row_lengths(dataset)
     together = 1 if lengths is None or 2 * lengths.max() > tokens_per_batch else 2
     rows = [0] if lengths is None else np.argsort(-lengths, kind="stable")[:together].tolist()
-    batch = to_device(collator(fetch_rows(dataset, rows)), model_device(model))
+    batch = collator(fetch_rows(dataset, rows))
     if not labelled_tokens(model, batch).any():
         return
+    batch = to_device(prepared(model, batch), model_device(model))
     try:
         # scoring uses checkpointing if memory runs out
         with scoring_mode(model), checkpointing(model):

@@ -29,7 +29,6 @@ from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
 from hf_gist.gradients.partial import PartialScores
 from hf_gist.gradients.passes import DatasetPass, RowFacts
-from hf_gist.gradients.vectors import Gradients
 from hf_gist.utils.disk import as_json
 from hf_gist.version import __version__
 
@@ -130,16 +129,11 @@ def chunk_measurements(
     )
 
 
-def _dropped(rows: list[int]) -> Gradients:
-    """A callback that discards the vectors of a batch."""
-    return lambda name, values: None
-
-
 def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
     """Measurements for strategies without scores: only labels are counted."""
     counts = LabelCounts(dataset_pass.model)
-    facts = dataset_pass.scan(inputs.pool, "counting labels", counts, _dropped)
-    wanted = dataset_pass.scan(inputs.targets, "counting labels", counts, _dropped).label_tokens
+    facts = dataset_pass.scan(inputs.pool, "counting labels", counts)
+    wanted = dataset_pass.scan(inputs.targets, "counting labels", counts).label_tokens
     empty = torch.zeros(0, dtype=torch.float64)
     return Measurements(
         coordinates=torch.zeros(len(facts.norms), 0),

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
-from hf_gist.gradients.losses import sample_losses
-from hf_gist.gradients.models import model_device, to_device
+from hf_gist.gradients.losses import labelled_tokens, prepared, sample_losses
+from hf_gist.gradients.models import model_device, send, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowFacts
@@ -29,14 +29,14 @@ def collect_vectors(
     gradients = {name: torch.zeros(len(dataset), size, device=device) for name, size in vectors.sizes.items()}
 
     def new_sink(indices: list[int]) -> Gradients:
-        rows = torch.tensor(indices, device=device)
+        rows = send(torch.tensor(indices), device)
 
         def sink(name: str, values: Tensor) -> None:
             gradients[name].index_copy_(0, rows, values.to(device))
 
         return sink
 
-    facts = dataset_pass.scan(dataset, what, vectors, new_sink)
+    facts = dataset_pass.scan(dataset, what, vectors, new_sink=new_sink)
     for values in gradients.values():
         sum_over_ranks(values)
     return gradients, facts
@@ -60,22 +60,7 @@ def collect_coordinates(
         vectors (`Vectors`, *optional*): row representation; by default the gradient.
         shards (`Shards`, *optional*): see [`DatasetPass.scan`].
     """
-    rank = len(next(iter(basis.values())))
-    facts = RowFacts.empty(len(dataset), rank)
-
-    def new_sink(indices: list[int]) -> Gradients:
-        total = torch.zeros(len(indices), rank, dtype=torch.float64, device=model_device(dataset_pass.model))
-        remaining = set(basis)
-
-        def sink(name: str, values: Tensor) -> None:
-            total.add_(values @ basis[name].to(values.device, non_blocking=True).T)
-            remaining.discard(name)
-            if not remaining:
-                facts.coordinates[indices] = total.float().cpu()
-
-        return sink
-
-    return dataset_pass.scan(dataset, what, vectors or GradientVectors(dataset_pass.model), new_sink, facts, shards)
+    return dataset_pass.scan(dataset, what, vectors or GradientVectors(dataset_pass.model), basis=basis, shards=shards)
 
 
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
@@ -86,14 +71,15 @@ def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch:
     Raises:
         ValueError: if no row has a labelled token.
     """
-    total = 0.0
-    counted = 0
     device = model_device(model)
+    total = torch.zeros((), dtype=torch.float64, device=device)
+    counted = torch.zeros((), dtype=torch.long)
     with scoring_mode(model), torch.no_grad():
         for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
-            losses, counts = sample_losses(model, to_device(collator(fetch_rows(rows, indices)), device))
-            total += losses.sum().item()
-            counted += int((counts > 0).sum())
+            batch = collator(fetch_rows(rows, indices))
+            losses, _ = sample_losses(model, to_device(prepared(model, batch), device))
+            total += losses.sum()
+            counted += (labelled_tokens(model, batch) > 0).sum()
     if not counted:
         raise ValueError(f"None of the {len(rows)} rows has a labelled token, so there is no loss to measure.")
-    return total / counted
+    return total.item() / counted.item()

@@ -9,8 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist.data.rows import IGNORE_INDEX
-from hf_gist.functional.token_losses import classification_losses, mean_token_losses
+from hf_gist.functional.token_losses import Labelled, classification_losses, mean_token_losses
 from hf_gist.gradients.models import is_sharded, unwrapped
+
+
+LABELLED = "_labelled"
+"""Key of a prepared batch: its [`Labelled`] positions; `None` for a classifier."""
 
 
 def loss_kind(model: nn.Module) -> str:
@@ -86,13 +90,13 @@ def _accepted(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _head_at(head: nn.Module | None, labelled: Tensor) -> Iterator[None]:
+def _head_at(head: nn.Module | None, labelled: Labelled) -> Iterator[None]:
     """Pass only the labelled positions to the output head: `[B, T, d]` becomes `[1, n, d]`."""
     if head is None:
         yield
         return
     handle = head.register_forward_pre_hook(
-        lambda _, args: (args[0][labelled].unsqueeze(0), *args[1:]) if args[0].shape[:2] == labelled.shape else None
+        lambda _, args: (labelled.select(args[0])[None], *args[1:]) if args[0].shape[:2] == labelled.shape else None
     )
     try:
         yield
@@ -105,12 +109,12 @@ def _is_trained(head: nn.Module | None) -> bool:
     return head is not None and any(parameter.requires_grad for parameter in head.parameters())
 
 
-def _labelled_logits(logits: Tensor, labelled: Tensor) -> Tensor:
+def _labelled_logits(logits: Tensor, labelled: Labelled) -> Tensor:
     """Logits `[n, V]` of the labelled positions, from a model output of these or of all positions."""
-    if logits.shape[:2] == (1, int(labelled.sum())) and logits.shape[:2] != labelled.shape:
+    if logits.shape[:2] == (1, len(labelled.index)) and logits.shape[:2] != labelled.shape:
         # a view: indexing would allocate a full tensor of zeros in the backward pass
         return logits.squeeze(0)
-    return logits[labelled]
+    return labelled.select(logits)
 
 
 def _decoder_inputs(base: Any, labels: Tensor) -> Tensor:
@@ -124,14 +128,36 @@ def _decoder_inputs(base: Any, labels: Tensor) -> Tensor:
     return base.prepare_decoder_input_ids_from_labels(labels=labels)
 
 
-def _token_losses(caller: nn.Module, base: Any, inputs: dict[str, Any], labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Losses and labelled tokens, both `[B]`; `labels` `[B, T]` are already aligned with the logits."""
-    labelled = labels != IGNORE_INDEX
-    head = base.get_output_embeddings()
-    with _head_at(None if _is_trained(head) else head, labelled):
-        logits = caller(**inputs, use_cache=False).logits
-    sample = labelled.nonzero()[:, 0]
-    return mean_token_losses(_labelled_logits(logits, labelled), labels[labelled], sample, len(labels))
+def prepared(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
+    """The batch with all that [`sample_losses`] derives from labels and attention mask.
+
+    For a batch on the host, so that the derived tensors are sent to the device with it, and the host never waits for
+    the device to read them. The number of labelled tokens stays on the host.
+
+    Args:
+        model (`nn.Module`): a peft or transformers model.
+        batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification).
+
+    Returns:
+        `dict`: all entries of the batch, and `LABELLED`; if needed, `position_ids` or `decoder_input_ids`.
+
+    Raises:
+        ValueError: see [`loss_kind`]; also for unsupported left padding of inputs or labels.
+    """
+    base: Any = unwrapped(model)
+    kind = loss_kind(model)
+    labels = batch["labels"]
+    inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
+    if kind != "seq2seq":
+        inputs = _with_positions(base, inputs)
+    if kind == "classification":
+        return {**batch, **inputs, LABELLED: None}
+    if kind == "causal":
+        # position t predicts token t + 1
+        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+    elif "decoder_input_ids" not in inputs:
+        inputs["decoder_input_ids"] = _decoder_inputs(base, labels)
+    return {**batch, **inputs, LABELLED: Labelled.of(labels, IGNORE_INDEX)}
 
 
 def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -139,28 +165,25 @@ def sample_losses(model: nn.Module, batch: dict[str, Any]) -> tuple[Tensor, Tens
 
     Args:
         model (`nn.Module`): a peft or transformers model.
-        batch (`dict`): a collated batch with `labels` `[B, T]` (`[B]` for classification).
+        batch (`dict`): a collated batch on the model's device, which may be [`prepared`].
 
     Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, as in [`labelled_tokens`].
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, as in [`labelled_tokens`]; those of a
+        token loss on the host if the batch was prepared there.
 
     Raises:
-        ValueError: see [`loss_kind`]; also for unsupported left padding of inputs or labels.
+        ValueError: see [`prepared`].
     """
     base: Any = unwrapped(model)
-    kind = loss_kind(model)
     # the hooks of the outermost module gather a sharded model
     caller = model if is_sharded(model) else base
+    batch = batch if LABELLED in batch else prepared(model, batch)
     inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
-    labels = batch["labels"]
-    if kind != "seq2seq":
-        inputs = _with_positions(base, inputs)
-    if kind == "classification":
-        losses = classification_losses(caller(**inputs).logits, labels, base.config.problem_type)
+    labelled = batch[LABELLED]
+    if labelled is None:
+        losses = classification_losses(caller(**inputs).logits, batch["labels"], base.config.problem_type)
         return losses, labelled_tokens(model, batch)
-    if kind == "causal":
-        # position t predicts token t + 1
-        labels = torch.nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-    elif "decoder_input_ids" not in inputs:
-        inputs["decoder_input_ids"] = _decoder_inputs(base, labels)
-    return _token_losses(caller, base, inputs, labels)
+    head = base.get_output_embeddings()
+    with _head_at(None if _is_trained(head) else head, labelled):
+        logits = caller(**inputs, use_cache=False).logits
+    return mean_token_losses(_labelled_logits(logits, labelled), labelled), labelled.counts

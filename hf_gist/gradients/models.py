@@ -2,6 +2,7 @@
 
 import hashlib
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_gist.data.provenance import public_name
+from hf_gist.functional.token_losses import Labelled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -70,9 +72,23 @@ def weights_digest(model: nn.Module, trainable: bool) -> str:
     return digest.hexdigest()
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """The values on `device`; a copy to a GPU is queued from pinned memory."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)
+
+
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     """The batch as a plain dict with its tensors on `device`."""
-    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    move = partial(send, device=device)
+    sent: dict[str, Any] = {}
+    for name, value in batch.items():
+        if isinstance(value, Tensor):
+            sent[name] = move(value)
+        else:
+            sent[name] = value.moved(move) if isinstance(value, Labelled) else value
+    return sent
 
 
 def check_dtype(model: nn.Module, scoring_dtype: str) -> None:

@@ -1,7 +1,7 @@
 """Passes over a dataset outside the Trainer that compute each row's representation, distributed over all processes."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +16,13 @@ from transformers.utils import logging
 
 from hf_gist.data.batches import Batches, check_batch, plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
+from hf_gist.functional.subspace import BatchTotals
+from hf_gist.gradients.losses import prepared
 from hf_gist.gradients.models import is_sharded, model_device, to_device
 from hf_gist.gradients.modes import checkpointed_blocks, checkpointing, compute_dtype_context, scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.processes import sum_over_ranks, together
+from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind
 from hf_gist.gradients.vectors import Gradients, Vectors
 
 
@@ -51,6 +54,59 @@ class RowFacts:
         return cls(torch.zeros(size), torch.zeros(size, dtype=torch.long), torch.zeros(size), torch.zeros(size, rank))
 
 
+class QueuedRows:
+    """The results of a batch, on their way to the host.
+
+    Args:
+        indices (`list[int]`): row numbers of the batch.
+        counts (`Tensor`): labelled tokens `[B]`.
+        values (`Tensor`): losses, norms and coordinates `[B, 2 + q]`, see [`BatchTotals.with_losses`].
+    """
+
+    def __init__(self, indices: list[int], counts: Tensor, values: Tensor) -> None:
+        self._rows = torch.tensor(indices)
+        self._counts = HostCopy(counts)
+        self._values = HostCopy(values)
+
+    def write(self, facts: RowFacts) -> None:
+        """Wait for the results, and write them into the rows of `facts`."""
+        values = self._values.wait()
+        facts.label_tokens.index_copy_(0, self._rows, self._counts.wait().long())
+        facts.losses.index_copy_(0, self._rows, values[:, 0])
+        facts.norms.index_copy_(0, self._rows, values[:, 1])
+        facts.coordinates.index_copy_(0, self._rows, values[:, 2:])
+
+
+@dataclass(frozen=True)
+class RowVectors:
+    """What a pass computes of each row, and what it keeps.
+
+    Args:
+        vectors (`Vectors`): row representation.
+        basis (`BasisSlices`, *optional*): keep the coordinates in this basis.
+        rank (`int`): `q`, the rank of the basis.
+        new_sink (`NewSink`, *optional*): receives the vectors themselves.
+    """
+
+    vectors: Vectors
+    basis: BasisSlices | None = None
+    rank: int = 0
+    new_sink: NewSink | None = None
+
+    def queue(self, batch: dict[str, Any], indices: list[int], device: torch.device) -> QueuedRows:
+        """Compute the vectors of a batch on the device; the results are not waited for."""
+        totals = BatchTotals(len(indices), self.rank, device)
+        keep = self.new_sink(indices) if self.new_sink is not None else None
+
+        def gradients(name: str, values: Tensor) -> None:
+            totals.add(values, self.basis(name) if self.basis is not None else None)
+            if keep is not None:
+                keep(name, values)
+
+        losses, counts = self.vectors(batch, gradients)
+        return QueuedRows(indices, counts, totals.with_losses(losses))
+
+
 @dataclass(frozen=True)
 class DatasetPass:
     """Settings of a pass over a dataset, shared by targets and candidates.
@@ -77,8 +133,9 @@ class DatasetPass:
         dataset: Any,
         what: str,
         vectors: Vectors,
-        new_sink: NewSink,
-        facts: RowFacts | None = None,
+        *,
+        basis: dict[str, Tensor] | None = None,
+        new_sink: NewSink | None = None,
         shards: Shards | None = None,
     ) -> RowFacts:
         """One pass over this rank's share of the batches; returns the facts of all rows on every rank.
@@ -87,35 +144,31 @@ class DatasetPass:
             dataset: tokenised rows.
             what (`str`): name of the dataset for messages and the progress bar.
             vectors (`Vectors`): row representation.
-            new_sink (`NewSink`): creates the callback that receives a batch's vectors.
-            facts (`RowFacts`, *optional*): filled in and returned.
+            basis (`dict[str, Tensor]`, *optional*): part to its slice `[q, n]`; without it, there are no coordinates.
+            new_sink (`NewSink`, *optional*): creates the callback that receives a batch's vectors.
             shards (`Shards`, *optional*): saves finished batches to disk; batches saved by an earlier run are skipped.
 
         Raises:
             RuntimeError: if another process failed, with its error.
         """
         size = len(dataset)
-        facts = facts or RowFacts.empty(size)
+        rank = 0 if basis is None else len(next(iter(basis.values())))
+        slices = None if basis is None else BasisSlices(basis, model_device(self.model))
+        facts = RowFacts.empty(size, rank)
         tensors = vars(facts)
         plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
+        wanted = RowVectors(vectors, slices, rank, new_sink)
         # a failed process cannot reach others that are blocked in a collective pass; the launcher terminates them
         with nullcontext() if is_sharded(self.model) else together():
-            self._batches(dataset, what, vectors, new_sink, facts, plan, shards)
+            self._batches(dataset, what, wanted, facts, plan, shards)
         for values in tensors.values():
             sum_over_ranks(values)
         return facts
 
     def _batches(
-        self,
-        dataset: Any,
-        what: str,
-        vectors: Vectors,
-        new_sink: NewSink,
-        facts: RowFacts,
-        plan: Batches,
-        shards: Shards | None,
+        self, dataset: Any, what: str, wanted: RowVectors, facts: RowFacts, plan: Batches, shards: Shards | None
     ) -> None:
         state = PartialState()
         size = len(dataset)
@@ -125,14 +178,16 @@ class DatasetPass:
         with scoring_mode(self.model), compute_dtype_context(self.scoring_dtype, model_device(self.model)):
             with self._step_bar(size, what) as bar:
                 bar.update(sum(len(plan[number]) for number in done))
-                for number in mine:
-                    self._batch(dataset, plan[number], what, vectors, new_sink, facts)
+                queued = ((number, list(self._batch(dataset, plan[number], what, wanted))) for number in mine)
+                for number, parts in one_behind(queued):
+                    for part in parts:
+                        part.write(facts)
                     if shards is not None:
                         shards.add(number, plan[number], vars(facts))
                     bar.update(min(len(plan[number]) * state.num_processes, size - bar.n))
                 if is_sharded(self.model):
                     passes = math.ceil(len(todo) / state.num_processes) - len(mine)
-                    self._run_padding_passes(dataset, vectors, passes)
+                    self._run_padding_passes(dataset, wanted.vectors, passes)
         if shards is not None:
             shards.save(vars(facts))
 
@@ -142,26 +197,22 @@ class DatasetPass:
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
         """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""
         for _ in range(passes):
-            batch = to_device(self.collator(fetch_rows(dataset, [0])), model_device(self.model))
-            vectors(batch, lambda name, values: None)
+            vectors(self._sent(self.collator(fetch_rows(dataset, [0])), vectors), lambda name, values: None)
+
+    def _sent(self, batch: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
+        """A collated batch, ready for `vectors`."""
+        return to_device(prepared(self.model, batch), model_device(self.model)) if vectors.sizes else batch
 
     def _batch(
-        self,
-        dataset: Any,
-        indices: list[int],
-        what: str,
-        vectors: Vectors,
-        new_sink: NewSink,
-        facts: RowFacts,
-        checkpointed: bool = False,
-    ) -> None:
+        self, dataset: Any, indices: list[int], what: str, wanted: RowVectors, checkpointed: bool = False
+    ) -> Iterator[QueuedRows]:
         """One batch; if it does not fit into memory, its halves; for a single row, with activation checkpointing."""
         batch = self.collator(fetch_rows(dataset, indices))
         check_batch(batch, len(indices), what)
         smaller: list[list[int]] = []
         try:
             with checkpointing(self.model) if checkpointed else nullcontext():
-                self._one(to_device(batch, model_device(self.model)), vectors, indices, facts, new_sink(indices))
+                queued = wanted.queue(self._sent(batch, wanted.vectors), indices, model_device(self.model))
         except RuntimeError as error:
             # collective passes would deadlock, because only this process would split its batch
             if not should_reduce_batch_size(error) or is_sharded(self.model):
@@ -169,10 +220,12 @@ class DatasetPass:
             smaller = self._smaller(indices, what, checkpointed, error)
             # the traceback references the activations of the batch that did not fit
             error.__traceback__ = None
-        if smaller:
-            release_memory()
+        if not smaller:
+            yield queued
+            return
+        release_memory()
         for part in smaller:
-            self._batch(dataset, part, what, vectors, new_sink, facts, checkpointed=len(smaller) == 1)
+            yield from self._batch(dataset, part, what, wanted, checkpointed=len(smaller) == 1)
 
     def _smaller(self, indices: list[int], what: str, checkpointed: bool, error: RuntimeError) -> list[list[int]]:
         """The batches to retry after one did not fit: its halves, or a single row with checkpointing.
@@ -194,18 +247,3 @@ class DatasetPass:
             ) from error
         logger.warning(f"A batch of {len(indices)} rows of the {what} did not fit into memory; {way}.")
         return smaller
-
-    def _one(
-        self, batch: dict[str, Any], vectors: Vectors, indices: list[int], facts: RowFacts, sink: Gradients
-    ) -> None:
-        squares = torch.zeros(len(indices), dtype=torch.float64, device=model_device(self.model))
-
-        def gradients(name: str, values: Tensor) -> None:
-            # an inner product is slower and, for long vectors, less accurate
-            squares.add_(torch.linalg.vector_norm(values, dim=1).double().square_())
-            sink(name, values)
-
-        losses, counts = vectors(batch, gradients)
-        facts.losses[indices] = losses.float().cpu()
-        facts.label_tokens[indices] = counts.cpu()
-        facts.norms[indices] = squares.sqrt().float().cpu()

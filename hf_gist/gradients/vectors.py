@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hf_gist.functional.sample_gradients import sample_gradient
+from hf_gist.functional.per_sample import flat_gradients
 from hf_gist.gradients.hooks import check_report, reporting
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
 from hf_gist.gradients.losses import sample_losses
@@ -28,8 +28,7 @@ class _Reporter:
         check_report(tracked, d, self.batch_size, repeated=tracked in self.seen)
         self.seen.add(tracked)
         for attribute, name in tracked.parameters.items():
-            gradient = sample_gradient(tracked.kind, attribute, a, d).dense()
-            self.gradients(name, gradient.values.flatten(1).float())
+            self.gradients(name, flat_gradients(tracked.kind, attribute, a, d))
 
     def finish(self) -> None:
         missing = [tracked.name for tracked in self.tracked if tracked not in self.seen]
@@ -47,12 +46,12 @@ def per_sample_backward(
 
     Args:
         model (`nn.Module`): in eval mode; `p.grad` is not changed.
-        batch (`dict`): a collated batch of `B` samples on the model's device.
+        batch (`dict`): a collated batch of `B` samples on the model's device, see [`sample_losses`].
         tracked (`Sequence[TrackedModule]`): see [`hf_gist.gradients.lora.find_tracked`].
         gradients (`Gradients`): called with a parameter name and `[B, numel]` fp32, once per parameter.
 
     Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, see [`sample_losses`].
 
     Raises:
         ValueError: if a tracked module did not report exactly once.
@@ -70,10 +69,10 @@ class Vectors(Protocol):
     """Turns a batch into one vector per sample, in named parts: a gradient has one part per parameter."""
 
     sizes: dict[str, int]
-    """From part name to number of values."""
+    """From part name to number of values; without parts, the model is not run and batches stay on the host."""
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """Pass every part `[B, n]` to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+        """Pass every part `[B, n]` fp32 to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
 
 
 class GradientVectors:

@@ -38,7 +38,7 @@ from hf_gist.gist.scorers.less import LESS_SIZE, AdamCheckpoint
 from hf_gist.gist.scorers.rds_plus import HiddenStateVectors
 from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.collect import collect_coordinates
-from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.losses import prepared, sample_losses
 from hf_gist.gradients.models import adapter_parameters, to_device
 from hf_gist.gradients.modes import compute_dtype_context
 from hf_gist.gradients.passes import DatasetPass
@@ -157,7 +157,8 @@ class Bench:
             parameter.requires_grad_(False)
         try:
             for indices in plan_batches(row_lengths(rows), len(rows), self.options.scoring_tokens_per_batch):
-                batch = to_device(pad(fetch_rows(rows, indices)), torch.device(self.options.device))
+                batch = prepared(self.model, pad(fetch_rows(rows, indices)))
+                batch = to_device(batch, torch.device(self.options.device))
                 with compute_dtype_context(dtype, torch.device(self.options.device)):
                     losses, _ = sample_losses(self.model, batch)
                     losses.sum().backward()

@@ -28,7 +28,6 @@ from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.gradients.vectors import Gradients
 from hf_gist.training.loading import fresh_lora, load_adapter
 from hf_gist.training.warmup import warmup_rows
 from hf_gist.utils.terminal import say
@@ -36,11 +35,6 @@ from hf_gist.utils.terminal import say
 
 TIMED_BATCHES = 3
 LABELS_LOOKED_AT = 200
-
-
-def no_sink(indices: list[int]) -> Gradients:
-    """Discard the vectors of a batch."""
-    return lambda name, values: None
 
 
 def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GISTConfig) -> tuple[Sizes, float]:
@@ -53,7 +47,7 @@ def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GI
     seconds = 0.0
     for number in chosen:
         start = time.perf_counter()
-        facts = dataset_pass.scan(rows_of(pool, batches[number]), "timing", vectors, no_sink)
+        facts = dataset_pass.scan(rows_of(pool, batches[number]), "timing", vectors)
         if number != chosen[0] or len(chosen) == 1:
             seconds += time.perf_counter() - start
             rows += batches[number]
@@ -65,7 +59,7 @@ def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray
     """Share of the tokens that have a label, measured on some rows."""
     rows = list(range(0, len(lengths), math.ceil(len(lengths) / LABELS_LOOKED_AT)))
     counts = LabelCounts(dataset_pass.model)
-    facts = dataset_pass.scan(rows_of(dataset, rows), "counting labels", counts, no_sink)
+    facts = dataset_pass.scan(rows_of(dataset, rows), "counting labels", counts)
     return int(facts.label_tokens.sum()) / max(1, int(lengths[rows].sum()))
 
 

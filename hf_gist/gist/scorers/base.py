@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hf_gist.config.gist import GISTConfig
@@ -31,6 +32,7 @@ class AdamCheckpoint:
     betas: tuple[float, float]
     eps: float
     weights: dict[str, Tensor] | None = None
+    _scaled: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def update(self, name: str, gradients: Tensor) -> Tensor:
         """The update direction of Adam for each gradient alone (LESS, Eq. 4): `[B, n]` to `[B, n]`.
@@ -38,12 +40,26 @@ class AdamCheckpoint:
         This is the update of torch's Adam. The code published with LESS omits the bias correction and adds epsilon
         inside the square root, which shrinks entries far below 1e-4.
         """
-        first, second = (moment.to(gradients.device).flatten() for moment in self.moments[name])
+        if name not in self._scaled:
+            self._scaled[name] = self._scaled_moments(name, gradients.device)
+        first, second = self._scaled[name]
         b1, b2 = self.betas
         step = self.steps + 1
-        mean = (b1 * first + (1 - b1) * gradients) / (1 - b1**step)
-        variance = (b2 * second + (1 - b2) * gradients.square()) / (1 - b2**step)
-        return mean / (variance.sqrt() + self.eps)
+        mean = torch.add(first, gradients, alpha=(1 - b1) / (1 - b1**step))
+        variance = torch.addcmul(second, gradients, gradients, value=(1 - b2) / (1 - b2**step))
+        return mean.div_(variance.sqrt_().add_(self.eps))
+
+    def _scaled_moments(self, name: str, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The parts of both corrected moments that do not depend on the gradient `[n]`, on the device."""
+        scales = [beta / (1 - beta ** (self.steps + 1)) for beta in self.betas]
+        first, second = (
+            moment.to(device).flatten() * scale for moment, scale in zip(self.moments[name], scales, strict=True)
+        )
+        return first, second
+
+    def release(self) -> None:
+        """Free the copies of the moments that a pass has made on the device."""
+        self._scaled.clear()
 
 
 class ModelVectors(Vectors, Protocol):
@@ -60,25 +76,36 @@ class CheckpointVectors:
         targets (`ModelVectors`): row representation of a target.
         candidates (`ModelVectors`): row representation of a candidate.
         model (`nn.Module`): the model whose adapter is replaced.
-        weights (`dict[str, Tensor]`, *optional*): the adapter of this checkpoint; by default the model's current one.
+        adam (`AdamCheckpoint`, *optional*): this checkpoint, if it has an adapter or an Adam state of its own.
     """
 
     targets: ModelVectors
     candidates: ModelVectors
     model: nn.Module
-    weights: dict[str, Tensor] | None = None
+    adam: AdamCheckpoint | None = None
 
     @contextmanager
     def installed(self) -> Iterator[None]:
         """Load the adapter of this checkpoint into the model; the original adapter is restored on exit."""
-        if self.weights is None:
+        if self.adam is None:
+            yield
+            return
+        try:
+            with self._weights_of(self.adam):
+                yield
+        finally:
+            self.adam.release()
+
+    @contextmanager
+    def _weights_of(self, adam: AdamCheckpoint) -> Iterator[None]:
+        if adam.weights is None:
             yield
             return
         own = adapter_parameters(self.model)
         before = {name: whole(parameter).clone() for name, parameter in own.items()}
         try:
             for name, parameter in own.items():
-                assign(parameter, self.weights[name])
+                assign(parameter, adam.weights[name])
             yield
         finally:
             for name, parameter in own.items():

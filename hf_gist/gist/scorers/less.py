@@ -90,7 +90,7 @@ def _vectors(model: nn.Module, config: GISTConfig, checkpoints: Sequence[AdamChe
         length = math.sqrt(checkpoint.learning_rate / total)
         targets = SketchedVectors(model, sketch, length, last_blocks=config.score_layers)
         candidates = SketchedVectors(model, sketch, length, checkpoint, config.score_layers)
-        per_checkpoint.append(CheckpointVectors(targets, candidates, model, checkpoint.weights))
+        per_checkpoint.append(CheckpointVectors(targets, candidates, model, checkpoint))
     return per_checkpoint
 
 

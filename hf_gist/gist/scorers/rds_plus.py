@@ -75,11 +75,11 @@ def _real_tokens(batch: dict[str, Any], states: Tensor) -> Tensor:
     shape = states.shape[:2]
     mask = batch.get("attention_mask")
     if mask is None:
-        mask = torch.ones(shape)
+        mask = torch.ones(shape, device=states.device)
     elif mask.shape != shape:
         # an encoder-decoder model: the states belong to the decoder's tokens, the attention mask to the encoder's
         labels = batch["labels"]
-        mask = labels != IGNORE_INDEX if labels.shape == shape else torch.ones(shape)
+        mask = labels != IGNORE_INDEX if labels.shape == shape else torch.ones(shape, device=states.device)
     return mask.to(states.device)
 
 
