@@ -13,6 +13,7 @@ from transformers.utils import logging
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.group_gradients import SupportGradient
 from hf_gist.functional.mask_statistics import MaskStatistics
 from hf_gist.functional.masking import gumbel_noise, kept_count
 from hf_gist.gast.gate import BatchMasks
@@ -61,7 +62,7 @@ class GASTRun:
         self.batch_size = batch_size
         self.batches = 0
         self.supports = 0
-        self.support: dict[str, Tensor] | None = None
+        self.support: SupportGradient | None = None
         self.support_step: int | None = None
         self.first_step: int | None = None
         self.reported: set[str] = set()
@@ -98,7 +99,8 @@ class GASTRun:
 
     def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
         """Set the support gradient; with `None`, the draw is uniform."""
-        self.support, self.support_step = support, step
+        self.support = None if support is None else SupportGradient(support)
+        self.support_step = step
         self.supports += 1
         if self.supports == 1 and support is not None:
             warn_if_zero(support)
@@ -107,6 +109,9 @@ class GASTRun:
         """Inputs of the gates of the next batch, from the loss weights of its samples `[B]`."""
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
+        if self.device.type == "cuda":
+            # only a copy from pinned memory does not wait for the device
+            noise = noise.pin_memory()
         return BatchMasks(
             loss_weights=loss_weights.to(self.device),
             noise=noise.to(self.device, non_blocking=True),
@@ -138,10 +143,7 @@ class GASTRun:
                 "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
                 "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
             )
-        order = range(len(self.groups))
-        masks, cosines, log_p = (
-            torch.stack([values[index] for index in order]) for values in (batch.masks, batch.cosines, batch.log_p)
-        )
+        masks, cosines, log_p = batch.drawn()
         columns = length_column_of(label_tokens) if sources is None else sources
         self.statistics.add(cosines, masks, log_p, batch.valid)
         self.table.add(masks, columns.to(self.device), batch.valid, step)
@@ -227,7 +229,8 @@ class GASTRun:
         self.supports = state["supports"]
         self.support_step = state["support_step"]
         if self.config.support == "dataset":
-            self.support = load_support(folder, self.device)
+            support = load_support(folder, self.device)
+            self.support = None if support is None else SupportGradient(support)
         # The file has the counts of all processes, so only one process may load them.
         if state["columns"] == self.table.columns:
             self.table.restore(state, counts=self.rank == 0)
