@@ -41,7 +41,8 @@ class DenseGradient:
 
     def squares(self) -> Tensor:
         """`‖G_b‖²` `[B]` in fp32."""
-        return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=torch.float32).square()
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=dtype).float().square()
 
     def weighted_sum(self, scales: Tensor) -> Tensor:
         """`Σ_b scales_b G_b` in the parameter's shape."""

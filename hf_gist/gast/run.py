@@ -64,6 +64,7 @@ class GASTRun:
         self.supports = 0
         self.support: SupportGradient | None = None
         self.support_step: int | None = None
+        self.separate_because: str | None = None
         self.first_step: int | None = None
         self.reported: set[str] = set()
         self.dropped = torch.zeros((), dtype=torch.long, device=device)
@@ -99,14 +100,19 @@ class GASTRun:
 
     def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
         """Set the support gradient; with `None`, the draw is uniform."""
-        self.support = None if support is None else SupportGradient(support)
+        self.support = support if support is None or isinstance(support, SupportGradient) else SupportGradient(support)
         self.support_step = step
         self.supports += 1
         if self.supports == 1 and support is not None:
             warn_if_zero(support)
 
-    def open(self, loss_weights: Tensor) -> BatchMasks:
-        """Inputs of the gates of the next batch, from the loss weights of its samples `[B]`."""
+    def open(self, loss_weights: Tensor, riders: int) -> BatchMasks:
+        """Inputs of the gates of the next batch.
+
+        Args:
+            loss_weights (`Tensor`): of its samples `[B]`.
+            riders (`int`): support rows that ride in it; their gradient becomes the support gradient.
+        """
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
         if self.device.type == "cuda":
@@ -115,7 +121,8 @@ class GASTRun:
         return BatchMasks(
             loss_weights=loss_weights.to(self.device),
             noise=noise.to(self.device, non_blocking=True),
-            support=self.support,
+            support=SupportGradient() if riders else self.support,
+            riders=riders,
             keep=kept_count(self.config.keep, size),
             mode=self.config.mode,
             temperature=self.config.temperature,
@@ -143,6 +150,8 @@ class GASTRun:
                 "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
                 "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
             )
+        if batch.riders:
+            self.set_support(batch.support, step)
         masks, cosines, log_p = batch.drawn()
         columns = length_column_of(label_tokens) if sources is None else sources
         self.statistics.add(cosines, masks, log_p, batch.valid)
