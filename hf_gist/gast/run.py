@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,12 +19,15 @@ from hf_gist.functional.mask_statistics import MaskStatistics
 from hf_gist.functional.masking import gumbel_noise, kept_count
 from hf_gist.gast.gate import BatchMasks
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
-from hf_gist.gast.state import load_state, save_state
 from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
+from hf_gist.utils.disk import read_json, write_json
 
 
 logger = logging.get_logger(__name__)
+
+STATE_FILE = "gast_state.json"
+"""The counters of a run in a checkpoint folder."""
 
 CHECK_EFFECT_AFTER = 10
 """Number of masked batches after which a run warns if no sample was dropped."""
@@ -213,7 +217,7 @@ class GASTRun:
             "dropped": int(dropped),
             **table.state(),
         }
-        save_state(folder, state)
+        write_json(Path(folder) / STATE_FILE, state)
         if self.support is not None and self.config.support == "dataset":
             save_support(folder, self.support)
 
@@ -223,10 +227,11 @@ class GASTRun:
         Raises:
             ValueError: if the checkpoint has other groups.
         """
-        state = load_state(folder)
-        if state is None:
+        path = Path(folder) / STATE_FILE
+        if not path.is_file():
             logger.warning(f"{folder} was written without GAST: GAST starts from its first draw.")
             return
+        state = read_json(path)
         if state["config"] != self.config.to_dict():
             logger.warning("The GAST configuration differs from that of the checkpoint; the new one is used.")
         if state["groups"] != self.table.groups:
