@@ -3,10 +3,9 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
-from torch.optim import Optimizer
 from torch.utils.data import DataLoader
 from transformers import Trainer
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
@@ -18,11 +17,11 @@ from hf_gist.gast.hooks import masking
 from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights, report_counts
 from hf_gist.gast.run import GASTRun
-from hf_gist.gast.support import SupportSet, first_moments
+from hf_gist.gast.support import SupportSet
 from hf_gist.report import report_at_end
 from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
 from hf_gist.training.gast_setup import SOURCE_KEY, carrying_sources, check_trainer, new_support_set
-from hf_gist.training.gast_support import probe_loss, sum_over_ranks, support_gradient
+from hf_gist.training.gast_support import carrying, prepare_support, probe_loss, sum_over_ranks
 from hf_gist.training.parts import output_folder
 
 
@@ -109,20 +108,12 @@ class GASTMixin(_Base):
         inputs = self._prepare_inputs(inputs)
         weights = self.sample_weights(inputs)
         label_tokens = report_counts(inputs, weights)
-        if run.needs_support(step):
-            run.set_support(self._new_support(model, run, step), step)
-        batch = run.open(weights)
-        with masking(run.groups, batch):
+        riders = prepare_support(self, model, run, inputs)
+        batch = run.open(weights, 0 if riders is None else len(riders))
+        with masking(run.groups, batch), carrying(self, riders):
             loss = super().training_step(model, inputs, num_items_in_batch)
         run.close(batch, sources, label_tokens, step)
         return loss
-
-    def _new_support(self, model: nn.Module, run: GASTRun, step: int) -> dict[str, Tensor] | None:
-        if self._gast_support_set is not None:
-            return support_gradient(self, model, run, self._gast_support_set, self.sample_weights)
-        optimizer = cast(Optimizer, self.optimizer)
-        stepped = run.has_stepped(step, self.accelerator.scaler is not None, not optimizer.state)
-        return first_moments(optimizer, run.groups, stepped)
 
     def _gast_run(self) -> GASTRun:
         """The state of this `train` call, created at its first masked step, when the model has all its wrappers."""

@@ -12,7 +12,16 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
-from tests.helpers.gast import Recorder, arguments, build_model, collate, relative_error, rows, train
+from tests.helpers.gast import (
+    Recorder,
+    arguments,
+    build_model,
+    collate,
+    relative_error,
+    rows,
+    support_rows_in,
+    train,
+)
 
 
 LONG = {"max_steps": 20, "gradient_accumulation_steps": 2, "optim": "adamw_torch", "max_grad_norm": 1.0}
@@ -356,10 +365,16 @@ def test_selection_is_written_by_layer_and_source(column, tmp_path):
 # ---- Resume ----
 
 
+@pytest.mark.parametrize("where", ["batch", "pass"])
 @pytest.mark.parametrize(
     "options", [{"support_every": 4}, {"support": "momentum"}, {"support_every": 1, "group_by": "module"}]
 )
-def test_resume_continues_the_draws_exactly(options, tmp_path):
+def test_resume_continues_the_draws_exactly(options, where, tmp_path):
+    with support_rows_in(where):
+        check_resume(options, tmp_path)
+
+
+def check_resume(options, tmp_path):
     data = rows("llama", 64)
     shared = {"max_steps": 8, "save_strategy": "steps", "save_steps": 3, "gradient_accumulation_steps": 2}
     whole, recorded = train(build_model(dropout=0.2), tmp_path, data, config=quiet(**options), **shared)

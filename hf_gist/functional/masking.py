@@ -75,35 +75,56 @@ def standardise(alignments: Tensor, valid: Tensor) -> Tensor:
     batch, accumulation steps, world size, loss scaling) need not be known.
 
     Args:
-        alignments (`Tensor`): `[B]` float32.
+        alignments (`Tensor`): `[..., B]` float32.
         valid (`Tensor`): `[B]` bool.
 
     Returns:
-        `Tensor`: `[B]`, zero for invalid samples and for a batch whose alignments are all equal.
+        `Tensor`: `[..., B]`, zero for invalid samples and for a batch whose alignments are all equal.
     """
-    weights = valid.to(alignments.dtype)
-    count = weights.sum().clamp(min=1)
+    count = valid.sum().clamp(min=1)
     # Divided by the largest value first: squares of loss-scaled half-precision gradients overflow.
-    alignments = alignments * weights
-    alignments = alignments / alignments.abs().amax().clamp(min=torch.finfo(alignments.dtype).tiny)
-    centred = (alignments - alignments.sum() / count) * weights
-    deviation = (centred.square().sum() / count).sqrt()
+    alignments = alignments * valid
+    largest = torch.linalg.vector_norm(alignments, math.inf, dim=-1, keepdim=True)
+    alignments = alignments / largest.clamp(min=torch.finfo(alignments.dtype).tiny)
+    centred = (alignments - alignments.sum(-1, keepdim=True) / count) * valid
+    deviation = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / count.sqrt()
     # Rounding errors make equal alignments differ by an ulp; dividing by that would rank them arbitrarily.
-    return torch.where(deviation > 1e-6, centred / deviation.clamp(min=1e-6), torch.zeros_like(centred))
+    return centred / torch.nn.functional.threshold(deviation, 1e-6, math.inf)
 
 
 def log_probabilities(scores: Tensor, valid: Tensor, temperature: float) -> Tensor:
-    """Log of the softmax over the valid samples, `[B]`; -inf for the others."""
+    """Log of the softmax over the valid samples, `[..., B]`; -inf for the others."""
     logits = (scores / temperature).masked_fill(~valid, -math.inf)
-    return torch.log_softmax(logits, 0)
+    return torch.log_softmax(logits, -1)
 
 
 def sampling_logits(alignments: Tensor, valid: Tensor, mode: str, temperature: float) -> Tensor:
-    """Log-probabilities `[B]` of the first draw of a mode: the softmax of the standardised alignments, or uniform."""
+    """Log-probabilities of the first draw of a mode: the softmax of the standardised alignments, or uniform.
+
+    Args:
+        alignments (`Tensor`): `[..., B]` float32.
+        valid (`Tensor`): `[B]` bool.
+        mode (`str`): one of `MODES`.
+        temperature (`float`): divides the standardised alignments.
+
+    Returns:
+        `Tensor`: `[..., B]`.
+    """
     scores = standardise(alignments, valid)
     if mode in ("random", "all"):
         scores = torch.zeros_like(scores)
     return log_probabilities(scores, valid, temperature)
+
+
+def _draw_keys(alignments: Tensor, noise: Tensor, valid: Tensor, mode: str, temperature: float) -> Tensor:
+    """The keys `[B]` whose `K` largest are kept: log-probability plus Gumbel noise, up to a constant."""
+    if mode == "random":
+        return noise
+    scores = standardise(alignments, valid)
+    if mode == "topk":
+        # If all alignments are equal, the choice must not depend on the order of the batch.
+        return torch.where(scores.any(), alignments, noise)
+    return torch.add(noise, scores, alpha=1 / temperature)
 
 
 def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: str, temperature: float) -> Tensor:
@@ -126,15 +147,13 @@ def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: s
     """
     if mode == "all":
         return valid.clone()
-    if mode == "topk":
-        # If all alignments are equal, the choice must not depend on the order of the batch.
-        keys = torch.where(standardise(alignments, valid).any(), alignments, noise)
-    else:
-        keys = sampling_logits(alignments, valid, mode, temperature) + noise
-    keys = keys.masked_fill(~valid, -math.inf)
-    kept = torch.zeros_like(valid).index_fill(0, keys.topk(keep).indices, True)
-    finite = alignments.masked_fill(~valid, 0.0).isfinite().all()
-    return torch.where(finite, kept, torch.ones_like(kept)) & valid
+    keys = _draw_keys(alignments, noise, valid, mode, temperature).masked_fill(~valid, -math.inf)
+    kept = torch.zeros_like(valid).index_fill_(0, keys.topk(keep).indices, True)
+    if mode != "random":
+        # false for NaN too
+        finite = torch.linalg.vector_norm(alignments, math.inf) < math.inf
+        kept |= ~finite
+    return kept & valid
 
 
 def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:
@@ -148,8 +167,7 @@ def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:
     Returns:
         `Tensor`: `[B]` float32.
     """
-    scales = kept.float()
-    return scales * (valid.sum() / kept.sum().clamp(min=1)) if rescale else scales
+    return kept * (valid.sum() / kept.sum().clamp(min=1)) if rescale else kept.float()
 
 
 def mean_loss_scales(loss_weights: Tensor) -> Tensor:

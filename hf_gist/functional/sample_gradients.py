@@ -13,16 +13,27 @@ class DenseGradient:
         values (`Tensor`): `[B, *shape]`.
     """
 
+    prefers_factors = False
+
     def __init__(self, values: Tensor) -> None:
         self.values = values
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the number of samples, the dtype and the device of the gradients."""
+        return self.values
 
     def dense(self) -> "DenseGradient":
         """Returns itself."""
         return self
 
-    def smaller(self) -> "DenseGradient":
-        """Returns itself."""
-        return self
+    def write(self, out: Tensor) -> None:
+        """Copy the gradients to `out` `[B, *shape]`, a view of a larger tensor."""
+        out.copy_(self.values)
+
+    def rows(self, rows: slice) -> "DenseGradient":
+        """Those of some samples, as a view."""
+        return DenseGradient(self.values[rows])
 
     def dot(self, support: Tensor) -> Tensor:
         """`<G_b, s>` `[B]` in fp32."""
@@ -30,7 +41,8 @@ class DenseGradient:
 
     def squares(self) -> Tensor:
         """`‖G_b‖²` `[B]` in fp32."""
-        return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=torch.float32).square()
+        dtype = torch.promote_types(self.values.dtype, torch.float32)
+        return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=dtype).float().square()
 
     def weighted_sum(self, scales: Tensor) -> Tensor:
         """`Σ_b scales_b G_b` in the parameter's shape."""
@@ -54,21 +66,40 @@ class FactoredGradient:
         """The products `[B, o, i]`."""
         return DenseGradient(weight_gradients(self.a, self.d))
 
-    def smaller(self) -> "DenseGradient | FactoredGradient":
-        """The smaller form: the factors if `o i > T (o + i)`, otherwise the dense gradients."""
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the number of samples, the dtype and the device of the gradients."""
+        return self.d
+
+    @property
+    def prefers_factors(self) -> bool:
+        """Whether the factors are smaller than the dense gradients: `o i > T (o + i)`."""
         tokens = self.d.shape[1]
         inputs = self.a.shape[2]
         outputs = self.d.shape[2]
-        return self if inputs * outputs > tokens * (inputs + outputs) else self.dense()
+        return inputs * outputs > tokens * (inputs + outputs)
+
+    def write(self, out: Tensor) -> None:
+        """Compute the products into `out` `[B, o, i]`, a view of a larger tensor."""
+        torch.bmm(self.d.transpose(1, 2), self.a.to(self.d.dtype), out=out)
+
+    def rows(self, rows: slice) -> "FactoredGradient":
+        """Those of some samples, as views."""
+        return FactoredGradient(self.a[rows], self.d[rows])
 
     def dot(self, support: Tensor) -> Tensor:
         """`Σ_t d_bt · (s a_bt)` `[B]` in fp32."""
         dtype = self.d.dtype
+        if dtype != torch.float16:
+            return self._dot(support.to(dtype))
         # fp16 overflows above 65,504, and loss scaling also scales the support gradient
-        largest = support.abs().amax().float() if dtype == torch.float16 else support.new_ones(())
+        largest = support.abs().amax().float()
         largest = torch.where(largest > 0, largest, 1.0)
-        mapped = self.a.to(dtype) @ (support / largest).to(dtype).T
-        return (self.d.float() * mapped.float()).sum((1, 2)) * largest
+        return self._dot((support / largest).to(dtype)) * largest
+
+    def _dot(self, support: Tensor) -> Tensor:
+        mapped = self.a.to(support.dtype) @ support.T
+        return (self.d.float() * mapped.float()).sum((1, 2))
 
     def squares(self) -> Tensor:
         """`Σ_tu (a_bt · a_bu)(d_bt · d_bu)` `[B]` in fp32."""

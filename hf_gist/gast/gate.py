@@ -6,7 +6,6 @@ matrices of the group have reported their per-sample gradients to the gate. The 
 sums as the gradients of the parameters, and frees the per-sample gradients.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from hf_gist.functional import masking
-from hf_gist.functional.sample_gradients import SampleGradient, sample_gradient
+from hf_gist.functional.group_gradients import GroupGradients, SupportGradient
+from hf_gist.functional.sample_gradients import sample_gradient
 from hf_gist.gradients.hooks import check_report
 from hf_gist.gradients.lora import TrackedModule
 
@@ -27,65 +27,76 @@ class BatchMasks:
         loss_weights (`Tensor`): `[B]`, proportional to the weight of each sample's own mean loss in the loss that is
             backpropagated; zero for a sample without a loss.
         noise (`Tensor`): `[L, B]` from [`hf_gist.functional.masking.gumbel_noise`].
-        support (`dict[str, Tensor]`, *optional*): parameter name to support gradient; without it, every alignment is
-            zero and `stochastic` draws uniformly.
+        support (`SupportGradient`, *optional*): without it, every alignment is zero and `stochastic` draws uniformly.
         keep (`int`): `K`.
         mode (`str`): see [`hf_gist.functional.masking.draw`].
         temperature (`float`): see [`hf_gist.functional.masking.draw`].
         rescale (`bool`): see [`hf_gist.functional.masking.sample_scales`].
+        riders (`int`): support rows that follow the `B` samples in the batch of the model. The sum of their gradients
+            is the support gradient; `support` is then empty, and the gates fill it in.
     """
 
     loss_weights: Tensor
     noise: Tensor
-    support: dict[str, Tensor] | None
+    support: SupportGradient | None
     keep: int
     mode: str
     temperature: float
     rescale: bool
+    riders: int = 0
     masks: dict[int, Tensor] = field(default_factory=dict)
     alignments: dict[int, Tensor] = field(default_factory=dict)
-    cosines: dict[int, Tensor] = field(default_factory=dict)
-    log_p: dict[int, Tensor] = field(default_factory=dict)
+    squares: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     reported: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.valid = self.loss_weights > 0
         self.inverse_weights = torch.where(self.valid, 1 / self.loss_weights.clamp(min=1e-30), 0.0)
+        self.zeros = torch.zeros_like(self.loss_weights)
 
     @property
     def batch_size(self) -> int:
         """`B`."""
         return len(self.loss_weights)
 
-    def align(self, gradients: dict[str, SampleGradient]) -> tuple[Tensor, Tensor]:
-        """Alignment `<g_i, s>` of each sample's own mean loss, up to a common factor, and its cosine; both `[B]`.
+    def align(self, group: int, gradients: GroupGradients) -> Tensor:
+        """Alignment `<g_i, s>` `[B]` of each sample's own mean loss, up to a common factor.
 
         A sample's gradient in the batch loss is its own gradient times its loss weight, so the weight is divided out.
         """
-        dots = torch.zeros(self.batch_size, device=self.loss_weights.device)
         if self.support is None:
-            return dots, dots
-        squares = torch.zeros_like(dots)
-        support_square = torch.zeros_like(dots[0])
-        for name, gradient in gradients.items():
-            support = self.support[name]
-            dots += gradient.dot(support)
-            squares += gradient.squares()
-            support_square += support.float().square().sum()
-        cosines = dots / (squares * support_square).sqrt().clamp(min=torch.finfo(dots.dtype).tiny)
-        return dots * self.inverse_weights, cosines
+            return self.zeros
+        self.squares[group] = gradients.squares(), gradients.square_of(self.support)
+        return gradients.dot(self.support) * self.inverse_weights
 
-    def draw(self, group: int, gradients: dict[str, SampleGradient]) -> Tensor:
+    def draw(self, group: int, gradients: GroupGradients) -> Tensor:
         """Draw the mask of a group, record it, and return the factor of each sample's gradient `[B]` float32."""
-        alignments, cosines = self.align(gradients)
+        alignments = self.align(group, gradients)
         kept = masking.draw(
             alignments, self.noise[group], self.valid, keep=self.keep, mode=self.mode, temperature=self.temperature
         )
         self.masks[group] = kept
         self.alignments[group] = alignments
-        self.cosines[group] = cosines
-        self.log_p[group] = masking.sampling_logits(alignments, self.valid, self.mode, self.temperature)
         return masking.sample_scales(kept, self.valid, self.rescale)
+
+    def masked(self, group: int, gradients: GroupGradients) -> dict[str, Tensor]:
+        """The masked gradients of a group by parameter name, from those of the samples and then of the riders."""
+        if self.riders and self.support is not None:
+            gradients.rows(slice(self.batch_size, None)).add_sum_to(self.support)
+            gradients = gradients.rows(slice(0, self.batch_size))
+        return gradients.weighted_sum(self.draw(group, gradients))
+
+    def drawn(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Masks, cosines with the support gradient, and log-probabilities of the first draw; all `[L, B]`."""
+        groups = range(len(self.noise))
+        masks, alignments = (torch.stack([by[group] for group in groups]) for by in (self.masks, self.alignments))
+        log_p = masking.sampling_logits(alignments, self.valid, self.mode, self.temperature)
+        if self.support is None:
+            return masks, torch.zeros_like(alignments), log_p
+        squares = torch.stack([self.squares[group][0] for group in groups])
+        support_squares = torch.stack([self.squares[group][1] for group in groups])
+        norms = (squares * support_squares[:, None]).sqrt().clamp(min=torch.finfo(squares.dtype).tiny)
+        return masks, alignments * self.loss_weights / norms, log_p
 
 
 class Gate:
@@ -95,19 +106,19 @@ class Gate:
         name (`str`): name of the group for messages.
         index (`int`): position of the group among the `L` groups.
         batch (`BatchMasks`): shared state of the gates of this batch.
-        parameters (`Sequence[str]`): parameter names, in the order of the inputs of [`PassGate`].
-        dtypes (`Sequence[torch.dtype]`): their dtypes.
+        parameters (`dict[str, Tensor]`): the parameters by name, in the order of the inputs of [`PassGate`].
     """
 
-    def __init__(
-        self, name: str, index: int, batch: BatchMasks, parameters: Sequence[str], dtypes: Sequence[torch.dtype]
-    ) -> None:
+    def __init__(self, name: str, index: int, batch: BatchMasks, parameters: dict[str, Tensor]) -> None:
         self.name = name
         self.index = index
         self.batch = batch
-        self.parameters = parameters
-        self.dtypes = dtypes
-        self.collected: dict[str, SampleGradient] = {}
+        self.shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        self.dtypes = [parameter.dtype for parameter in parameters.values()]
+        self.collected = self._nothing()
+
+    def _nothing(self) -> GroupGradients:
+        return GroupGradients(sum(shape.numel() for shape in self.shapes.values()))
 
     def receive(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
         """Receive the `(a, d)` of one tracked module.
@@ -115,10 +126,10 @@ class Gate:
         Raises:
             ValueError: see [`hf_gist.gradients.hooks.check_report`].
         """
-        repeated = not self.collected.keys().isdisjoint(tracked.parameters.values())
-        check_report(tracked, d, self.batch.batch_size, repeated)
+        repeated = any(name in self.collected for name in tracked.parameters.values())
+        check_report(tracked, d, self.batch.batch_size, repeated, self.batch.riders)
         for attribute, name in tracked.parameters.items():
-            self.collected[name] = sample_gradient(tracked.kind, attribute, a, d).smaller()
+            self.collected.add(name, sample_gradient(tracked.kind, attribute, a, d), self.shapes[name])
 
     def gradients(self) -> list[Tensor | None]:
         """The masked gradient of each parameter, in order; `None` if nothing was reported for it.
@@ -132,14 +143,15 @@ class Gate:
                 "Compute it from a single forward pass."
             )
         collected = self.collected
-        self.collected = {}
-        if not collected:
-            return [None] * len(self.parameters)
-        scales = self.batch.draw(self.index, collected)
-        self.batch.reported.update(collected)
+        self.collected = self._nothing()
+        names = collected.names()
+        if not names:
+            return [None] * len(self.shapes)
+        masked = self.batch.masked(self.index, collected)
+        self.batch.reported.update(names)
         return [
-            collected[name].weighted_sum(scales).to(dtype) if name in collected else None
-            for name, dtype in zip(self.parameters, self.dtypes, strict=True)
+            masked[name].to(dtype) if name in masked else None
+            for name, dtype in zip(self.shapes, self.dtypes, strict=True)
         ]
 
 

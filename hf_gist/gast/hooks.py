@@ -28,7 +28,7 @@ class _Gates:
         if not torch.is_grad_enabled():
             return
         parameters = group.parameters()
-        gate = Gate(group.name, group.index, self.batch, list(parameters), [p.dtype for p in parameters.values()])
+        gate = Gate(group.name, group.index, self.batch, parameters)
         self.gates[group.index] = gate
         self.gated.update(zip(parameters, PassGate.apply(gate, *parameters.values()), strict=True))
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,16 +14,20 @@ from transformers.utils import logging
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.group_gradients import SupportGradient
 from hf_gist.functional.mask_statistics import MaskStatistics
 from hf_gist.functional.masking import gumbel_noise, kept_count
 from hf_gist.gast.gate import BatchMasks
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
-from hf_gist.gast.state import load_state, save_state
 from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
+from hf_gist.utils.disk import read_json, write_json
 
 
 logger = logging.get_logger(__name__)
+
+STATE_FILE = "gast_state.json"
+"""The counters of a run in a checkpoint folder."""
 
 CHECK_EFFECT_AFTER = 10
 """Number of masked batches after which a run warns if no sample was dropped."""
@@ -61,8 +66,9 @@ class GASTRun:
         self.batch_size = batch_size
         self.batches = 0
         self.supports = 0
-        self.support: dict[str, Tensor] | None = None
+        self.support: SupportGradient | None = None
         self.support_step: int | None = None
+        self.separate_because: str | None = None
         self.first_step: int | None = None
         self.reported: set[str] = set()
         self.dropped = torch.zeros((), dtype=torch.long, device=device)
@@ -98,19 +104,29 @@ class GASTRun:
 
     def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
         """Set the support gradient; with `None`, the draw is uniform."""
-        self.support, self.support_step = support, step
+        self.support = support if support is None or isinstance(support, SupportGradient) else SupportGradient(support)
+        self.support_step = step
         self.supports += 1
         if self.supports == 1 and support is not None:
             warn_if_zero(support)
 
-    def open(self, loss_weights: Tensor) -> BatchMasks:
-        """Inputs of the gates of the next batch, from the loss weights of its samples `[B]`."""
+    def open(self, loss_weights: Tensor, riders: int) -> BatchMasks:
+        """Inputs of the gates of the next batch.
+
+        Args:
+            loss_weights (`Tensor`): of its samples `[B]`.
+            riders (`int`): support rows that ride in it; their gradient becomes the support gradient.
+        """
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
+        if self.device.type == "cuda":
+            # only a copy from pinned memory does not wait for the device
+            noise = noise.pin_memory()
         return BatchMasks(
             loss_weights=loss_weights.to(self.device),
             noise=noise.to(self.device, non_blocking=True),
-            support=self.support,
+            support=SupportGradient() if riders else self.support,
+            riders=riders,
             keep=kept_count(self.config.keep, size),
             mode=self.config.mode,
             temperature=self.config.temperature,
@@ -138,10 +154,9 @@ class GASTRun:
                 "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
                 "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
             )
-        order = range(len(self.groups))
-        masks, cosines, log_p = (
-            torch.stack([values[index] for index in order]) for values in (batch.masks, batch.cosines, batch.log_p)
-        )
+        if batch.riders:
+            self.set_support(batch.support, step)
+        masks, cosines, log_p = batch.drawn()
         columns = length_column_of(label_tokens) if sources is None else sources
         self.statistics.add(cosines, masks, log_p, batch.valid)
         self.table.add(masks, columns.to(self.device), batch.valid, step)
@@ -202,7 +217,7 @@ class GASTRun:
             "dropped": int(dropped),
             **table.state(),
         }
-        save_state(folder, state)
+        write_json(Path(folder) / STATE_FILE, state)
         if self.support is not None and self.config.support == "dataset":
             save_support(folder, self.support)
 
@@ -212,10 +227,11 @@ class GASTRun:
         Raises:
             ValueError: if the checkpoint has other groups.
         """
-        state = load_state(folder)
-        if state is None:
+        path = Path(folder) / STATE_FILE
+        if not path.is_file():
             logger.warning(f"{folder} was written without GAST: GAST starts from its first draw.")
             return
+        state = read_json(path)
         if state["config"] != self.config.to_dict():
             logger.warning("The GAST configuration differs from that of the checkpoint; the new one is used.")
         if state["groups"] != self.table.groups:
@@ -227,7 +243,8 @@ class GASTRun:
         self.supports = state["supports"]
         self.support_step = state["support_step"]
         if self.config.support == "dataset":
-            self.support = load_support(folder, self.device)
+            support = load_support(folder, self.device)
+            self.support = None if support is None else SupportGradient(support)
         # The file has the counts of all processes, so only one process may load them.
         if state["columns"] == self.table.columns:
             self.table.restore(state, counts=self.rank == 0)

@@ -43,7 +43,8 @@ def length_columns() -> list[str]:
 
 def length_column_of(counts: Tensor) -> Tensor:
     """Column index `[B]` of samples with `counts` `[B]` labelled tokens."""
-    return torch.bucketize(counts, torch.tensor(LENGTH_EDGES, device=counts.device, dtype=counts.dtype))
+    # compared with numbers, because a tensor of the edges would be copied to the device
+    return torch.stack([counts > edge for edge in LENGTH_EDGES]).sum(0)
 
 
 def number_of_spans(groups: int, columns: int) -> int:
@@ -91,7 +92,8 @@ class SelectionTable:
         while step // self.span_steps >= len(self.kept):
             self._halve()
         span = step // self.span_steps
-        one_hot = torch.nn.functional.one_hot(columns.long(), len(self.columns)).to(self.kept.dtype)
+        # not `torch.nn.functional.one_hot`, which reads the indices back to check them
+        one_hot = (columns[:, None] == torch.arange(len(self.columns), device=columns.device)).to(self.kept.dtype)
         self.kept[span] += masks.to(self.kept.dtype) @ one_hot
         self.seen[span] += (one_hot * valid[:, None]).sum(0)
 

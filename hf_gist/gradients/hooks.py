@@ -39,7 +39,9 @@ def detached_weights(tracked: TrackedModule) -> tuple[Tensor, None]:
     return tracked.module.get_parameter("weight").detach().requires_grad_(), None
 
 
-def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: bool = False) -> None:
+def check_report(
+    tracked: TrackedModule, d: Tensor, batch_size: int, repeated: bool = False, support_rows: int = 0
+) -> None:
     """Check that a module reported one row per sample of the batch, and only once.
 
     Args:
@@ -47,6 +49,7 @@ def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: b
         d (`Tensor`): the output gradient that it reported, `[B, T, o]` or `[B, o]`.
         batch_size (`int`): `B`.
         repeated (`bool`): whether the module has already reported in this backward pass.
+        support_rows (`int`): rows of GAST's support batch that follow the samples.
 
     Raises:
         ValueError: naming the module, with what to change.
@@ -56,9 +59,10 @@ def check_report(tracked: TrackedModule, d: Tensor, batch_size: int, repeated: b
             f"{tracked.name} is used more than once in a forward pass, so per-sample gradients cannot be computed. "
             "Leave it out of the adapter's `target_modules`."
         )
-    if len(d) != batch_size:
+    if len(d) != batch_size + support_rows:
+        samples = f"{batch_size} samples" + (f" and {support_rows} support samples" if support_rows else "")
         raise ValueError(
-            f"{tracked.name} gets {len(d)} rows for a batch of {batch_size} samples (packed rows, flattened tokens or "
+            f"{tracked.name} gets {len(d)} rows for a batch of {samples} (packed rows, flattened tokens or "
             "experts), so per-sample gradients cannot be computed. Turn packing off, or leave the module out of the "
             "adapter's `target_modules`."
         )

@@ -1,20 +1,28 @@
-"""Computes the support gradient of a GAST trainer with the trainer's loss."""
+"""The support gradient of a GAST trainer: its rows ride in the training batch, or get a pass with the trainer's loss."""
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 from transformers import Trainer
+from transformers.utils import logging
 
 from hf_gist.functional.masking import mean_loss_scales
+from hf_gist.gast.checks import KNOWN_LOSSES
 from hf_gist.gast.hooks import summing
 from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights
+from hf_gist.gast.ride import Riders, new_riders, riding
+from hf_gist.gast.ride_checks import fits, forward_obstacle, model_obstacle
 from hf_gist.gast.run import GASTRun
-from hf_gist.gast.support import SupportSet, average_over_ranks, support_mode
+from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
+
+
+logger = logging.get_logger(__name__)
 
 
 def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any], counts: Tensor) -> str:
@@ -39,6 +47,90 @@ def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any
     with support_mode(model, []), torch.no_grad(), trainer.compute_loss_context_manager():
         outputs = model(**features)
     return probe.observe(outputs, inputs["labels"], counts, lambda votes: sum_over_ranks(trainer, votes))
+
+
+# ---- In the training batch ----
+
+
+def _trainer_obstacle(trainer: Any) -> str | None:
+    """What about a trainer keeps the support rows from riding: a loss other than the model's mean over tokens."""
+    accelerator = trainer.accelerator
+    args = trainer.args
+    if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
+        # in the backward pass, a collective call would be needed for every group instead of one
+        return "the support gradient is averaged over processes"
+    if trainer.compute_loss_func is not None or trainer.label_smoother is not None:
+        return "the trainer has a loss function or label smoothing"
+    owners = [next(c for c in type(trainer).__mro__ if name in vars(c)) for name in ("compute_loss", "sample_weights")]
+    if owners[0].__module__ not in KNOWN_LOSSES or owners[1].__module__ != "hf_gist.trainer":
+        return f"{type(trainer).__name__} has a loss of its own"
+    if getattr(args, "loss_type", "nll") != "nll":
+        return f"`loss_type={args.loss_type!r}` is another loss"
+    if args.neftune_noise_alpha or args.use_liger_kernel:
+        return "NEFTune or Liger changes the forward pass"
+    return None
+
+
+def riders_of(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> Riders | None:
+    """The next support rows, to ride in a training batch; `None` if they cannot, and are to get a separate pass.
+
+    Args:
+        trainer (`GASTTrainer`): with a support set.
+        run (`GASTRun`): stores why the rows of this run cannot ride.
+        inputs (`dict`): the training batch on the device.
+    """
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if run.separate_because is None:
+        _decide(run, _trainer_obstacle(trainer) or model_obstacle(model, run.groups, run.unmasked))
+    if run.separate_because:
+        return None
+    batch = trainer._gast_support_set.batch(run.supports, 0, 1)
+    if not fits(inputs, batch):
+        return None
+    if run.separate_because is None:
+        _decide(run, forward_obstacle(model, trainer.model_wrapped, inputs) or "")
+    return None if run.separate_because else new_riders(batch, inputs["input_ids"])
+
+
+def _decide(run: GASTRun, obstacle: str | None) -> None:
+    """Store why the rows cannot ride (empty if they can), and log it; `None` if it is not known yet."""
+    run.separate_because = obstacle
+    if obstacle is not None:
+        logger.info(f"GAST: support rows {f'get their own pass: {obstacle}' if obstacle else 'ride in the batch'}.")
+
+
+def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[str, Any]) -> Riders | None:
+    """Before a training step, set the support gradient if a new one is due, or return the rows that give it.
+
+    Args:
+        trainer (`GASTTrainer`): the trainer.
+        model (`nn.Module`): its model, with the wrappers.
+        run (`GASTRun`): its state.
+        inputs (`dict`): the training batch on the device.
+    """
+    step = trainer.state.global_step
+    support = trainer._gast_support_set
+    if not run.needs_support(step):
+        return None
+    if support is None:
+        optimizer = trainer.optimizer
+        stepped = run.has_stepped(step, trainer.accelerator.scaler is not None, not optimizer.state)
+        run.set_support(first_moments(optimizer, run.groups, stepped), step)
+        return None
+    riders = riders_of(trainer, run, inputs)
+    if riders is None:
+        run.set_support(support_gradient(trainer, model, run, support, trainer.sample_weights), step)
+    return riders
+
+
+def carrying(trainer: Any, riders: Riders | None) -> AbstractContextManager[None]:
+    """While active, the rows ride in the batches of the trainer's model."""
+    scaler = trainer.accelerator.scaler
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    return riding(model, riders, (lambda loss: loss) if scaler is None else scaler.scale)
+
+
+# ---- In a separate pass ----
 
 
 def support_gradient(

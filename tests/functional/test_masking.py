@@ -7,6 +7,7 @@ import torch
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.functional import mask_statistics, masking
+from hf_gist.functional.group_gradients import GroupGradients, SupportGradient
 from hf_gist.functional.sample_gradients import DenseGradient, FactoredGradient, sample_gradient
 
 
@@ -118,9 +119,68 @@ def test_dense_and_factored_gradients_agree(shape):
             getattr(dense, method)(*arguments), getattr(factored, method)(*arguments), rtol=1e-3, atol=1e-3
         )
     found = sample_gradient("linear", "weight", a, d)
-    assert isinstance(found.smaller(), FactoredGradient) == (inputs == 40)
+    assert found.prefers_factors == (inputs == 40)
     assert torch.equal(found.dense().values, dense.values)
     assert torch.allclose(found.weighted_sum(scales), dense.weighted_sum(scales), atol=1e-4)
+
+
+def reported(seed=0, batch=5):
+    """Of a group: two small matrices, a large one, and a bias in another dtype."""
+    torch.manual_seed(seed)
+    made = {}
+    for name, tokens, inputs, outputs in (("a", 30, 7, 4), ("b", 30, 3, 6), ("large", 2, 40, 30)):
+        made[name] = FactoredGradient(torch.randn(batch, tokens, inputs), torch.randn(batch, tokens, outputs))
+    made["bias"] = DenseGradient(torch.randn(batch, 4).bfloat16())
+    return made
+
+
+def test_the_gradients_of_a_group_are_those_of_its_matrices():
+    apart = reported()
+    shapes = {name: gradient.dense().values.shape[1:] for name, gradient in apart.items()}
+    group = GroupGradients(sum(shape.numel() for shape in shapes.values()))
+    for name, gradient in apart.items():
+        group.add(name, gradient, shapes[name])
+        assert name in group
+    assert list(group.shapes) == ["a", "b"] and list(group.others) == ["large", "bias"]
+    support = SupportGradient({name: torch.randn(shape) for name, shape in shapes.items()})
+    samples, riders, scales = slice(0, 3), slice(3, None), torch.rand(3)
+    part = group.rows(samples)
+    torch.testing.assert_close(part.dot(support), sum(g.dot(support[n])[samples] for n, g in apart.items()))
+    torch.testing.assert_close(part.squares(), sum(g.squares()[samples] for g in apart.values()))
+    torch.testing.assert_close(part.square_of(support), sum(s.square().sum() for s in support.values()))
+    sums, totals = part.weighted_sum(scales), SupportGradient()
+    group.rows(riders).add_sum_to(totals)
+    for name, gradient in apart.items():
+        values = gradient.dense().values
+        torch.testing.assert_close(sums[name], torch.einsum("b,b...->...", scales.to(values.dtype), values[samples]))
+        torch.testing.assert_close(totals[name], values[riders].float().sum(0), rtol=1e-2, atol=1e-2)
+    assert torch.equal(totals.flat(["a", "b"]), torch.cat([totals["a"].flatten(), totals["b"].flatten()]))
+
+
+def draw_step_by_step(alignments, noise, valid, keep, temperature):
+    """The same draw from the probabilities of the softmax."""
+    chosen = alignments[valid].double()
+    scores = (chosen - chosen.mean()) / chosen.std(correction=0)
+    keys = torch.log_softmax(scores / temperature, 0) + noise[valid]
+    kept = torch.zeros_like(valid)
+    kept[valid.nonzero()[:, 0][keys.topk(min(keep, len(keys))).indices]] = True
+    return kept
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_a_draw_is_that_from_the_probabilities(temperature):
+    torch.manual_seed(0)
+    noise = masking.gumbel_noise(0, 0, 0, 200, 9)
+    for row in noise:
+        alignments, valid = torch.randn(9), torch.rand(9) > 0.2
+        found = masking.draw(alignments, row, valid, keep=4, mode="stochastic", temperature=temperature)
+        assert torch.equal(found, draw_step_by_step(alignments, row, valid, 4, temperature))
+
+
+def test_standardising_all_groups_at_once_is_standardising_each():
+    alignments, valid = torch.randn(3, 6), torch.tensor([True] * 5 + [False])
+    together = masking.standardise(alignments, valid)
+    assert torch.equal(together, torch.stack([masking.standardise(row, valid) for row in alignments]))
 
 
 def test_alignments_of_half_precision_do_not_overflow():

@@ -12,6 +12,7 @@ from tests.helpers.gast import (
     reference_gradients,
     relative_error,
     rows,
+    support_rows_in,
     train,
 )
 
@@ -30,12 +31,15 @@ def items_of(name, batches):
     return sum(label_counts(batch, name).sum() for batch in batches)
 
 
-def check(name, tmp_path, config=None, lora=None, own_loss=None, loss_scale=1.0, support=None, **changes):
+def check(
+    name, tmp_path, config=None, lora=None, own_loss=None, loss_scale=1.0, support=None, where="batch", **changes
+):
     config = config or GASTConfig(keep=3, seed=7)
     data = rows(name, 48)
     model = build_model(name, **(lora or {}))
     reference_model = build_model(name, **(lora or {}))
-    trainer, recorder = train(model, tmp_path, data, config=config, support=support, **changes)
+    with support_rows_in(where):
+        trainer, recorder = train(model, tmp_path, data, config=config, support=support, **changes)
     batches = recorder.batches
     expected, masks, alignments = reference_gradients(
         reference_model, name, batches, support or data, config, items=items_of(name, batches), own_loss=own_loss,
@@ -55,20 +59,24 @@ def check(name, tmp_path, config=None, lora=None, own_loss=None, loss_scale=1.0,
     return trainer, recorder
 
 
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize(
+    ("name", "where"),
+    [*((name, "pass") for name in MODELS), ("llama", "batch"), ("qwen2", "batch"), ("gpt2", "batch")],
+)
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_equal_the_reference(name, accumulation, checkpointing, tmp_path):
+def test_gradients_equal_the_reference(name, where, accumulation, checkpointing, tmp_path):
     # The Trainer leaves the division by the accumulation steps to models that take any keyword, and these two do not.
     scale = accumulation if name in ("t5", "bert") else 1.0
     check(
         name, tmp_path, gradient_accumulation_steps=accumulation, gradient_checkpointing=checkpointing,
-        loss_scale=scale,
+        loss_scale=scale, where=where,
     )  # fmt: skip
 
 
-def test_all_matrices_of_a_dora_layer(tmp_path):
-    check("llama", tmp_path, lora={"use_dora": True}, gradient_accumulation_steps=2)
+@pytest.mark.parametrize("where", ["batch", "pass"])
+def test_all_matrices_of_a_dora_layer(where, tmp_path):
+    check("llama", tmp_path, lora={"use_dora": True}, gradient_accumulation_steps=2, where=where)
 
 
 def test_dora_with_activation_checkpointing_restores_the_magnitudes(tmp_path):
@@ -78,8 +86,9 @@ def test_dora_with_activation_checkpointing_restores_the_magnitudes(tmp_path):
     assert all(p.requires_grad for n, p in trainer.model.named_parameters() if "magnitude" in n)
 
 
-def test_rslora_with_a_trained_bias(tmp_path):
-    check("qwen2", tmp_path, lora={"use_rslora": True, "lora_bias": True})
+@pytest.mark.parametrize("where", ["batch", "pass"])
+def test_rslora_with_a_trained_bias(where, tmp_path):
+    check("qwen2", tmp_path, lora={"use_rslora": True, "lora_bias": True}, where=where)
 
 
 def test_one_mask_per_module(tmp_path):

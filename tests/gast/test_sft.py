@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTMixin
-from tests.helpers.gast import VOCABULARY, Recorder, build_model, reference_gradients, relative_error
+from tests.helpers.gast import VOCABULARY, Recorder, build_model, reference_gradients, relative_error, support_rows_in
 
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
@@ -46,8 +46,8 @@ def trainer_on(tmp_path, trainer_class, model, **options):
     )
 
 
-@pytest.mark.parametrize("exported", [False, True])
-def test_gradients_equal_the_reference(exported, tmp_path):
+@pytest.mark.parametrize(("exported", "where"), [(False, "batch"), (True, "batch"), (True, "pass")])
+def test_gradients_equal_the_reference(exported, where, tmp_path):
     if exported:
         from hf_gist.trainer import GASTSFTTrainer as trainer_class
     else:
@@ -59,7 +59,9 @@ def test_gradients_equal_the_reference(exported, tmp_path):
     model = build_model("llama")
     trainer = trainer_on(tmp_path, trainer_class, model, gast_config=config, support_dataset=text_rows(10, seed=5))
     recorder = Recorder().attach(trainer)
-    trainer.train()
+    with support_rows_in(where):
+        trainer.train()
+    assert trainer.gast.separate_because == ("" if where == "batch" else None)
     batches = [{n: b[n] for n in ("input_ids", "attention_mask", "labels")} for b in recorder.batches]
     items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
     prepared = trainer._gast_support_set.dataset
@@ -77,13 +79,25 @@ def test_support_samples_are_not_in_the_metrics_of_trl(tmp_path):
     class trainer_class(GASTMixin, trl.SFTTrainer):
         pass
 
-    tokens = []
-    for index, mode in enumerate(("all", "stochastic")):
-        trainer = trainer_on(tmp_path / str(index), trainer_class, build_model(), gast_config=GASTConfig(mode=mode))
-        trainer.train()
-        tokens.append(next(entry for entry in trainer.state.log_history if "loss" in entry)["num_tokens"])
+    found = []
+    for mode, where in (("all", "pass"), ("stochastic", "batch"), ("stochastic", "pass")):
+        trainer = trainer_on(tmp_path / mode / where, trainer_class, build_model(), gast_config=GASTConfig(mode=mode))
+        with support_rows_in(where):
+            trainer.train()
+        entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
+        found.append([entry[name] for name in ("num_tokens", "loss", "mean_token_accuracy", "entropy")])
         assert not trainer._metrics["eval"]
-    assert tokens[0] == tokens[1]
+    assert found[1] == pytest.approx(found[0], rel=1e-5) and found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+def test_another_loss_of_trl_gets_a_separate_pass(tmp_path):
+    from hf_gist.trainer import GASTSFTTrainer
+
+    trainer = trainer_on(
+        tmp_path, GASTSFTTrainer, build_model(), changes={"loss_type": "dft"}, gast_config=GASTConfig(keep=3)
+    )
+    trainer.train()
+    assert "loss_type='dft'" in trainer.gast.separate_because
 
 
 @pytest.mark.parametrize("changes", [{"packing": True, "max_length": 16}, {"padding_free": True, "max_length": None}])

@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from unittest.mock import patch
+
 import torch
 from transformers import TrainingArguments
 
@@ -61,6 +64,13 @@ class Recorder:
 
         trainer.training_step, trainer.accelerator.clip_grad_norm_ = recorded_step, recorded_clip
         return self
+
+
+def support_rows_in(where):
+    """`"batch"`, where the support rows are by default if the model and the loss allow it, or `"pass"` of their own."""
+    if where == "batch":
+        return nullcontext()
+    return patch("hf_gist.training.gast_support.riders_of", lambda trainer, run, inputs: None)
 
 
 def gradients_of(model):
