@@ -19,7 +19,7 @@ from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.functional.subspace import BatchTotals
 from hf_gist.gradients.losses import prepared
 from hf_gist.gradients.models import is_sharded, model_device, to_device
-from hf_gist.gradients.modes import checkpointed_blocks, checkpointing, compute_dtype_context, scoring_mode
+from hf_gist.gradients.modes import checkpointed_blocks, checkpointing, scoring_mode, scoring_precision
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.processes import sum_over_ranks, together
 from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind
@@ -175,7 +175,7 @@ class DatasetPass:
         done = shards.done if shards is not None else set()
         todo = [number for number in range(len(plan)) if number not in done]
         mine = todo[state.process_index :: state.num_processes]
-        with scoring_mode(self.model), compute_dtype_context(self.scoring_dtype, model_device(self.model)):
+        with scoring_mode(self.model), scoring_precision(self.model, self.scoring_dtype):
             with self._step_bar(size, what) as bar:
                 bar.update(sum(len(plan[number]) for number in done))
                 queued = ((number, list(self._batch(dataset, plan[number], what, wanted))) for number in mine)

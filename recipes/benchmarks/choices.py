@@ -14,7 +14,7 @@ from hf_gist.data.batches import plan_batches
 from hf_gist.data.rows import IGNORE_INDEX, row_lengths
 from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import model_device, to_device
-from hf_gist.gradients.modes import compute_dtype_context, scoring_mode
+from hf_gist.gradients.modes import scoring_mode, scoring_precision
 
 
 def read_jsonl(path):
@@ -113,7 +113,7 @@ def choice_losses(model, encoded, collator, tokens_per_batch, compute_dtype):
     device = model_device(model)
     for indices in plan_batches(row_lengths(encoded), len(encoded), tokens_per_batch):
         batch = to_device(collator([encoded[i] for i in indices]), device)
-        with compute_dtype_context(compute_dtype, device):
+        with scoring_precision(model, compute_dtype):
             means, tokens = sample_losses(model, batch)
         losses[indices], counts[indices] = means.float().cpu(), tokens.cpu()
     return losses, counts

@@ -40,7 +40,7 @@ from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.losses import prepared, sample_losses
 from hf_gist.gradients.models import adapter_parameters, to_device
-from hf_gist.gradients.modes import compute_dtype_context
+from hf_gist.gradients.modes import scoring_precision
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import GradientVectors
 
@@ -159,7 +159,7 @@ class Bench:
             for indices in plan_batches(row_lengths(rows), len(rows), self.options.scoring_tokens_per_batch):
                 batch = prepared(self.model, pad(fetch_rows(rows, indices)))
                 batch = to_device(batch, torch.device(self.options.device))
-                with compute_dtype_context(dtype, torch.device(self.options.device)):
+                with scoring_precision(self.model, dtype):
                     losses, _ = sample_losses(self.model, batch)
                     losses.sum().backward()
         finally:

@@ -18,9 +18,9 @@ from hf_gist.data.rows import fetch_rows, row_lengths
 from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gist.target_subspace import find_target_subspace
 from hf_gist.gradients.collect import collect_coordinates
-from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.losses import prepared, sample_losses
 from hf_gist.gradients.models import adapter_parameters, to_device
-from hf_gist.gradients.modes import compute_dtype_context
+from hf_gist.gradients.modes import scoring_precision
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import GradientVectors
 
@@ -73,8 +73,8 @@ def score_floor(model: nn.Module, rows: Any, tokens_per_batch: int, scoring_dtyp
         parameter.requires_grad_(False)
     try:
         for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
-            batch = to_device(pad(fetch_rows(rows, indices)), device)
-            with compute_dtype_context(scoring_dtype, device):
+            batch = to_device(prepared(model, pad(fetch_rows(rows, indices))), device)
+            with scoring_precision(model, scoring_dtype):
                 losses, _ = sample_losses(model, batch)
                 losses.sum().backward()
     finally:
