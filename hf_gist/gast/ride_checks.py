@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_gist.data.rows import IGNORE_INDEX
-from hf_gist.functional.token_losses import mean_token_losses
+from hf_gist.functional.token_losses import Labelled, mean_token_losses
 from hf_gist.gast.groups import OUTSIDE_NAME, Group
 from hf_gist.gast.ride import ROW_INPUTS, backbone_of, lora_dropouts
 from hf_gist.gast.support import support_mode
@@ -123,10 +123,8 @@ def _difference(seen: _Seen, outputs: Any, labels: Tensor, names: set[str]) -> s
     # exactly: a soft cap changes small logits by a few units of the last place only
     if not torch.equal(seen.head_input, seen.hidden) or not torch.equal(seen.logits.float(), outputs.logits.float()):
         return "the logits are not those of the head on the last hidden states"
-    targets = labels[0, 1:]
-    labelled = (targets != IGNORE_INDEX).nonzero()[:, 0]
-    logits = outputs.logits[0].index_select(0, labelled)
-    loss = mean_token_losses(logits, targets[labelled], torch.zeros_like(labelled), 1)[0][0]
+    labelled = Labelled.of(nn.functional.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX), IGNORE_INDEX)
+    loss = mean_token_losses(labelled.select(outputs.logits), labelled)[0]
     return None if torch.allclose(loss, outputs.loss.float(), rtol=1e-3) else "the loss is not a mean over tokens"
 
 

@@ -189,7 +189,7 @@ class Variant:
         trainer_class, config = VARIANTS[name]
         generator = torch.Generator().manual_seed(options.seed)
         ids = torch.randint(0, options.vocabulary, (64, options.tokens), generator=generator)
-        data = [{"input_ids": row, "labels": row} for row in ids]
+        data = [{"input_ids": row, "labels": row, "attention_mask": torch.ones_like(row)} for row in ids]
         arguments = TrainingArguments(
             output_dir=folder, per_device_train_batch_size=options.batch_size, report_to=[], save_strategy="no",
             use_cpu=options.device == "cpu", bf16=options.bf16, learning_rate=1e-4, disable_tqdm=True,
