@@ -85,6 +85,9 @@ def riders_of(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> Riders | No
     if run.separate_because:
         return None
     batch = trainer._gast_support_set.batch(run.supports, 0, 1)
+    if "attention_mask" in inputs and "attention_mask" not in batch:
+        # a collator may leave out a mask that hides nothing
+        batch = {**batch, "attention_mask": torch.ones_like(batch["input_ids"])}
     if not fits(inputs, batch):
         return None
     if run.separate_because is None:

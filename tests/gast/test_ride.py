@@ -202,17 +202,28 @@ def with_rope(kind):
 
 
 def test_batches_with_other_inputs_get_a_separate_pass(tmp_path):
-    class Masked(PaddingCollator):
+    class Positioned(PaddingCollator):
+        def __call__(self, rows):
+            batch = super().__call__(rows)
+            positions = torch.arange(batch["input_ids"].shape[1]).expand_as(batch["input_ids"])
+            return batch | {"position_ids": positions} if len(rows) == 8 else batch
+
+    trainer = GASTTrainer(
+        model=build_model(), args=arguments(tmp_path), train_dataset=Dataset.from_list(rows()),
+        data_collator=Positioned(), gast_config=GASTConfig(keep=3),
+    )  # fmt: skip
+    trainer.train()
+    assert trainer.gast.supports == 1 and trainer.gast.separate_because is None
+
+
+def test_a_support_batch_without_a_mask(tmp_path):
+    class Unmasked(PaddingCollator):
         def __call__(self, rows):
             batch = super().__call__(rows)
             return batch if len(rows) == 8 else {n: v for n, v in batch.items() if n != "attention_mask"}
 
-    trainer = GASTTrainer(
-        model=build_model(), args=arguments(tmp_path), train_dataset=Dataset.from_list(rows()),
-        data_collator=Masked(), gast_config=GASTConfig(keep=3),
-    )  # fmt: skip
-    trainer.train()
-    assert trainer.gast.supports == 1 and trainer.gast.separate_because is None
+    support = [{name: values[:4] for name, values in row.items() if name != "source"} for row in rows(count=4)]
+    check_same(both(tmp_path, build_model, support=support, collator=Unmasked()))
 
 
 def test_an_error_about_rows_counts_the_support_rows(tmp_path):
