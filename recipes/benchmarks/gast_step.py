@@ -166,10 +166,18 @@ class TwoPassTrainer(ReferenceTrainer):
         return loss.detach()
 
 
+class OwnPassTrainer(GASTTrainer):
+    """The support rows get a forward and backward pass of their own, as for a trainer with a loss of its own."""
+
+    def sample_weights(self, inputs):
+        return super().sample_weights(inputs)
+
+
 VARIANTS = {
     "stock": (Trainer, None),
     "random": (GASTTrainer, {"mode": "random"}),
     "every 1": (GASTTrainer, {"support_every": 1}),
+    "every 1, own pass": (OwnPassTrainer, {"support_every": 1}),
     "every 4": (GASTTrainer, {"support_every": 4}),
     "momentum": (GASTTrainer, {"support": "momentum"}),
     "cached (paper)": (CachedTrainer, {}),
