@@ -108,9 +108,9 @@ class GASTMixin(_Base):
         inputs = self._prepare_inputs(inputs)
         weights = self.sample_weights(inputs)
         label_tokens = report_counts(inputs, weights)
-        riders = prepare_support(self, model, run, inputs)
-        batch = run.open(weights, 0 if riders is None else len(riders))
-        with masking(run.groups, batch), carrying(self, riders):
+        appended = prepare_support(self, model, run, inputs)
+        batch = run.open(weights, 0 if appended is None else len(appended))
+        with masking(run.groups, batch), carrying(self, appended):
             loss = super().training_step(model, inputs, num_items_in_batch)
         run.close(batch, sources, label_tokens, step)
         return loss

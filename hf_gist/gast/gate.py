@@ -32,7 +32,7 @@ class BatchMasks:
         mode (`str`): see [`hf_gist.functional.masking.draw`].
         temperature (`float`): see [`hf_gist.functional.masking.draw`].
         rescale (`bool`): see [`hf_gist.functional.masking.sample_scales`].
-        riders (`int`): support rows that follow the `B` samples in the batch of the model. The sum of their gradients
+        appended (`int`): support rows that follow the `B` samples in the batch of the model. The sum of their gradients
             is the support gradient; `support` is then empty, and the gates fill it in.
     """
 
@@ -43,7 +43,7 @@ class BatchMasks:
     mode: str
     temperature: float
     rescale: bool
-    riders: int = 0
+    appended: int = 0
     masks: dict[int, Tensor] = field(default_factory=dict)
     alignments: dict[int, Tensor] = field(default_factory=dict)
     squares: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -80,8 +80,8 @@ class BatchMasks:
         return masking.sample_scales(kept, self.valid, self.rescale)
 
     def masked(self, group: int, gradients: GroupGradients) -> dict[str, Tensor]:
-        """The masked gradients of a group by parameter name, from those of the samples and then of the riders."""
-        if self.riders and self.support is not None:
+        """The masked gradients of a group by parameter name, from those of the samples and then of the appended rows."""
+        if self.appended and self.support is not None:
             gradients.rows(slice(self.batch_size, None)).add_sum_to(self.support)
             gradients = gradients.rows(slice(0, self.batch_size))
         return gradients.weighted_sum(self.draw(group, gradients))
@@ -127,7 +127,7 @@ class Gate:
             ValueError: see [`hf_gist.gradients.hooks.check_report`].
         """
         repeated = any(name in self.collected for name in tracked.parameters.values())
-        check_report(tracked, d, self.batch.batch_size, repeated, self.batch.riders)
+        check_report(tracked, d, self.batch.batch_size, repeated, self.batch.appended)
         for attribute, name in tracked.parameters.items():
             self.collected.add(name, sample_gradient(tracked.kind, attribute, a, d), self.shapes[name])
 

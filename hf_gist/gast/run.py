@@ -110,12 +110,12 @@ class GASTRun:
         if self.supports == 1 and support is not None:
             warn_if_zero(support)
 
-    def open(self, loss_weights: Tensor, riders: int) -> BatchMasks:
+    def open(self, loss_weights: Tensor, appended: int) -> BatchMasks:
         """Inputs of the gates of the next batch.
 
         Args:
             loss_weights (`Tensor`): of its samples `[B]`.
-            riders (`int`): support rows that ride in it; their gradient becomes the support gradient.
+            appended (`int`): support rows appended to it; their gradient becomes the support gradient.
         """
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
@@ -125,8 +125,8 @@ class GASTRun:
         return BatchMasks(
             loss_weights=loss_weights.to(self.device),
             noise=noise.to(self.device, non_blocking=True),
-            support=SupportGradient() if riders else self.support,
-            riders=riders,
+            support=SupportGradient() if appended else self.support,
+            appended=appended,
             keep=kept_count(self.config.keep, size),
             mode=self.config.mode,
             temperature=self.config.temperature,
@@ -154,7 +154,7 @@ class GASTRun:
                 "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
                 "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
             )
-        if batch.riders:
+        if batch.appended:
             self.set_support(batch.support, step)
         masks, cosines, log_p = batch.drawn()
         columns = length_column_of(label_tokens) if sources is None else sources

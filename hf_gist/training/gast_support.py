@@ -1,4 +1,4 @@
-"""The support gradient of a GAST trainer: its rows ride in the training batch, or get a pass with the trainer's loss."""
+"""The support gradient of a GAST trainer: from rows appended to the training batch, or from a pass of their own."""
 
 import copy
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from transformers.utils import logging
 from hf_gist.functional.masking import mean_loss_scales
 from hf_gist.gast.checks import KNOWN_LOSSES
 from hf_gist.gast.hooks import summing
+from hf_gist.gast.joint_pass import AppendedRows, appended_rows, appending
+from hf_gist.gast.joint_pass_checks import fits, forward_obstacle, model_obstacle
 from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights
-from hf_gist.gast.ride import Riders, new_riders, riding
-from hf_gist.gast.ride_checks import fits, forward_obstacle, model_obstacle
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
 
@@ -53,7 +53,7 @@ def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any
 
 
 def _trainer_obstacle(trainer: Any) -> str | None:
-    """What about a trainer keeps the support rows from riding: a loss other than the model's mean over tokens."""
+    """What about a trainer keeps the support rows from being appended: a loss other than the model's mean over tokens."""
     accelerator = trainer.accelerator
     args = trainer.args
     if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
@@ -71,12 +71,12 @@ def _trainer_obstacle(trainer: Any) -> str | None:
     return None
 
 
-def riders_of(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> Riders | None:
-    """The next support rows, to ride in a training batch; `None` if they cannot, and are to get a separate pass.
+def rows_to_append(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> AppendedRows | None:
+    """The next support rows, to append to a training batch; `None` if they cannot, and are to get a separate pass.
 
     Args:
         trainer (`GASTTrainer`): with a support set.
-        run (`GASTRun`): stores why the rows of this run cannot ride.
+        run (`GASTRun`): stores why the rows of this run cannot be appended.
         inputs (`dict`): the training batch on the device.
     """
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
@@ -92,17 +92,19 @@ def riders_of(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> Riders | No
         return None
     if run.separate_because is None:
         _decide(run, forward_obstacle(model, trainer.model_wrapped, inputs) or "")
-    return None if run.separate_because else new_riders(batch, inputs["input_ids"])
+    return None if run.separate_because else appended_rows(batch, inputs["input_ids"])
 
 
 def _decide(run: GASTRun, obstacle: str | None) -> None:
-    """Store why the rows cannot ride (empty if they can), and log it; `None` if it is not known yet."""
+    """Store why the rows cannot be appended (empty if they can), and log it; `None` if it is not known yet."""
     run.separate_because = obstacle
     if obstacle is not None:
-        logger.info(f"GAST: support rows {f'get their own pass: {obstacle}' if obstacle else 'ride in the batch'}.")
+        logger.info(
+            f"GAST: support rows {f'get their own pass: {obstacle}' if obstacle else 'are appended to the batch'}."
+        )
 
 
-def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[str, Any]) -> Riders | None:
+def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[str, Any]) -> AppendedRows | None:
     """Before a training step, set the support gradient if a new one is due, or return the rows that give it.
 
     Args:
@@ -120,17 +122,17 @@ def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[s
         stepped = run.has_stepped(step, trainer.accelerator.scaler is not None, not optimizer.state)
         run.set_support(first_moments(optimizer, run.groups, stepped), step)
         return None
-    riders = riders_of(trainer, run, inputs)
-    if riders is None:
+    appended = rows_to_append(trainer, run, inputs)
+    if appended is None:
         run.set_support(support_gradient(trainer, model, run, support, trainer.sample_weights), step)
-    return riders
+    return appended
 
 
-def carrying(trainer: Any, riders: Riders | None) -> AbstractContextManager[None]:
-    """While active, the rows ride in the batches of the trainer's model."""
+def carrying(trainer: Any, appended: AppendedRows | None) -> AbstractContextManager[None]:
+    """While active, the rows are appended to the batches of the trainer's model."""
     scaler = trainer.accelerator.scaler
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    return riding(model, riders, (lambda loss: loss) if scaler is None else scaler.scale)
+    return appending(model, appended, (lambda loss: loss) if scaler is None else scaler.scale)
 
 
 # ---- In a separate pass ----

@@ -143,17 +143,17 @@ def test_the_gradients_of_a_group_are_those_of_its_matrices():
         assert name in group
     assert list(group.shapes) == ["a", "b"] and list(group.others) == ["large", "bias"]
     support = SupportGradient({name: torch.randn(shape) for name, shape in shapes.items()})
-    samples, riders, scales = slice(0, 3), slice(3, None), torch.rand(3)
+    samples, appended, scales = slice(0, 3), slice(3, None), torch.rand(3)
     part = group.rows(samples)
     torch.testing.assert_close(part.dot(support), sum(g.dot(support[n])[samples] for n, g in apart.items()))
     torch.testing.assert_close(part.squares(), sum(g.squares()[samples] for g in apart.values()))
     torch.testing.assert_close(part.square_of(support), sum(s.square().sum() for s in support.values()))
     sums, totals = part.weighted_sum(scales), SupportGradient()
-    group.rows(riders).add_sum_to(totals)
+    group.rows(appended).add_sum_to(totals)
     for name, gradient in apart.items():
         values = gradient.dense().values
         torch.testing.assert_close(sums[name], torch.einsum("b,b...->...", scales.to(values.dtype), values[samples]))
-        torch.testing.assert_close(totals[name], values[riders].float().sum(0), rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(totals[name], values[appended].float().sum(0), rtol=1e-2, atol=1e-2)
     assert torch.equal(totals.flat(["a", "b"]), torch.cat([totals["a"].flatten(), totals["b"].flatten()]))
 
 

@@ -70,7 +70,7 @@ def support_rows_in(where):
     """`"batch"`, where the support rows are by default if the model and the loss allow it, or `"pass"` of their own."""
     if where == "batch":
         return nullcontext()
-    return patch("hf_gist.training.gast_support.riders_of", lambda trainer, run, inputs: None)
+    return patch("hf_gist.training.gast_support.rows_to_append", lambda trainer, run, inputs: None)
 
 
 def gradients_of(model):

@@ -1,4 +1,4 @@
-"""Support rows that ride in the training batch, against a separate pass over them."""
+"""Support rows appended to the training batch, against a separate pass over them."""
 
 from functools import wraps
 
@@ -8,7 +8,7 @@ from datasets import Dataset
 from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
-from hf_gist.gast.ride import new_riders
+from hf_gist.gast.joint_pass import appended_rows
 from hf_gist.trainer import GASTTrainer
 from tests.helpers.gast import (
     Recorder,
@@ -25,7 +25,7 @@ from tests.helpers.tiny import PaddingCollator, sixteen_bit
 
 
 def both(tmp_path, model, data=None, *, config=None, collator=collate, support=None, **changes):
-    """The recorded steps of a run whose support rows ride, and of one with a separate pass; also the trainers."""
+    """The recorded steps of a run whose support rows are appended to the batch, and of one with a separate pass; also the trainers."""
     found = []
     for where in ("batch", "pass"):
         trainer = GASTTrainer(
@@ -42,15 +42,15 @@ def both(tmp_path, model, data=None, *, config=None, collator=collate, support=N
 
 
 def check_same(found, tolerance=1e-5):
-    (riding, rode), (separate, passed) = found
-    for left, right in zip(rode.masks, passed.masks, strict=True):
+    (joint, joined), (separate, passed) = found
+    for left, right in zip(joined.masks, passed.masks, strict=True):
         assert all(torch.equal(left[group], right[group]) for group in right)
-    for left, right in zip(rode.gradients, passed.gradients, strict=True):
+    for left, right in zip(joined.gradients, passed.gradients, strict=True):
         assert relative_error(left, right) < tolerance
-    assert relative_error(riding.gast.support, separate.gast.support) < tolerance
-    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (riding, separate)]
+    assert relative_error(joint.gast.support, separate.gast.support) < tolerance
+    losses = [[entry["loss"] for entry in t.state.log_history if "loss" in entry] for t in (joint, separate)]
     assert losses[0] == pytest.approx(losses[1], rel=tolerance)
-    assert riding.gast.supports == separate.gast.supports
+    assert joint.gast.supports == separate.gast.supports
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "gpt2"])
@@ -62,9 +62,9 @@ def test_it_is_the_separate_pass(name, changes, tmp_path):
 
 
 def test_in_double_precision(tmp_path):
-    (riding, rode), (separate, passed) = both(tmp_path, lambda: build_model().double())
-    check_same([(riding, rode), (separate, passed)])
-    assert relative_error(rode.gradients[0], passed.gradients[0]) < 1e-12
+    (joint, joined), (separate, passed) = both(tmp_path, lambda: build_model().double())
+    check_same([(joint, joined), (separate, passed)])
+    assert relative_error(joined.gradients[0], passed.gradients[0]) < 1e-12
 
 
 @pytest.mark.parametrize("support", [rows("llama", 4, seed=9), [rows("llama", 1)[0]] * 4], ids=["mixed", "equal"])
@@ -103,23 +103,42 @@ def test_the_samples_drop_out_as_without_support_rows_and_those_do_not(lora, cha
 
 def test_a_sixteen_bit_model(tmp_path):
     found = both(tmp_path, lambda: sixteen_bit(build_model()))
-    (riding, _), (separate, _) = found
+    (joint, _), (separate, _) = found
     # rows of a batch of another size are rounded differently
-    assert relative_error(riding.gast.support, separate.gast.support) < 3e-2
+    assert relative_error(joint.gast.support, separate.gast.support) < 3e-2
 
 
 def test_autocast(tmp_path):
-    (riding, _), (separate, _) = both(tmp_path, build_model, bf16=True)
-    assert relative_error(riding.gast.support, separate.gast.support) < 3e-2
+    (joint, _), (separate, _) = both(tmp_path, build_model, bf16=True)
+    assert relative_error(joint.gast.support, separate.gast.support) < 3e-2
+
+
+def test_fp16_with_a_gradient_scaler(tmp_path):
+    # the Trainer refuses fp16 on a CPU, where a gradient scaler and autocast work like on a GPU
+    trainer = GASTTrainer(
+        model=build_model(), args=arguments(tmp_path), train_dataset=rows("llama", 16), data_collator=collate,
+        gast_config=GASTConfig(keep=3),
+    )  # fmt: skip
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    trainer.accelerator.scaler = scaler
+    trainer.accelerator.backward = lambda loss: scaler.scale(loss).backward()
+    trainer.compute_loss_context_manager = lambda: torch.autocast("cpu", torch.float16)
+    trainer.create_optimizer()
+    trainer.current_gradient_accumulation_steps = 1
+    batch = collate(rows("llama", 8))
+    trainer.training_step(trainer.model, batch, (batch["labels"][:, 1:] != -100).sum())
+    assert trainer.gast.separate_because == ""
+    assert all(value.isfinite().all() for value in trainer.gast.support.values())
+    assert {int(mask.sum()) for mask in trainer.gast.last.masks.values()} == {3}
 
 
 def test_the_loss_is_that_of_the_stock_trainer(tmp_path):
     shared = {"logging_strategy": "steps", "logging_steps": 1}
     data = rows("llama", 16)
-    riding, _ = train(build_model(), tmp_path / "a", data, config=GASTConfig(keep=3), **shared)
+    joint, _ = train(build_model(), tmp_path / "a", data, config=GASTConfig(keep=3), **shared)
     stock, recorder = train(build_model(), tmp_path / "b", data, trainer_class=Trainer, **shared)
-    assert riding.gast.separate_because == ""
-    losses = [t.state.log_history[0]["loss"] for t in (riding, stock)]
+    assert joint.gast.separate_because == ""
+    losses = [t.state.log_history[0]["loss"] for t in (joint, stock)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
@@ -138,13 +157,13 @@ def test_the_support_gradient_is_the_mean_of_gradients_from_batches_of_one(tmp_p
 
 def test_weights_of_the_labelled_tokens():
     support = collate([{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8]}, {"input_ids": [5], "labels": [5]}])
-    riders = new_riders(support, torch.zeros(3, 6, dtype=torch.long))
-    assert riders.shape == (5, 6) and riders.positions.tolist() == [1, 2] and riders.targets.tolist() == [7, 8]
+    appended = appended_rows(support, torch.zeros(3, 6, dtype=torch.long))
+    assert appended.shape == (5, 6) and appended.positions.tolist() == [1, 2] and appended.targets.tolist() == [7, 8]
     # the second row has no labelled token that is predicted
-    assert riders.weights.tolist() == [0.5, 0.5]
+    assert appended.weights.tolist() == [0.5, 0.5]
 
 
-# ---- Where the rows do not ride ----
+# ---- Where the rows are not appended ----
 
 
 class OwnLoss(GASTTrainer):

@@ -1,4 +1,4 @@
-"""Why the support rows of a run, or of one batch, cannot ride in the training batch; they then get a separate pass."""
+"""Why support rows cannot be appended to the training batches of a run, or to one batch, and get their own pass."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.functional.token_losses import Labelled, mean_token_losses
 from hf_gist.gast.groups import OUTSIDE_NAME, Group
-from hf_gist.gast.ride import ROW_INPUTS, backbone_of, lora_dropouts
+from hf_gist.gast.joint_pass import ROW_INPUTS, backbone_of, lora_dropouts
 from hf_gist.gast.support import support_mode
 from hf_gist.gradients.losses import loss_kind
 from hf_gist.gradients.models import unwrapped
@@ -27,7 +27,7 @@ ROPE_OF_THE_BATCH = ("dynamic", "longrope")
 
 
 def model_obstacle(model: nn.Module, groups: Sequence[Group], unmasked: Sequence[str]) -> str | None:
-    """What about a model keeps the rows from riding; `None` if nothing does.
+    """What about a model keeps the rows from being appended; `None` if nothing does.
 
     Args:
         model (`nn.Module`): without the trainer's wrappers.

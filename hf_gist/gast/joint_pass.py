@@ -27,8 +27,8 @@ ROW_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 
 
 @dataclass(frozen=True)
-class Riders:
-    """The `K` support rows that ride in a batch of `B` samples with `T` tokens; `T'` is the larger width.
+class AppendedRows:
+    """The `K` support rows that are appended to a batch of `B` samples with `T` tokens; `T'` is the larger width.
 
     Args:
         inputs (`dict[str, Tensor]`): `[K, T']` each.
@@ -63,7 +63,7 @@ def _padded(values: Tensor, width: int, fill: int = 0) -> Tensor:
     return nn.functional.pad(values, (0, width - values.shape[1]), value=fill)
 
 
-def new_riders(support: dict[str, Tensor], samples: Tensor) -> Riders:
+def appended_rows(support: dict[str, Tensor], samples: Tensor) -> AppendedRows:
     """The rows of a support batch that is still on the CPU, so that finding the labels does not wait for the device.
 
     Args:
@@ -82,7 +82,7 @@ def new_riders(support: dict[str, Tensor], samples: Tensor) -> Riders:
         pinned = values.pin_memory() if samples.is_cuda and not values.is_cuda else values
         return pinned.to(samples.device, non_blocking=True)
 
-    return Riders(
+    return AppendedRows(
         inputs={name: move(_padded(support[name], width)) for name in ROW_INPUTS if name in support},
         positions=move(torch.from_numpy(row * width + position)),
         targets=move(torch.from_numpy(labels[row, position])),
@@ -93,50 +93,50 @@ def new_riders(support: dict[str, Tensor], samples: Tensor) -> Riders:
 
 
 class _Part(torch.autograd.Function):
-    """The samples' hidden states `[B, T, d]` of all rows' `[B + K, T', d]`; the riders' gradient joins theirs."""
+    """The samples' hidden states `[B, T, d]` of all rows' `[B + K, T', d]`; the gradient of the appended rows joins theirs."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, gradient: Tensor, riders: Riders) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, gradient: Tensor, appended: AppendedRows) -> Tensor:
         ctx.save_for_backward(gradient)
-        ctx.riders = riders
+        ctx.appended = appended
         ctx.shape = hidden.shape
-        return hidden[: riders.samples, : riders.tokens]
+        return hidden[: appended.samples, : appended.tokens]
 
     @staticmethod
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        riders = ctx.riders
+        appended = ctx.appended
         joined = d.new_zeros(ctx.shape)
-        joined[: riders.samples, : riders.tokens] = d
-        joined[riders.samples :].flatten(0, 1).index_copy_(0, riders.positions, gradient.to(d.dtype))
+        joined[: appended.samples, : appended.tokens] = d
+        joined[appended.samples :].flatten(0, 1).index_copy_(0, appended.positions, gradient.to(d.dtype))
         return joined, None, None
 
 
-class _Ride:
+class _JointPass:
     """The hooks of one training step."""
 
-    def __init__(self, riders: Riders, head: nn.Module, scale: Callable[[Tensor], Tensor]) -> None:
-        self.riders = riders
+    def __init__(self, appended: AppendedRows, head: nn.Module, scale: Callable[[Tensor], Tensor]) -> None:
+        self.appended = appended
         self.head = head
         self.scale = scale
         self.dropped: dict[nn.Module, Tensor] = {}
 
-    def board(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    def append(self, backbone: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
         """A forward pre-hook of the backbone: append the rows to its inputs."""
         if not torch.is_grad_enabled():
             return None
         inputs = {**dict(zip(inspect.signature(backbone.forward).parameters, args, strict=False)), **kwargs}
-        rows = [name for name in self.riders.inputs if isinstance(inputs.get(name), Tensor)]
-        inputs.update({name: self.riders.join(name, inputs[name]) for name in rows})
+        rows = [name for name in self.appended.inputs if isinstance(inputs.get(name), Tensor)]
+        inputs.update({name: self.appended.join(name, inputs[name]) for name in rows})
         return (), inputs
 
-    def alight(self, backbone: nn.Module, args: tuple, output: Any) -> Any:
+    def split(self, backbone: nn.Module, args: tuple, output: Any) -> Any:
         """A forward hook of the backbone: cut off the rows from its output."""
         if not torch.is_grad_enabled():
             return None
         hidden = output["last_hidden_state"]
-        gradient = self.hidden_gradient(hidden.detach()[self.riders.samples :])
-        output["last_hidden_state"] = _Part.apply(hidden, gradient, self.riders)
+        gradient = self.hidden_gradient(hidden.detach()[self.appended.samples :])
+        output["last_hidden_state"] = _Part.apply(hidden, gradient, self.appended)
         return output
 
     def hidden_gradient(self, hidden: Tensor) -> Tensor:
@@ -145,26 +145,27 @@ class _Ride:
         Args:
             hidden (`Tensor`): `[K, T', d]`, the rows' last hidden states.
         """
-        chosen = hidden.flatten(0, 1).index_select(0, self.riders.positions).requires_grad_()
-        losses = token_losses(self.head(chosen), self.riders.targets)
-        loss = self.scale(losses @ self.riders.weights)
+        chosen = hidden.flatten(0, 1).index_select(0, self.appended.positions).requires_grad_()
+        losses = token_losses(self.head(chosen), self.appended.targets)
+        # not a matrix product, which autocast would round to 16 bits before the loss is scaled
+        loss = self.scale((losses * self.appended.weights).sum())
         with torch.autocast(hidden.device.type, enabled=False):
             return torch.autograd.grad(loss, chosen)[0]
 
     def before_dropout(self, dropout: nn.Module, args: tuple) -> tuple | None:
-        """A forward pre-hook: only the samples drop out, with the random numbers of a batch without riders."""
-        riders = self.riders
-        if not dropout.training or args[0].shape[:2] != riders.shape:
+        """A forward pre-hook: only the samples drop out, with the random numbers of a batch without appended rows."""
+        appended = self.appended
+        if not dropout.training or args[0].shape[:2] != appended.shape:
             return None
-        first, self.dropped[dropout] = args[0].split([riders.samples, len(riders)])
-        return (first[:, : riders.tokens] if first.shape[1] > riders.tokens else first,)
+        first, self.dropped[dropout] = args[0].split([appended.samples, len(appended)])
+        return (first[:, : appended.tokens] if first.shape[1] > appended.tokens else first,)
 
     def after_dropout(self, dropout: nn.Module, args: tuple, output: Tensor) -> Tensor | None:
         """A forward hook: append the rows again, as they are."""
         rest = self.dropped.pop(dropout, None)
         if rest is None:
             return None
-        padding = self.riders.shape[1] - self.riders.tokens
+        padding = self.appended.shape[1] - self.appended.tokens
         padded = nn.functional.pad(output, (0, 0, 0, padding)) if padding else output
         return torch.cat([padded, rest])
 
@@ -182,24 +183,24 @@ def backbone_of(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def riding(model: nn.Module, riders: Riders | None, scale: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While active, the riders pass through the blocks with every batch; nothing is done without riders.
+def appending(model: nn.Module, appended: AppendedRows | None, scale: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While active, the appended rows pass through the blocks with every batch; does nothing for `None`.
 
     Args:
         model (`nn.Module`): a causal language model, without the trainer's wrappers.
-        riders (`Riders`, *optional*): the rows.
+        appended (`AppendedRows`, *optional*): the rows.
         scale (`Callable`): what is done to a loss before its backward pass, by a gradient scaler.
     """
-    if riders is None:
+    if appended is None:
         yield
         return
     inner: Any = unwrapped(model)
-    ride = _Ride(riders, inner.get_output_embeddings(), scale)
+    joint = _JointPass(appended, inner.get_output_embeddings(), scale)
     backbone = backbone_of(model)
     with ExitStack() as stack:
-        stack.callback(backbone.register_forward_pre_hook(ride.board, with_kwargs=True).remove)
-        stack.callback(backbone.register_forward_hook(ride.alight).remove)
+        stack.callback(backbone.register_forward_pre_hook(joint.append, with_kwargs=True).remove)
+        stack.callback(backbone.register_forward_hook(joint.split).remove)
         for dropout in lora_dropouts(model):
-            stack.callback(dropout.register_forward_pre_hook(ride.before_dropout).remove)
-            stack.callback(dropout.register_forward_hook(ride.after_dropout).remove)
+            stack.callback(dropout.register_forward_pre_hook(joint.before_dropout).remove)
+            stack.callback(dropout.register_forward_hook(joint.after_dropout).remove)
         yield
