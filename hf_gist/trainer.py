@@ -13,7 +13,6 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.rows import read_column
 from hf_gist.gast.checks import check_supported
-from hf_gist.gast.hooks import masking
 from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights, report_counts
 from hf_gist.gast.run import GASTRun
@@ -21,7 +20,7 @@ from hf_gist.gast.support import SupportSet
 from hf_gist.report import report_at_end
 from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
 from hf_gist.training.gast_setup import SOURCE_KEY, carrying_sources, check_trainer, new_support_set
-from hf_gist.training.gast_support import carrying, prepare_support, probe_loss, sum_over_ranks
+from hf_gist.training.gast_support import masked_step, probe_loss, sum_over_ranks
 from hf_gist.training.parts import output_folder
 
 
@@ -108,10 +107,8 @@ class GASTMixin(_Base):
         inputs = self._prepare_inputs(inputs)
         weights = self.sample_weights(inputs)
         label_tokens = report_counts(inputs, weights)
-        appended = prepare_support(self, model, run, inputs)
-        batch = run.open(weights, 0 if appended is None else len(appended))
-        with masking(run.groups, batch), carrying(self, appended):
-            loss = super().training_step(model, inputs, num_items_in_batch)
+        stock_step = partial(super().training_step, model, inputs, num_items_in_batch)
+        loss, batch = masked_step(self, run, inputs, weights, stock_step)
         run.close(batch, sources, label_tokens, step)
         return loss
 

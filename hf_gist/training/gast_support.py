@@ -1,19 +1,21 @@
 """The support gradient of a GAST trainer: from rows appended to the training batch, or from a pass of their own."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, release_memory
+from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import logging
 
 from hf_gist.functional.masking import mean_loss_scales
 from hf_gist.gast.checks import KNOWN_LOSSES
-from hf_gist.gast.hooks import summing
+from hf_gist.gast.gate import BatchMasks
+from hf_gist.gast.hooks import masking, summing
 from hf_gist.gast.joint_pass import AppendedRows, appended_rows, appending
 from hf_gist.gast.joint_pass_checks import fits, forward_obstacle, model_obstacle
 from hf_gist.gast.loss_probe import LossFunctionProbe
@@ -104,15 +106,40 @@ def _decide(run: GASTRun, obstacle: str | None) -> None:
         )
 
 
-def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[str, Any]) -> AppendedRows | None:
-    """Before a training step, set the support gradient if a new one is due, or return the rows that give it.
+def masked_step(
+    trainer: Any, run: GASTRun, inputs: dict[str, Any], weights: Tensor, stock_step: Callable[[], Tensor]
+) -> tuple[Tensor, BatchMasks]:
+    """A training step with masks; if the batch with the support rows does not fit into memory, they get a pass.
 
     Args:
         trainer (`GASTTrainer`): the trainer.
-        model (`nn.Module`): its model, with the wrappers.
         run (`GASTRun`): its state.
         inputs (`dict`): the training batch on the device.
+        weights (`Tensor`): weights of its samples in the loss `[B]`.
+        stock_step (`Callable`): the trainer's forward and backward pass over the batch; returns the loss.
+
+    Returns:
+        `tuple[Tensor, BatchMasks]`: the loss, and the masks that were drawn.
     """
+    appended = _prepare_support(trainer, run, inputs)
+    batch = run.open(weights, 0 if appended is None else len(appended))
+    try:
+        with masking(run.groups, batch), _carrying(trainer, appended):
+            return stock_step(), batch
+    except RuntimeError as error:
+        # once a mask is drawn, gradients of this batch may already be added to those of the step
+        if appended is None or batch.masks or not should_reduce_batch_size(error):
+            raise
+        run.separate_because = "the training batch with the support rows does not fit into memory"
+        logger.warning(f"GAST: {run.separate_because}; they get their own pass from now on.")
+        # the traceback references the activations of the batch that did not fit
+        error.__traceback__ = None
+    release_memory()
+    return masked_step(trainer, run, inputs, weights, stock_step)
+
+
+def _prepare_support(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> AppendedRows | None:
+    """Set the support gradient if a new one is due, or return the rows that give it; see [`masked_step`]."""
     step = trainer.state.global_step
     support = trainer._gast_support_set
     if not run.needs_support(step):
@@ -124,11 +151,12 @@ def prepare_support(trainer: Any, model: nn.Module, run: GASTRun, inputs: dict[s
         return None
     appended = rows_to_append(trainer, run, inputs)
     if appended is None:
-        run.set_support(support_gradient(trainer, model, run, support, trainer.sample_weights), step)
+        gradient = support_gradient(trainer, trainer.model_wrapped, run, support, trainer.sample_weights)
+        run.set_support(gradient, step)
     return appended
 
 
-def carrying(trainer: Any, appended: AppendedRows | None) -> AbstractContextManager[None]:
+def _carrying(trainer: Any, appended: AppendedRows | None) -> AbstractContextManager[None]:
     """While active, the rows are appended to the batches of the trainer's model."""
     scaler = trainer.accelerator.scaler
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)

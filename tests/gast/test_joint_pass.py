@@ -113,6 +113,38 @@ def test_autocast(tmp_path):
     assert relative_error(joint.gast.support, separate.gast.support) < 3e-2
 
 
+def out_of_memory_for_more_than(model, samples):
+    """The model fails as if a batch of more rows did not fit into memory."""
+
+    def check(module, args):
+        if len(args[0]) > samples:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    model.get_base_model().model.layers[1].register_forward_pre_hook(check)
+    return model
+
+
+def test_rows_that_do_not_fit_get_a_pass_and_nothing_changes(tmp_path):
+    found = []
+    for build in (lambda: out_of_memory_for_more_than(build_model(), 8), build_model):
+        trainer = GASTTrainer(
+            model=build(), args=arguments(tmp_path, max_steps=2, gradient_accumulation_steps=2), data_collator=collate,
+            train_dataset=rows("llama", 48), gast_config=GASTConfig(keep=3, seed=7),
+        )  # fmt: skip
+        recorder = Recorder().attach(trainer)
+        trainer.train()
+        found.append((trainer, recorder))
+    assert "does not fit into memory" in found[0][0].gast.separate_because
+    assert found[1][0].gast.separate_because == ""
+    for left, right in zip(found[0][1].gradients, found[1][1].gradients, strict=True):
+        assert relative_error(left, right) < 1e-5
+
+
+def test_a_batch_that_does_not_fit_by_itself_is_an_error(tmp_path):
+    with pytest.raises(torch.OutOfMemoryError):
+        train(out_of_memory_for_more_than(build_model(), 7), tmp_path, rows())
+
+
 def test_fp16_with_a_gradient_scaler(tmp_path):
     # the Trainer refuses fp16 on a CPU, where a gradient scaler and autocast work like on a GPU
     trainer = GASTTrainer(
