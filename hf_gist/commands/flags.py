@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
 from hf_gist.commands.compare.arguments import CompareArguments
 from hf_gist.commands.workspace import SourceArguments, flag
-from hf_gist.config.base import describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.config.base import describe_type, fraction_or_count, matches_type
 from hf_gist.config.documentation import setting_help
 from hf_gist.config.files import SCHEME, config_from_uri
 from hf_gist.config.gist import GISTConfig
+from hf_gist.config.parsing import parse_yaml
 from hf_gist.config.warmup import WarmupSettings
 
 
@@ -87,8 +86,8 @@ def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
         default = GISTConfig().to_dict()
         return {name: value for name, value in config.items() if value != default[name]}
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"), f"`--config {path}`") or {}
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
     hints = {f.name: get_type_hints(cls)[f.name] for cls in groups for f in dataclasses.fields(cls)}
     if not isinstance(values, dict) or set(values) - set(hints):

@@ -228,7 +228,9 @@ class Selection:
         """
         folder = Path(folder)
         measurements, table = load_measurements(folder)
-        config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
+        config = read(
+            folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8"), CONFIG)
+        )
         manifest = read_json(folder / MANIFEST)
         again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
         kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
