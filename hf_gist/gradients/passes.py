@@ -118,26 +118,28 @@ class DatasetPass:
         shards: Shards | None,
     ) -> None:
         state = PartialState()
-        size = len(dataset)
         done = shards.done if shards is not None else set()
         todo = [number for number in range(len(plan)) if number not in done]
         mine = todo[state.process_index :: state.num_processes]
         with scoring_mode(self.model), compute_dtype_context(self.scoring_dtype, model_device(self.model)):
-            with self._step_bar(size, what) as bar:
-                bar.update(sum(len(plan[number]) for number in done))
-                for number in mine:
+            with self._step_bar(plan, what) as bar:
+                bar.update(plan.work(done))
+                for at, number in enumerate(mine):
                     self._batch(dataset, plan[number], what, vectors, new_sink, facts)
                     if shards is not None:
                         shards.add(number, plan[number], vars(facts))
-                    bar.update(min(len(plan[number]) * state.num_processes, size - bar.n))
+                    bar.update(plan.work(todo[at * state.num_processes : (at + 1) * state.num_processes]))
                 if is_sharded(self.model):
                     passes = math.ceil(len(todo) / state.num_processes) - len(mine)
                     self._run_padding_passes(dataset, vectors, passes)
         if shards is not None:
             shards.save(vars(facts))
 
-    def _step_bar(self, size: int, what: str) -> tqdm:
-        return tqdm(total=size, desc=what, unit="row", disable=not (self.progress and PartialState().is_main_process))
+    def _step_bar(self, plan: Batches, what: str) -> tqdm:
+        hidden = not (self.progress and PartialState().is_main_process)
+        tokens = plan.lengths is not None
+        total = plan.work(range(len(plan)))
+        return tqdm(total=total, desc=what, unit="tok" if tokens else "row", unit_scale=tokens, disable=hidden)
 
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
         """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""
