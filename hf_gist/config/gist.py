@@ -61,6 +61,8 @@ class GISTConfig(BaseConfig):
             adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
+        drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the
+            same tokens or the same words. A budget given as a fraction is one of the pool as given, copies included.
         save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
             Interrupted scoring resumes after the last saved batch.
         seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the row order of each
@@ -91,6 +93,7 @@ class GISTConfig(BaseConfig):
     scoring_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     after_selection: Literal["continue", "restart"] = "continue"
     drop_target_duplicates: bool = True
+    drop_pool_duplicates: bool = True
     save_every: int | None = None
     seed: int = 42
 

@@ -37,7 +37,13 @@ from hf_gist.version import __version__
 SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
-SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
+SHORTLISTED_BY = (
+    "rank",
+    "explained_variance",
+    "target_group_column",
+    "drop_target_duplicates",
+    "drop_pool_duplicates",
+)
 """Further settings that the rows kept by the prefilter depend on."""
 
 PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
@@ -69,6 +75,7 @@ def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHORTLISTED_BY} | {
         "target groups": inputs.target_columns,
         "leaks": None if inputs.leaks is None else inputs.leaks.report(),
+        "pool duplicates": _copies_report(inputs),
     }
 
 
@@ -154,10 +161,16 @@ def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
 
 
 def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
-    """The measurements, with a mask of the pool rows that are also in the target or evaluation set."""
+    """The measurements, with the pool rows that are also in the target or evaluation set or repeat each other."""
     if inputs.leaks is None:
         return measured
-    return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
+    return dataclasses.replace(measured, **inputs.leaks.measured(len(inputs.pool)))
+
+
+def _copies_report(inputs: Inputs) -> dict[str, int] | str:
+    """The manifest's entry on rows of the pool that repeat each other."""
+    copies = None if inputs.leaks is None else inputs.leaks.copies
+    return "not looked for: rows without input_ids" if copies is None else copies.report()
 
 
 def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
@@ -230,6 +243,7 @@ def measure_and_choose(
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    manifest["pool_duplicates"] = _copies_report(inputs)
     ledger = _ledger(dataset_pass, inputs, selection, watch)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 

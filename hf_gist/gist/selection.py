@@ -43,6 +43,7 @@ RESELECTABLE = (
     "strategy",
     "sample_from_top",
     "drop_target_duplicates",
+    "drop_pool_duplicates",
     "target_group_column",
 )
 
@@ -112,6 +113,17 @@ class Selection:
         """Name of the method that selected the rows."""
         return method_title(self.config)
 
+    @property
+    def copies_dropped(self) -> int:
+        """Number of rows that could have been selected, but repeat an earlier row."""
+        if not self.config.drop_pool_duplicates:
+            return 0
+        with_copies, without = (
+            self.measurements.eligible(self.config.drop_target_duplicates, drop_copies)
+            for drop_copies in (False, True)
+        )
+        return int(with_copies.sum()) - int(without.sum())
+
     @classmethod
     def choose(
         cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None
@@ -123,7 +135,7 @@ class Selection:
         """
         m = measurements
         _check_scored(m, config)
-        eligible = m.eligible(config.drop_target_duplicates)
+        eligible = m.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         scorer = scorer_of(config)
@@ -152,8 +164,8 @@ class Selection:
 
         Args:
             changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
-                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving only `explained_variance`
-                removes a fixed `rank`.
+                `sample_from_top`, `drop_target_duplicates`, `drop_pool_duplicates` or `target_group_column`. Giving
+                only `explained_variance` removes a fixed `rank`.
 
         Raises:
             ValueError: for any other field, which needs scoring again.
@@ -215,6 +227,7 @@ class Selection:
             "selected": len(self.indices),
             "rank": self.rank,
             "explained_variance": self.explained_variance,
+            "pool_duplicates_dropped": self.copies_dropped,
             "rows_without_labels": int((m.label_tokens == 0).sum()),
             "rows_with_non_finite_gradient": m.not_finite,
         }

@@ -11,7 +11,7 @@ from hf_gist.costs.ledger import COSTS, CostLedger, in_units
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import STRATEGIES, score_sentence
+from hf_gist.gist.wording import STRATEGIES, repeats_sentence, score_sentence
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short
@@ -64,6 +64,8 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     ]
     if m.scored is not None:
         rows.append(["rows that passed the prefilter", count(int(m.scored.sum()))])
+    repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
+    rows.append(["rows that repeat an earlier row", repeats])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows

@@ -38,6 +38,8 @@ def summary_table(selection: Selection) -> str:
     unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
     if unscorable:
         lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
+    if selection.copies_dropped:
+        lines.append(_line("repeated rows left out", f"{selection.copies_dropped:,}"))
     if m.sources is not None:
         lines += ["", *_source_lines(m.sources, selection.indices)]
     return "\n".join(lines)
