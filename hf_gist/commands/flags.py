@@ -50,6 +50,30 @@ TITLES = {
 NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
 
 
+class NamedValues(argparse.Action):
+    """Reads `--flag NAME=VALUE NAME=VALUE` into a mapping.
+
+    Args:
+        kind (`type`): of the values.
+    """
+
+    def __init__(self, *args: Any, kind: type, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Parse some values, and add them to those given before."""
+        found = dict(getattr(namespace, self.dest, {}))
+        for text in values:
+            # a name may contain an equals sign
+            name, equals, value = text.rpartition("=")
+            try:
+                found[name] = self.kind(value if equals else "")
+            except ValueError:
+                parser.error(f"argument {option_string}: {text!r} is not NAME=VALUE with a {self.kind.__name__}")
+        setattr(namespace, self.dest, found)
+
+
 def _flag_type(hint: Any) -> dict[str, Any]:
     options = [option for option in get_args(hint) if option is not type(None)]
     if hint is bool:
@@ -57,6 +81,8 @@ def _flag_type(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": options}
     if get_origin(hint) in (types.UnionType, typing.Union):
+        if get_origin(options[0]) is dict:
+            return {"nargs": "+", "action": NamedValues, "kind": get_args(options[0])[1], "metavar": "NAME=VALUE"}
         if get_origin(options[0]) is list:
             return {"nargs": "+", "type": get_args(options[0])[0]}
         return {"type": fraction_or_count if set(options) == {int, float} else options[0]}

@@ -1,6 +1,7 @@
 """Scores a pool against the target subspace, and selects rows by the scores."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.costs.manifest import run_manifest
 from hf_gist.costs.stopwatch import CHOOSING, COUNTING, PREFILTER, SCORING, Stopwatch
+from hf_gist.data.copies import digest
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.functional.budget import rows_in_budget
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import forecast_memory, forecast_scoring
@@ -24,6 +27,7 @@ from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.rds_plus import RDS_PLUS
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
+from hf_gist.gist.sources import warn_quotas
 from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
@@ -37,13 +41,8 @@ from hf_gist.version import __version__
 SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
-SHORTLISTED_BY = (
-    "rank",
-    "explained_variance",
-    "target_group_column",
-    "drop_target_duplicates",
-    "drop_pool_duplicates",
-)
+SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
+SHORTLISTED_BY += ("drop_pool_duplicates", "source_shares", "source_max")
 """Further settings that the rows kept by the prefilter depend on."""
 
 PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
@@ -76,6 +75,7 @@ def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
         "target groups": inputs.target_columns,
         "leaks": None if inputs.leaks is None else inputs.leaks.report(),
         "pool duplicates": _copies_report(inputs),
+        "sources": None if inputs.sources is None else digest(repr(inputs.sources).encode()).hex(),
     }
 
 
@@ -173,9 +173,21 @@ def _copies_report(inputs: Inputs) -> dict[str, int] | str:
     return "not looked for: rows without input_ids" if copies is None else copies.report()
 
 
+def _limits_of_shortlist(config: GISTConfig, size: int) -> dict[str, int] | None:
+    """The largest numbers of rows of the sources among the rows that a prefilter keeps of a pool of `size` rows.
+
+    They are larger than those of the selection by as much as the shortlist is, so that the shortlist fills the budget.
+    """
+    rows = rows_in_budget(config.budget, config.budget_unit, size)
+    if rows is None or config.prefilter is None or config.source_max is None:
+        return None
+    return {name: math.ceil(most * config.prefilter * size / rows) for name, most in config.source_max.items()}
+
+
 def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows kept by the `prefilter` of [`GISTConfig`], and the labelled tokens of all rows."""
     settings = config.to_dict() | PREFILTERED_BY | {"budget": config.prefilter}
+    settings["source_max"] = _limits_of_shortlist(config, len(inputs.pool))
     cheap = GISTConfig.from_dict(settings)
     measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
@@ -239,6 +251,7 @@ def measure_and_choose(
     measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial), inputs)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
+    warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()

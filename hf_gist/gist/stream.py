@@ -65,6 +65,10 @@ def check_stream_config(config: GISTConfig) -> None:
         raise ValueError(
             "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
         )
+    if config.source_shares or config.source_max:
+        raise ValueError(
+            "`source_shares` and `source_max` need the whole pool; a stream is read once. Leave them out."
+        )
     if scorer_of(config).needs_adam:
         raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, but a stream is read only once.")
 

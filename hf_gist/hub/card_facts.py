@@ -54,6 +54,7 @@ def selection_facts(selection: Selection) -> Facts:
     ]
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
+    facts += _source_rules(selection)
     if config.strategy not in UNSCORED:
         groups = "each row is a group"
         if config.target_group_column is not None:
@@ -63,6 +64,16 @@ def selection_facts(selection: Selection) -> Facts:
     facts += _left_out(selection)
     facts.append(("Seed", str(config.seed)))
     return [(label, Verbatim(value)) for label, value in facts]
+
+
+def _source_rules(selection: Selection) -> list[tuple[str, str]]:
+    """Shares and largest numbers of rows of the sources, with what they got."""
+    unit = {"rows": "rows", "tokens": "labelled tokens"}[selection.config.budget_unit]
+    uses = selection.source_uses
+    reserved = [f"{code(u.name)} {u.wanted:,} {unit} (got {u.got_units:,})" for u in uses if u.wanted is not None]
+    limited = [f"{code(u.name)} {u.most:,} rows (got {u.got:,})" for u in uses if u.most is not None]
+    rules = [("Reserved for sources", reserved), ("Largest part of sources", limited)]
+    return [(label, ", ".join(found[:MOST_SOURCES])) for label, found in rules if found]
 
 
 def _subspace(selection: Selection) -> list[tuple[str, str]]:

@@ -18,6 +18,7 @@ from hf_gist.report.wording import count, percent, plural, seconds, short
 
 
 ROWS_NAMED = 20
+SOURCES_LISTED = 50
 
 
 def asked(selection: Selection) -> Section:
@@ -27,7 +28,11 @@ def asked(selection: Selection) -> Section:
         "asked",
         "Settings and selected rows",
         text=[summary_line(selection)],
-        tables=[Table("Settings", _asked(selection)), Table("Selected rows", _kept(selection, kept))],
+        tables=[
+            Table("Settings", _asked(selection)),
+            Table("Selected rows", _kept(selection, kept)),
+            *_source_budget(selection),
+        ],
         folded=[settings_table(selection.config), *_provenance(selection.manifest)],
     )
 
@@ -69,6 +74,22 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows
+
+
+def _source_budget(selection: Selection) -> list[Table]:
+    """What each source was to get of the budget and what it got, if any has a share or a limit."""
+    by_tokens = selection.config.budget_unit == "tokens"
+    reserved = "labelled tokens reserved" if by_tokens else "rows reserved"
+    header = ["source", "pool rows", reserved, "most rows", "rows selected"]
+    header += ["labelled tokens selected"] if by_tokens else []
+    rows = []
+    for use in selection.source_uses:
+        limits = ["" if limit is None else count(limit) for limit in (use.wanted, use.most)]
+        got = [count(use.got), *([count(use.got_units)] if by_tokens else [])]
+        rows.append([short(use.name), count(use.pool), *limits, *got])
+    left = len(rows) - SOURCES_LISTED
+    note = f"{count(left)} more sources are in {MANIFEST}." if left > 0 else ""
+    return [Table("Budget by source", rows[:SOURCES_LISTED], header, note)] if rows else []
 
 
 def _budget(config: GISTConfig) -> str:
