@@ -47,7 +47,7 @@ class Leaks:
         every = sorted({row for rows in self.rows.values() for row in rows})
         return torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(every, dtype=torch.long), True)
 
-    def measured(self, size: int) -> dict[str, Tensor | None]:
+    def measured(self, size: int) -> dict[str, Any]:
         """The fields of [`Measurements`] for a pool of `size` rows."""
         copied = self.copies is not None and bool(self.copies.mask.any())
         return {"leaked": self.mask(size), "copy_of": self.copies.first if self.copies and copied else None}

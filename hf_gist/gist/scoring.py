@@ -28,7 +28,7 @@ from hf_gist.gist.scorers.rds_plus import RDS_PLUS
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.sources import warn_quotas
-from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace
+from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace, lost_by_group
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
 from hf_gist.gradients.partial import PartialScores
@@ -173,6 +173,18 @@ def _copies_report(inputs: Inputs) -> dict[str, int] | str:
     return "not looked for: rows without input_ids" if copies is None else copies.report()
 
 
+def _group_names(inputs: Inputs, config: GISTConfig) -> list[Any] | None:
+    """The name of each target row's group, if there is a `target_group_column`."""
+    column = config.target_group_column
+    return None if column is None else inputs.target_columns.get(column)
+
+
+def _unusable_targets(measured: Measurements, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
+    """The manifest's entry on target rows without a labelled token or a finite gradient."""
+    rows = sorted(set(range(len(inputs.targets))) - set(measured.target_numbers))
+    return {"rows": rows, "groups": lost_by_group(rows, _group_names(inputs, config))}
+
+
 def _limits_of_shortlist(config: GISTConfig, size: int) -> dict[str, int] | None:
     """The largest numbers of rows of the sources among the rows that a prefilter keeps of a pool of `size` rows.
 
@@ -231,7 +243,9 @@ def _measure_all(
 ) -> Measurements:
     """Measurements of all rows in `inputs.pool`."""
     per_checkpoint = vectors_per_checkpoint(dataset_pass.model, config, inputs.checkpoints)
-    subspace = find_target_subspace(dataset_pass, per_checkpoint, inputs.targets, watch, partial)
+    subspace = find_target_subspace(
+        dataset_pass, per_checkpoint, inputs.targets, watch, partial, _group_names(inputs, config)
+    )
     forecast_scoring(dataset_pass, inputs.targets, inputs.pool, subspace.label_tokens, config, watch)
     measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace, partial)
     watch.record(SCORING)
@@ -256,6 +270,7 @@ def measure_and_choose(
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)
     manifest["pool_duplicates"] = _copies_report(inputs)
     ledger = _ledger(dataset_pass, inputs, selection, watch)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)

@@ -121,7 +121,9 @@ def select_stream(
     check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     per_checkpoint = vectors_per_checkpoint(model, config, ())
-    subspace = find_target_subspace(dataset_pass, per_checkpoint, targets, Stopwatch(), None)
+    subspace = find_target_subspace(
+        dataset_pass, per_checkpoint, targets, Stopwatch(), None, columns.get(config.target_group_column or "")
+    )
     guard = LeakGuard(targets, eval_dataset, getattr(data_collator, "tokenizer", None))
     found = guard.nothing_found()
     best = _BestRows(config)

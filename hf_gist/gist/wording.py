@@ -1,5 +1,6 @@
 """Titles and sentences for `score`, `scorer` and `strategy`, shared by the report, the cards and the comparison."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,6 +55,19 @@ def repeats_sentence(found: Any, left_out: bool) -> str:
         return "none"
     fate = "left out" if left_out else "not left out"
     return f"{exact + same_words:,} ({exact:,} with the same tokens, {same_words:,} with only the same words), {fate}"
+
+
+def unusable_targets(found: Any, shown: Callable[[str], str] = str) -> str | None:
+    """How many target rows could not be used, by group; `None` if all were used.
+
+    Args:
+        found: the manifest's entry `unusable_targets`, if there is one.
+        shown (`Callable`): how the names of groups are shown.
+    """
+    if not isinstance(found, dict) or not found.get("rows"):
+        return None
+    groups = ", ".join(f"{shown(name)} {lost:,}" for name, lost in found.get("groups", {}).items())
+    return f"{len(found['rows']):,}{f' ({groups})' if groups else ''}"
 
 
 def method_title(config: GISTConfig) -> str:

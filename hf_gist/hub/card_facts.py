@@ -12,7 +12,7 @@ from hf_gist.config.warmup import WarmupSettings
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import repeats_sentence, rule_sentence
+from hf_gist.gist.wording import repeats_sentence, rule_sentence, unusable_targets
 from hf_gist.hub.markdown import Verbatim, code, one_line
 
 
@@ -109,6 +109,8 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
                 f"{unlabelled:,} without a labelled token, {len(m.not_finite):,} with a gradient that is not finite",
             )
         )
+    if lost := unusable_targets(selection.manifest.get("unusable_targets"), code):
+        facts.append(("Targets that cannot be used", lost))
     repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
     facts.append(("Rows that repeat an earlier row", repeats))
     if not isinstance(leaks, dict):

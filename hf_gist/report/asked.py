@@ -11,7 +11,7 @@ from hf_gist.costs.ledger import COSTS, CostLedger, in_units
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import STRATEGIES, repeats_sentence, score_sentence
+from hf_gist.gist.wording import STRATEGIES, repeats_sentence, score_sentence, unusable_targets
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short
@@ -67,6 +67,8 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
         ["labelled tokens kept", f"{count(tokens)} of {count(all_tokens)} ({percent(tokens / max(1, all_tokens))})"],
         ["target rows", count(len(m.target_coordinates))],
     ]
+    if lost := unusable_targets(selection.manifest.get("unusable_targets")):
+        rows.append(["target rows that cannot be used", short(lost, 200)])
     if m.scored is not None:
         rows.append(["rows that passed the prefilter", count(int(m.scored.sum()))])
     repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)

@@ -43,7 +43,7 @@ def read_inputs(
     columns = _target_columns(parts, config, target_dataset)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
     check_quotas(config, sources)
-    check_inputs(parts.model, pool, targets, config, parts.collator)
+    check_inputs(parts.model, pool, targets, config, parts.collator, columns.get(config.target_group_column or ""))
     if scorer_of(config).needs_adam:
         check_optimizer(parts.optimizer)
     forecast_memory(parts.dataset_pass(config), len(pool), len(targets), config)

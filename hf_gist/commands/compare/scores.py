@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -81,7 +80,7 @@ class Scores:
             measured = measured.for_targets(*self.target)
         return measured, about["seconds"]
 
-    def _leaked(self) -> dict[str, torch.Tensor | None]:
+    def _leaked(self) -> dict[str, Any]:
         """The rows of the pool that are target or test rows of this comparison, or repeat each other."""
         if self._leaks is None:
             space = self.workspace
