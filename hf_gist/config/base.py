@@ -45,8 +45,10 @@ def matches_type(value: Any, hint: Any) -> bool:
     if get_origin(hint) is list:
         return isinstance(value, list) and all(matches_type(item, get_args(hint)[0]) for item in value)
     if get_origin(hint) is dict:
-        types_ = zip(get_args(hint), (value.keys(), value.values()), strict=True) if isinstance(value, dict) else ()
-        return isinstance(value, dict) and all(matches_type(item, kind) for kind, items in types_ for item in items)
+        of_key, of_value = get_args(hint)
+        return isinstance(value, dict) and all(
+            matches_type(name, of_key) and matches_type(item, of_value) for name, item in value.items()
+        )
     if hint is float and isinstance(value, float):
         return True
     if hint in (int, float):

@@ -44,19 +44,17 @@ class Quotas:
         closed = np.zeros(len(rows), dtype=bool)
         of_row = self.sources[rows] if self.given else None
         for name, share in self.shares.items():
-            own = np.flatnonzero(of_row == name)[: self._limit(name, times)]
+            own = np.flatnonzero(of_row == name)
+            if name in self.most:
+                own = own[: int(self.most[name] * times)]
             taken[own[size[own].cumsum() <= share * amount + 1e-9]] = True
         for name in self.most:
-            own = of_row == name
-            left = self._limit(name, times) - int((taken & own).sum())
-            closed[np.flatnonzero(own & ~taken)[left:]] = True
+            own = np.flatnonzero(of_row == name)
+            left = int(self.most[name] * times) - int(taken[own].sum())
+            closed[own[~taken[own]][left:]] = True
         rest = np.flatnonzero(~taken & ~closed)
         taken[rest[size[rest].cumsum() <= amount - int(size[taken].sum())]] = True
         return rows[taken].tolist()
-
-    def _limit(self, name: str, times: float) -> int | None:
-        """The largest number of rows of a source, if it has one."""
-        return int(self.most[name] * times) if name in self.most else None
 
     def wanted(self, amount: int) -> dict[str, int]:
         """The part of a budget that is reserved for each source with a share."""

@@ -41,8 +41,10 @@ from hf_gist.version import __version__
 SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
-SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
-SHORTLISTED_BY += ("drop_pool_duplicates", "source_shares", "source_max")
+SHORTLISTED_BY = (
+    *("rank", "explained_variance", "target_group_column", "drop_target_duplicates", "drop_pool_duplicates"),
+    *("source_shares", "source_max"),
+)
 """Further settings that the rows kept by the prefilter depend on."""
 
 PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}

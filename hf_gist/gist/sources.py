@@ -29,18 +29,20 @@ def quotas_of(config: GISTConfig, sources: Sequence[str] | None) -> Quotas:
     """
     if not (config.source_shares or config.source_max):
         return NO_QUOTAS
-    given = {"source_shares": config.source_shares or {}, "source_max": config.source_max or {}}
+    shares = config.source_shares or {}
+    most = config.source_max or {}
+    given = {"source_shares": list(shares), "source_max": list(most)}
     if sources is None:
-        names = " and ".join(f"`{setting}`" for setting, values in given.items() if values)
+        names = " and ".join(f"`{setting}`" for setting, listed in given.items() if listed)
         raise ValueError(
             f"{names}: the sources of the rows are not known. Set `source_column` to a column of the pool."
         )
     known = set(sources)
-    for setting, values in given.items():
-        if unknown := [name for name in values if name not in known]:
+    for setting, listed in given.items():
+        if unknown := [name for name in listed if name not in known]:
             shown = ", ".join(sorted(known)[:SOURCES_NAMED]) + (", …" if len(known) > SOURCES_NAMED else "")
             raise ValueError(f"`{setting}`: the pool has no row of {', '.join(unknown)}. Its sources: {shown}.")
-    return Quotas(np.array(sources, dtype=object), given["source_shares"], given["source_max"])
+    return Quotas(np.array(sources, dtype=object), shares, most)
 
 
 def check_quotas(config: GISTConfig, sources: Sequence[str] | None) -> None:

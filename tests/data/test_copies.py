@@ -7,19 +7,22 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from datasets import IterableDataset
+from datasets import Dataset, IterableDataset
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.commands.compare.arms import rows_of_arm
+from hf_gist.commands.main import main
 from hf_gist.data.copies import DIGEST, SeenRows, beyond_tokens, digest, first_rows
 from hf_gist.data.leaks import LeakGuard, excluded_rows, find_leaks
 from hf_gist.errors import DuplicateRowsWarning, LeakWarning
 from hf_gist.functional.measurements import first_of_each
 from hf_gist.gist.stream import select_stream
+from hf_gist.hub.card_facts import selection_facts
 from hf_gist.report import summary_table
+from hf_gist.report.asked import asked
 from tests.data.test_leaks import WithTokenizer
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
-from tests.helpers.words import tokenizer
+from tests.helpers.words import chats, save_model, tokenizer
 from tests.test_callback import train
 
 
@@ -59,8 +62,9 @@ def test_copies_do_not_fill_the_budget(tmp_path):
     # the copy of a target is left out as a target
     assert manifest["pool_duplicates_dropped"] == selection.copies_dropped == 12
     assert "repeated rows left out                12" in summary_table(selection)
-    page = (tmp_path / "report.html").read_text() if (tmp_path / "report.html").exists() else ""
-    assert not page or "13 (12 with the same tokens" in page
+    found = "13 (12 with the same tokens, 1 with only the same words), left out"
+    assert ["rows that repeat an earlier row", found] in asked(selection).tables[1].rows
+    assert dict(selection_facts(selection))["Rows that repeat an earlier row"] == found
 
 
 def test_the_setting_can_be_changed_without_scoring(selection, tmp_path):
@@ -69,6 +73,7 @@ def test_the_setting_can_be_changed_without_scoring(selection, tmp_path):
     assert again.indices == selection.indices
     off = again.reselect(drop_pool_duplicates=False, budget=34)
     assert sorted(off.indices) == list(range(32)) and off.copies_dropped == 0
+    assert "repeated rows kept                    12 drop_pool_duplicates is off" in summary_table(off)
     on = off.reselect(drop_pool_duplicates=True, drop_target_duplicates=False, budget=34)
     # the first copy of a target stands for the other
     assert sorted(on.indices) == [*range(20), 32]
@@ -238,3 +243,32 @@ def test_without_a_tokenizer_only_tokens_are_compared():
     with pytest.warns(DuplicateRowsWarning, match=r"\(12 with the same tokens, 0 with only the same words"):
         found = chosen(collator=PaddingCollator(), config=GISTConfig(budget=34))
     assert 30 in found.indices and 31 not in found.indices
+
+
+def test_the_commands_leave_copies_out(tmp_path, capsys):
+    """Scoring, its forecast, a stream, and another selection from the scores."""
+    save_model(tmp_path / "model")
+    rows = chats(44)
+    Dataset.from_list([*rows[4:], *[rows[7]] * 20]).to_json(tmp_path / "pool.jsonl")
+    Dataset.from_list(rows[:4]).to_json(tmp_path / "targets.jsonl")
+    common = ["select", "--model_name_or_path", str(tmp_path / "model"), "--train_file", str(tmp_path / "pool.jsonl")]
+    common += ["--target_file", str(tmp_path / "targets.jsonl"), "--lora_target_modules", "q_proj,v_proj"]
+    common += ["--budget", "38"]
+    whole, again = str(tmp_path / "whole"), str(tmp_path / "again")
+    assert main([*common, "--output_dir", str(tmp_path / "no"), "--dry_run", "--json"]) == 0
+    counts = json.loads(capsys.readouterr().out)["counts"]
+    assert (counts["candidates"], counts["duplicates"], counts["selected"]) == (60, 20, 38)
+    assert main([*common, "--output_dir", whole]) == 0
+    assert "repeated rows left out                20" in capsys.readouterr().out
+    lines = (tmp_path / "whole" / "selected.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 38
+    adapter = ["--adapter_name_or_path", f"{whole}/warmup_adapter"]
+    assert main([*common, *adapter, "--streaming", "--output_dir", again]) == 0
+    assert "repeated rows left out: 20" in capsys.readouterr().out
+    assert json.loads((tmp_path / "again" / "stream.json").read_text())["pool_duplicates_dropped"] == 20
+    lines = (tmp_path / "again" / "selected.jsonl").read_text().splitlines()
+    assert len(lines) == len(set(lines)) == 38
+    off = ["--no-drop_pool_duplicates", "--budget", "60", "--output_dir", str(tmp_path / "off")]
+    assert main(["select", "--from_scores", whole, *off]) == 0
+    assert len(Selection.load(tmp_path / "off").indices) == 60
+    assert "repeated rows kept                    20" in capsys.readouterr().out
