@@ -13,6 +13,7 @@ from hf_gist.gist.sources import check_quotas
 from hf_gist.gist.stream import select_stream
 from hf_gist.hub.card_facts import selection_facts
 from hf_gist.report.asked import asked
+from hf_gist.report.charts import scores
 from tests.helpers.reports import selection_of
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows
 from tests.test_callback import train
@@ -172,6 +173,9 @@ def test_report_and_card_have_the_numbers():
     assert facts["Reserved for sources"] == f"`a` 4 rows (got {counts['a']}), `b` 20 rows (got {counts['b']})"
     assert facts["Largest part of sources"] == f"`c` 3 rows (got {counts['c']})"
     assert len(asked(selection_of(sources=["a", "b"])).tables) == 2
+    # rows of other sources may have better scores
+    assert "It is not a threshold" in scores(selection).sentence
+    assert "The threshold is" in scores(selection_of(sources=["a", "b"])).sentence
     tokens = selection_of(sources=["a", "b"], source_shares={"a": 0.5}, budget=9000, budget_unit="tokens")
     (used,) = (use for use in tokens.source_uses if use.name == "a")
     assert list(asked(tokens).tables[2].rows[0]) == ["a", "200", "4,500", "", str(used.got), f"{used.got_units:,}"]
