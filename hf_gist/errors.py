@@ -17,6 +17,18 @@ class LeakWarning(UserWarning):
     """Rows of the target or evaluation set are in the pool, or target rows are in the evaluation set."""
 
 
+class DuplicateRowsWarning(UserWarning):
+    """Rows of the pool repeat other rows of the pool."""
+
+
+class UnusableTargetsWarning(UserWarning):
+    """Some target rows have no labelled token or a non-finite gradient, and are not used."""
+
+
+class SourceBudgetWarning(UserWarning):
+    """A source has fewer rows than its share of the budget, or the limits of the sources leave the budget unfilled."""
+
+
 class ReportWarning(UserWarning):
     """The report at the end of a selection or a training run could not be written; all other files were written."""
 

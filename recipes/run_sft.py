@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import Dataset
 from generation import AnswerTest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
@@ -25,8 +24,9 @@ from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, 
 
 from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.commands.workspace import token_columns
-from hf_gist.config.base import BaseConfig, parse_yaml
+from hf_gist.config.base import BaseConfig
 from hf_gist.config.documentation import setting_help
+from hf_gist.config.parsing import parse_yaml
 from hf_gist.data.formats import load_rows, tokenize
 from hf_gist.data.provenance import RowSource, digest, public_name
 from hf_gist.trainer import GASTSFTTrainer
@@ -95,7 +95,7 @@ class Data:
 def _yaml_value(text: str) -> Any:
     try:
         return parse_yaml(f"value: {text}")["value"]
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a YAML value") from error
 
 
@@ -126,8 +126,8 @@ def read_config(path: str) -> dict[str, Any]:
         ValueError: naming the file and the error in it.
     """
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"), f"`--config {path}`")
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"`--config {path}` is not a mapping of names to values.")

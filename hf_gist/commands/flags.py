@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
 from hf_gist.commands.compare.arguments import CompareArguments
 from hf_gist.commands.workspace import SourceArguments, flag
-from hf_gist.config.base import describe_type, fraction_or_count, matches_type, parse_yaml
+from hf_gist.config.base import describe_type, fraction_or_count, matches_type
 from hf_gist.config.documentation import setting_help
 from hf_gist.config.files import SCHEME, config_from_uri
 from hf_gist.config.gist import GISTConfig
+from hf_gist.config.parsing import parse_yaml
 from hf_gist.config.warmup import WarmupSettings
 
 
@@ -51,6 +50,30 @@ TITLES = {
 NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
 
 
+class NamedValues(argparse.Action):
+    """Reads `--flag NAME=VALUE NAME=VALUE` into a mapping.
+
+    Args:
+        kind (`type`): of the values.
+    """
+
+    def __init__(self, *args: Any, kind: type, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.kind = kind
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Parse some values, and add them to those given before."""
+        found = dict(getattr(namespace, self.dest, {}))
+        for text in values:
+            # a name may contain an equals sign
+            name, equals, value = text.rpartition("=")
+            try:
+                found[name] = self.kind(value if equals else "")
+            except ValueError:
+                parser.error(f"argument {option_string}: {text!r} is not NAME=VALUE with a {self.kind.__name__}")
+        setattr(namespace, self.dest, found)
+
+
 def _flag_type(hint: Any) -> dict[str, Any]:
     options = [option for option in get_args(hint) if option is not type(None)]
     if hint is bool:
@@ -58,6 +81,8 @@ def _flag_type(hint: Any) -> dict[str, Any]:
     if get_origin(hint) is Literal:
         return {"choices": options}
     if get_origin(hint) in (types.UnionType, typing.Union):
+        if get_origin(options[0]) is dict:
+            return {"nargs": "+", "action": NamedValues, "kind": get_args(options[0])[1], "metavar": "NAME=VALUE"}
         if get_origin(options[0]) is list:
             return {"nargs": "+", "type": get_args(options[0])[0]}
         return {"type": fraction_or_count if set(options) == {int, float} else options[0]}
@@ -87,8 +112,8 @@ def _read_yaml(path: str, groups: Sequence[type]) -> dict[str, Any]:
         default = GISTConfig().to_dict()
         return {name: value for name, value in config.items() if value != default[name]}
     try:
-        values = parse_yaml(Path(path).read_text(encoding="utf-8")) or {}
-    except (OSError, yaml.YAMLError) as error:
+        values = parse_yaml(Path(path).read_text(encoding="utf-8"), f"`--config {path}`") or {}
+    except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"`--config {path}` cannot be read: {error}") from error
     hints = {f.name: get_type_hints(cls)[f.name] for cls in groups for f in dataclasses.fields(cls)}
     if not isinstance(values, dict) or set(values) - set(hints):

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-import re
+import reprlib
 import types
 import typing
 from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -12,14 +12,20 @@ from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_ty
 import yaml
 
 from hf_gist.config.files import load_config, save_config
+from hf_gist.config.parsing import parse_json, parse_yaml
 
-
-EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 Config = TypeVar("Config", bound="BaseConfig")
 
 Rule = tuple[str, bool, str]
 """A range check: field name, whether the value is in range, and the range as text."""
+
+LARGEST_INT = 2**63
+"""Integers of a configuration are below this, so that tensors and Parquet files can hold them."""
+
+_shown = reprlib.Repr()
+_shown.maxlevel = 2
+_shown.maxstring = 200
 
 
 def fraction_or_count(text: str) -> int | float:
@@ -30,14 +36,6 @@ def fraction_or_count(text: str) -> int | float:
         return float(text)
 
 
-def parse_yaml(text: str) -> Any:
-    """Parse YAML, also accepting `2e-4` as a number (YAML 1.1 requires `2.0e-4`)."""
-    values = yaml.safe_load(text)
-    if not isinstance(values, dict):
-        return values
-    return {name: float(v) if isinstance(v, str) and EXPONENT.fullmatch(v) else v for name, v in values.items()}
-
-
 def matches_type(value: Any, hint: Any) -> bool:
     """Whether a value read from YAML or JSON matches a field's type; a float field accepts an int, but no bool."""
     if get_origin(hint) in (types.UnionType, typing.Union):
@@ -46,10 +44,15 @@ def matches_type(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(matches_type(item, get_args(hint)[0]) for item in value)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+    if get_origin(hint) is dict:
+        of_key, of_value = get_args(hint)
+        return isinstance(value, dict) and all(
+            matches_type(name, of_key) and matches_type(item, of_value) for name, item in value.items()
+        )
+    if hint is float and isinstance(value, float):
+        return True
+    if hint in (int, float):
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST_INT
     return isinstance(value, hint)
 
 
@@ -61,6 +64,8 @@ def describe_type(hint: Any) -> str:
         return " or ".join(describe_type(option) for option in get_args(hint))
     if get_origin(hint) is list:
         return f"a list, each item {describe_type(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping of names to values, each value {describe_type(get_args(hint)[1])}"
     return "null" if hint is type(None) else hint.__name__
 
 
@@ -80,12 +85,12 @@ class BaseConfig:
         hints = get_type_hints(type(self))
         wrong = [
             (name, describe_type(hints[name]))
-            for name, value in self.to_dict().items()
+            for name, value in vars(self).items()
             if not matches_type(value, hints[name])
         ]
         wrong = wrong or [(name, rule) for name, holds, rule in self.rules() if not holds]
         if wrong:
-            problems = [f"`{name}` must be {wanted}, got {getattr(self, name)!r}" for name, wanted in wrong]
+            problems = [f"`{name}` must be {wanted}, got {_shown.repr(getattr(self, name))}" for name, wanted in wrong]
             raise ValueError(f"{type(self).__name__}: " + "; ".join(problems) + ".")
 
     def rules(self) -> list[Rule]:
@@ -118,18 +123,35 @@ class BaseConfig:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
     @classmethod
-    def from_json(cls: type[Config], text: str) -> Config:
-        """Build from JSON text."""
-        return cls.from_dict(json.loads(text))
+    def from_json(cls: type[Config], text: str, name: str | None = None) -> Config:
+        """Build from JSON text.
+
+        Args:
+            text (`str`): the text.
+            name (`str`, *optional*): file that the text comes from, for the message.
+
+        Raises:
+            ValueError: with the line and the reason, if the text is not JSON; see also [`from_dict`].
+        """
+        return cls.from_dict(parse_json(text, cls.__name__ if name is None else name))
 
     def to_yaml(self) -> str:
         """The fields as YAML text, in the order of their definition."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
     @classmethod
-    def from_yaml(cls: type[Config], text: str) -> Config:
-        """Build from YAML text."""
-        return cls.from_dict(parse_yaml(text) or {})
+    def from_yaml(cls: type[Config], text: str, name: str | None = None) -> Config:
+        """Build from YAML text; an empty text gives the defaults.
+
+        Args:
+            text (`str`): the text.
+            name (`str`, *optional*): file that the text comes from, for the message.
+
+        Raises:
+            ValueError: with the line and the reason, if the text is not YAML; see also [`from_dict`].
+        """
+        values = parse_yaml(text, cls.__name__ if name is None else name)
+        return cls.from_dict({} if values is None else values)
 
     @classmethod
     def from_pretrained(

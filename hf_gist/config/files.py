@@ -1,6 +1,5 @@
 """Reads configuration files from a folder or the Hub, and writes them to a folder."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -33,7 +32,7 @@ class ConfigFile(Protocol):
     FILE: ClassVar[str]
 
     @classmethod
-    def from_json(cls, text: str) -> Any:
+    def from_json(cls, text: str, name: str | None = None) -> Any:
         """Build from JSON text."""
 
     def to_json(self) -> str:
@@ -70,8 +69,8 @@ def _why_not_found(error: Exception, name: str, file: str, where: str, revision:
 
 def _parse(cls: type[Config], path: Path, name: str) -> Config:
     try:
-        return cls.from_json(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        return cls.from_json(path.read_text(encoding="utf-8"), f"`{cls.FILE}`")
+    except UnicodeDecodeError as error:
         raise ValueError(f"`{cls.FILE}` of {name!r} is not valid JSON: {error}") from error
     except ValueError as error:
         raise ValueError(

@@ -53,6 +53,10 @@ class GISTConfig(BaseConfig):
             each target row is its own group. With a column, the gradients of a group are averaged into one direction,
             which tends to select redundant rows.
         source_column (`str`, *optional*): column of the pool that the report groups rows by.
+        source_shares (`dict[str, float]`, *optional*): source to the share of the budget reserved for its best rows,
+            such as `{"code": 0.3}`. The rest of the budget goes to the best remaining rows of any source.
+        source_max (`dict[str, int]`, *optional*): source to its largest number of selected rows, such as
+            `{"chat": 500}`.
         scoring_tokens_per_batch (`int`, defaults to `4096`): padded tokens in one scoring batch. Raise it on a large
             GPU.
         scoring_dtype (`str`, defaults to `"auto"`): compute dtype of scoring. `"auto"` is bfloat16 inside a trainer
@@ -61,6 +65,8 @@ class GISTConfig(BaseConfig):
             adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
+        drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the
+            same tokens or the same words. A budget given as a fraction is one of the pool as given, copies included.
         save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
             Interrupted scoring resumes after the last saved batch.
         seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the row order of each
@@ -87,10 +93,13 @@ class GISTConfig(BaseConfig):
     prefilter: float | None = None
     target_group_column: str | None = None
     source_column: str | None = None
+    source_shares: dict[str, float] | None = None
+    source_max: dict[str, int] | None = None
     scoring_tokens_per_batch: int = 4096
     scoring_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     after_selection: Literal["continue", "restart"] = "continue"
     drop_target_duplicates: bool = True
+    drop_pool_duplicates: bool = True
     save_every: int | None = None
     seed: int = 42
 
@@ -105,6 +114,7 @@ class GISTConfig(BaseConfig):
             ("sample_from_top", math.isfinite(self.sample_from_top) and self.sample_from_top >= 1, "1 or more"),
             ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
             ("seed", self.seed >= 0, "0 or more"),
+            *self._of_sources(),
             *self._combinations(),
         ]
 
@@ -112,6 +122,15 @@ class GISTConfig(BaseConfig):
         optional = ("warmup_steps", "rank", "score_layers", "sketch_dim", "save_every")
         names = [*(name for name in optional if getattr(self, name) is not None), "scoring_tokens_per_batch"]
         return [(name, getattr(self, name) >= 1, "at least 1") for name in names]
+
+    def _of_sources(self) -> list[Rule]:
+        shares = list((self.source_shares or {}).values())
+        fits = all(0 <= share <= 1 for share in shares) and sum(shares) <= 1 + 1e-9
+        limits = list((self.source_max or {}).values())
+        return [
+            ("source_shares", fits, "shares from 0 to 1 that add up to at most 1"),
+            ("source_max", all(limit >= 0 for limit in limits), "0 or more rows for each source"),
+        ]
 
     def _combinations(self) -> list[Rule]:
         """Checks of settings that exclude each other."""

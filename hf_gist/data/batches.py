@@ -1,6 +1,6 @@
 """Batches of rows of similar length, and the check that every sample is a separate row of the batch."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ class Batches:
     Args:
         order (`np.ndarray`): row numbers, batch after batch `[N]`.
         starts (`np.ndarray`): index in `order` at which each batch starts.
+        lengths (`np.ndarray`, *optional*): tokens of every row `[N]`.
     """
 
-    def __init__(self, order: np.ndarray, starts: np.ndarray) -> None:
+    def __init__(self, order: np.ndarray, starts: np.ndarray, lengths: np.ndarray | None = None) -> None:
         self.order = order
         self.starts = starts
+        self.lengths = lengths
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -33,6 +35,15 @@ class Batches:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (self[number] for number in range(len(self)))
+
+    def work(self, numbers: Iterable[int]) -> int:
+        """The tokens of some batches, or their rows if the lengths are not known.
+
+        Rows are sorted by length, so the time that is left follows from the tokens, not from the rows.
+        """
+        if self.lengths is None:
+            return sum(len(self[number]) for number in numbers)
+        return sum(int(self.lengths[self[number]].sum()) for number in numbers)
 
 
 def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -> Batches:
@@ -55,7 +66,7 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
     while start < size:
         starts.append(start)
         start += max(1, tokens_per_batch // max(1, int(lengths[order[start]])))
-    return Batches(order, np.array(starts))
+    return Batches(order, np.array(starts), np.asarray(lengths))
 
 
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:

@@ -1,13 +1,13 @@
-"""Pool rows that are also target or evaluation rows, found before a selection so that they are not trained on."""
+"""Pool rows that are also target or evaluation rows, or repeat each other, found before a selection."""
 
-import hashlib
 import re
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
@@ -15,8 +15,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from hf_gist.config.gist import GISTConfig
+from hf_gist.data.copies import DIGEST, Copies, beyond_tokens, digest
 from hf_gist.data.rows import fetch_rows
-from hf_gist.errors import LeakWarning
+from hf_gist.errors import DuplicateRowsWarning, LeakWarning
 
 
 CHUNK_ROWS = 1000
@@ -33,16 +34,23 @@ class Leaks:
         rows (`dict[str, list[int]]`): name of the other set to the pool rows that are also in it.
         exact (`dict[str, int]`): how many of them have the same tokens; the others have only the same words.
         targets_in_evaluation (`int`): number of target rows that are also evaluation rows.
+        copies (`Copies`, *optional*): the rows of the pool that repeat an earlier row of the pool.
     """
 
     rows: dict[str, list[int]] = field(default_factory=dict)
     exact: dict[str, int] = field(default_factory=dict)
     targets_in_evaluation: int = 0
+    copies: Copies | None = None
 
     def mask(self, size: int) -> Tensor:
         """`[N]` bool: the pool rows that are in any other set."""
         every = sorted({row for rows in self.rows.values() for row in rows})
         return torch.zeros(size, dtype=torch.bool).index_fill(0, torch.tensor(every, dtype=torch.long), True)
+
+    def measured(self, size: int) -> dict[str, Any]:
+        """The fields of [`Measurements`] for a pool of `size` rows."""
+        copied = self.copies is not None and bool(self.copies.mask.any())
+        return {"leaked": self.mask(size), "copy_of": self.copies.first if self.copies and copied else None}
 
     def extend(self, more: "Leaks", offset: int) -> None:
         """Add the duplicates found in a chunk of the pool that starts at row `offset`."""
@@ -64,21 +72,32 @@ def normalised(text: str) -> str:
     return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
-def _digest(content: bytes) -> bytes:
-    return hashlib.blake2b(content, digest_size=16).digest()
+class RowDigests(NamedTuple):
+    """Digests of one row: of its tokens and its words, and of both with what the row holds besides its tokens."""
+
+    tokens: bytes
+    words: bytes
+    whole_tokens: bytes
+    whole_words: bytes
+
+    @classmethod
+    def of(cls, tokens: bytes, words: bytes, more: bytes) -> "RowDigests":
+        """From the digests of tokens and words, and the rest of the row, which most rows do not have."""
+        if not more:
+            return cls(tokens, words, tokens, words)
+        return cls(tokens, words, digest(tokens + more), digest(words + more))
 
 
-def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[tuple[bytes, bytes]]:
-    """For every row, the digest of its tokens and that of its words; without a tokenizer, the first one twice."""
+def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[RowDigests]:
+    """The digests of every row; without a tokenizer, and for rows without a word, tokens stand for the words."""
     for start in range(0, len(dataset), CHUNK_ROWS):
         rows = fetch_rows(dataset, range(start, min(start + CHUNK_ROWS, len(dataset))))
         ids = [[int(token) for token in row["input_ids"]] for row in rows]
-        tokens = [_digest(repr(row).encode()) for row in ids]
-        if tokenizer is None:
-            yield from zip(tokens, tokens, strict=True)
-        else:
-            texts = tokenizer.batch_decode(ids, skip_special_tokens=True)
-            yield from zip(tokens, (_digest(normalised(text).encode()) for text in texts), strict=True)
+        tokens = [digest(repr(row).encode()) for row in ids]
+        texts = [""] * len(rows) if tokenizer is None else tokenizer.batch_decode(ids, skip_special_tokens=True)
+        for row, own, key, text in zip(rows, ids, tokens, texts, strict=True):
+            words = normalised(text)
+            yield RowDigests.of(key, digest(words.encode()) if words else key, beyond_tokens(row, own))
 
 
 def _has_tokens(dataset: Any) -> bool:
@@ -122,21 +141,35 @@ class LeakGuard:
         others = _tokenized_only({TARGET_SET: targets} | _evaluation_sets(evaluation))
         self.usable = bool(others)
         keys = {name: list(_row_digests(rows, self.tokenizer)) for name, rows in others.items()}
-        self.tokens = {name: {key for key, _ in own} for name, own in keys.items()}
-        self.words = {name: {key for _, key in own} for name, own in keys.items()}
+        self.tokens = {name: {key.tokens for key in own} for name, own in keys.items()}
+        self.words = {name: {key.words for key in own} for name, own in keys.items()}
         evaluated = set().union(*(own for name, own in self.words.items() if name != TARGET_SET))
-        self.targets_in_evaluation = sum(key in evaluated for _, key in keys.get(TARGET_SET, []))
+        self.targets_in_evaluation = sum(key.words in evaluated for key in keys.get(TARGET_SET, []))
+
+    def nothing_found(self) -> Leaks:
+        """No rows for every set, to be extended."""
+        return Leaks({name: [] for name in self.words}, dict.fromkeys(self.words, 0), self.targets_in_evaluation)
 
     def search(self, pool: Any) -> Leaks:
-        """The rows of a pool that are target or evaluation rows."""
-        leaks = Leaks({name: [] for name in self.words}, dict.fromkeys(self.words, 0), self.targets_in_evaluation)
-        for row, (tokens, words) in enumerate(_row_digests(pool, self.tokenizer)):
+        """The rows of a pool that are target or evaluation rows, or repeat an earlier row of the pool."""
+        leaks, words, tokens = self.compare(pool)
+        leaks.copies = Copies.of(words, tokens)
+        return leaks
+
+    def compare(self, pool: Any) -> tuple[Leaks, np.ndarray, np.ndarray]:
+        """The rows that are target or evaluation rows, and the digests `[N]` of the words and tokens of all rows."""
+        leaks = self.nothing_found()
+        all_words = np.empty(len(pool), DIGEST)
+        all_tokens = np.empty(len(pool), DIGEST)
+        for row, keys in enumerate(_row_digests(pool, self.tokenizer)):
+            all_words[row] = keys.whole_words
+            all_tokens[row] = keys.whole_tokens
             for name in self.words:
-                same = tokens in self.tokens[name]
-                if same or words in self.words[name]:
+                same = keys.tokens in self.tokens[name]
+                if same or keys.words in self.words[name]:
                     leaks.rows[name].append(row)
                     leaks.exact[name] += same
-        return leaks
+        return leaks, all_words, all_tokens
 
 
 def find_leaks(
@@ -146,7 +179,7 @@ def find_leaks(
     tokenizer: PreTrainedTokenizerBase | None = None,
     quiet: bool = False,
 ) -> Leaks | None:
-    """Search the pool for target and evaluation rows, and warn about those found.
+    """Search the pool for target and evaluation rows and for rows that repeat each other, and warn about those found.
 
     Args:
         pool: tokenised candidates.
@@ -160,6 +193,7 @@ def find_leaks(
 
     Warns:
         LeakWarning: if there are duplicates, or an evaluation set has no `input_ids`.
+        DuplicateRowsWarning: if rows of the pool repeat each other.
     """
     if not _has_tokens(pool):
         return None
@@ -176,14 +210,23 @@ def find_leaks(
 
 
 def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor | None:
-    """`[N]` bool: the pool rows that must not be trained on; `None` if none or `drop_target_duplicates` is off."""
-    if leaks is None or not config.drop_target_duplicates or not any(leaks.rows.values()):
+    """`[N]` bool: the pool rows that must not be trained on, by the settings; `None` if there are none.
+
+    A row has the same words as a target or evaluation row only if all of its copies have, so the first of several copies
+    never stands for a row that is left out.
+    """
+    if leaks is None:
         return None
-    return leaks.mask(size)
+    excluded = leaks.mask(size) if config.drop_target_duplicates else torch.zeros(size, dtype=torch.bool)
+    if config.drop_pool_duplicates and leaks.copies is not None:
+        excluded |= leaks.copies.mask
+    return excluded if bool(excluded.any()) else None
 
 
 def warn(leaks: Leaks) -> None:
-    """Emit a [`LeakWarning`] for each set that has rows in common with the pool."""
+    """Emit a [`LeakWarning`] for each set that has rows in common with the pool, and one for repeated rows."""
+    if leaks.copies is not None:
+        warn_copies(leaks.copies)
     for name, rows in leaks.rows.items():
         if rows:
             same = leaks.exact[name]
@@ -198,4 +241,17 @@ def warn(leaks: Leaks) -> None:
             f"{leaks.targets_in_evaluation} target rows are evaluation rows, so metrics on these rows are not held-out results.",
             LeakWarning,
             stacklevel=3,
+        )
+
+
+def warn_copies(copies: Copies) -> None:
+    """Emit a [`DuplicateRowsWarning`] if rows of the pool repeat each other."""
+    found = copies.report()
+    if total := sum(found.values()):
+        warnings.warn(
+            f"{total:,} of {len(copies.first):,} rows of the pool repeat an earlier row ({found['exact']:,} with the "
+            f"same tokens, {found['same_words']:,} with only the same words). `drop_pool_duplicates` (on by default) "
+            "keeps the first of each.",
+            DuplicateRowsWarning,
+            stacklevel=4,
         )

@@ -5,9 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from hf_gist.functional.quotas import NO_QUOTAS, Quotas
+
 
 def sampled_from_top(
-    order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor, times: float, seed: int
+    order: Sequence[int],
+    budget: int | float,
+    unit: str,
+    label_tokens: Tensor,
+    times: float,
+    seed: int,
+    quotas: Quotas = NO_QUOTAS,
 ) -> list[int]:
     """Rows drawn at random from the best `times` the budget; with `times` 1, the best rows.
 
@@ -18,21 +26,20 @@ def sampled_from_top(
         label_tokens (`Tensor`): labelled tokens of every pool row `[N]`.
         times (`float`): multiple of the budget, at least 1.
         seed (`int`): seed of the draw.
+        quotas (`Quotas`): see [`cut_to_budget`]; the rows that are drawn from have `times` as many of each source.
 
     Returns:
         `list[int]`: the selected rows, best first.
     """
-    best = cut_to_budget(order, budget, unit, label_tokens)
+    best = cut_to_budget(order, budget, unit, label_tokens, quotas)
     if times == 1:
         return best
-    if unit == "rows":
-        top = list(order[: int(len(best) * times)])
-    else:
-        used = label_tokens[torch.as_tensor(order, dtype=torch.long)].cumsum(0)
-        top = list(order[: int((used <= int(label_tokens[best].sum()) * times).sum())])
+    sizes = row_sizes(unit, label_tokens)
+    amount = budget_amount(budget, unit, label_tokens) if quotas.given else int(sizes[best].sum())
+    top = quotas.pick(order, amount * times, sizes, times)
     generator = torch.Generator().manual_seed(seed)
     drawn = [top[i] for i in torch.randperm(len(top), generator=generator).tolist()]
-    kept = set(cut_to_budget(drawn, budget, unit, label_tokens))
+    kept = set(cut_to_budget(drawn, budget, unit, label_tokens, quotas))
     return [row for row in top if row in kept]
 
 
@@ -54,14 +61,30 @@ def rows_in_budget(budget: int | float, unit: str, pool_size: int) -> int | None
     return rows
 
 
-def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor) -> list[int]:
-    """The longest prefix of a ranking within the budget.
+def budget_amount(budget: int | float, unit: str, label_tokens: Tensor) -> int:
+    """The budget in rows or in labelled tokens, by its unit; see [`cut_to_budget`]."""
+    rows = rows_in_budget(budget, unit, len(label_tokens))
+    if rows is not None:
+        return rows
+    return int(budget * int(label_tokens.sum())) if isinstance(budget, float) else budget
+
+
+def row_sizes(unit: str, label_tokens: Tensor) -> Tensor:
+    """What each row takes of the budget `[N]` int64."""
+    return label_tokens if unit == "tokens" else torch.ones_like(label_tokens)
+
+
+def cut_to_budget(
+    order: Sequence[int], budget: int | float, unit: str, label_tokens: Tensor, quotas: Quotas = NO_QUOTAS
+) -> list[int]:
+    """The longest prefix of a ranking within the budget; with quotas, see [`Quotas.pick`].
 
     Args:
         order (`Sequence[int]`): scorable rows, best first.
         budget (`int` or `float`): a fraction of the pool or a count.
         unit (`str`): `"rows"` or `"tokens"`.
         label_tokens (`Tensor`): labelled tokens of every pool row `[N]`.
+        quotas (`Quotas`): what each source gets.
 
     Returns:
         `list[int]`: the selected rows, best first.
@@ -69,13 +92,8 @@ def cut_to_budget(order: Sequence[int], budget: int | float, unit: str, label_to
     Raises:
         ValueError: if the budget selects nothing.
     """
-    rows = rows_in_budget(budget, unit, len(label_tokens))
-    if rows is None:
-        total = int(label_tokens.sum())
-        allowed = int(budget * total) if isinstance(budget, float) else budget
-        used = label_tokens[torch.as_tensor(order, dtype=torch.long)].cumsum(0)
-        rows = int((used <= allowed).sum())
-    selected = list(order[:rows])
+    amount = budget_amount(budget, unit, label_tokens)
+    selected = quotas.pick(order, amount, row_sizes(unit, label_tokens))
     if not selected:
         raise ValueError(f"`budget={budget}` {unit} selects no rows; raise it.")
     return selected

@@ -62,7 +62,9 @@ def _baseline_order(m: Measurements, scorable: Tensor, config: GISTConfig) -> li
 
 def _round_robin_order(space: ComparisonSpace, scorable: Tensor, config: GISTConfig) -> list[int]:
     rows = rows_in_budget(config.budget, config.budget_unit, len(scorable))
-    limit = None if rows is None else int(rows * config.sample_from_top)
+    # the rows of a share may come late in the order
+    of_sources = bool(config.source_shares or config.source_max)
+    limit = None if rows is None or of_sources else int(rows * config.sample_from_top)
     return round_robin(space.coordinates, space.directions, scorable, space.norms, limit)
 
 

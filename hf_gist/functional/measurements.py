@@ -10,6 +10,18 @@ from torch import Tensor
 from hf_gist.functional.subspace import spectrum, target_coordinates
 
 
+def first_of_each(rows: Tensor, group: Tensor) -> Tensor:
+    """The rows without those that have an earlier one in their group.
+
+    Args:
+        rows (`Tensor`): `[N]` bool.
+        group (`Tensor`): group of each row `[N]`, values in `[0, N)`.
+    """
+    numbers = torch.arange(len(rows))
+    first = torch.full((len(rows),), len(rows)).scatter_reduce_(0, group[rows].long(), numbers[rows], "amin")
+    return rows & (first[group.long()] == numbers)
+
+
 @dataclass(frozen=True)
 class Measurements:
     """Results of scoring, from which any selection can be chosen without running the model again.
@@ -24,6 +36,8 @@ class Measurements:
         scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter kept; by default all.
         leaked (`Tensor`, *optional*): `[N]` bool, the rows that are also in the target or evaluation set; by default
             none.
+        copy_of (`Tensor`, *optional*): `[N]` int32, the first row of the pool with the same words; by default each row
+            is its own.
         target_columns (`dict[str, list]`): the scalar columns of the target rows, to group by.
         target_rows (`list[int]`, *optional*): row numbers `[M]` in the target set, without unusable rows; by default
             all rows in order.
@@ -38,6 +52,7 @@ class Measurements:
     target_label_tokens: Tensor
     scored: Tensor | None = None
     leaked: Tensor | None = None
+    copy_of: Tensor | None = None
     target_columns: dict[str, list[Any]] = field(default_factory=dict)
     target_rows: list[int] | None = None
     sources: list[str] | None = None
@@ -51,7 +66,7 @@ class Measurements:
         rows, rank = self.coordinates.shape
         expected: dict[str, tuple[int, ...]] = {"norms": (rows,), "label_tokens": (rows,), "singular_values": (rank,)}
         expected |= {"target_coordinates": (len(self.target_label_tokens), rank)}
-        expected |= {name: (rows,) for name in ("scored", "leaked") if getattr(self, name) is not None}
+        expected |= {name: (rows,) for name in ("scored", "leaked", "copy_of") if getattr(self, name) is not None}
         wrong = [name for name, shape in expected.items() if tuple(getattr(self, name).shape) != shape]
         if len(self.target_numbers) != len(self.target_coordinates):
             wrong.append("target_rows")
@@ -69,9 +84,15 @@ class Measurements:
         """The number of each target row in the target set."""
         return list(range(len(self.target_coordinates))) if self.target_rows is None else self.target_rows
 
-    def eligible(self, drop_leaked: bool) -> Tensor:
-        """`[N]` bool: the scorable rows, without target and evaluation rows if `drop_leaked`."""
-        return self.scorable & ~self.leaked if drop_leaked and self.leaked is not None else self.scorable
+    def eligible(self, drop_leaked: bool, drop_copies: bool) -> Tensor:
+        """`[N]` bool: the rows that may be selected.
+
+        Args:
+            drop_leaked (`bool`): without target and evaluation rows.
+            drop_copies (`bool`): of several rows with the same words, only the first that may be selected.
+        """
+        rows = self.scorable & ~self.leaked if drop_leaked and self.leaked is not None else self.scorable
+        return first_of_each(rows, self.copy_of) if drop_copies and self.copy_of is not None else rows
 
     @property
     def not_finite(self) -> list[int]:

@@ -54,7 +54,7 @@ def withhold_target_columns(folder: str | os.PathLike) -> None:
 def save_measurements(m: Measurements, folder: Path) -> None:
     """Write the measurements: coordinates, spectrum and the table of targets."""
     tensors = {"coordinates": m.coordinates, "norms": m.norms, "label_tokens": m.label_tokens}
-    tensors |= {name: v for name in ("scored", "leaked") if (v := getattr(m, name)) is not None}
+    tensors |= {name: v for name in ("scored", "leaked", "copy_of") if (v := getattr(m, name)) is not None}
     spectrum = {
         "singular_values": m.singular_values,
         "target_coordinates": m.target_coordinates,

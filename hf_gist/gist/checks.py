@@ -1,5 +1,6 @@
 """Input checks before scoring: datasets, labels, columns, lengths."""
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from datasets import Dataset
 from torch import nn
 from torch.utils.data import IterableDataset
 
-from hf_gist.config.gist import GISTConfig
+from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
 from hf_gist.functional.budget import rows_in_budget
@@ -73,22 +74,49 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is empty.")
 
 
-def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
+def check_labels(
+    dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]
+) -> torch.Tensor:
     """Collate some rows; check that each row is one sample and that at least one has a labelled token.
+
+    Returns:
+        `Tensor`: labelled tokens of each row `[len(rows)]`.
 
     Raises:
         ValueError: naming the argument.
     """
-    total = 0
+    counts = []
     for start in range(0, len(rows), 16):
         chunk = rows[start : start + 16]
         batch = collator(fetch_rows(dataset, chunk))
         check_batch(batch, len(chunk), f"`{argument}`")
-        total += int(labelled_tokens(model, batch).sum())
-    if total == 0:
+        counts.append(labelled_tokens(model, batch).cpu())
+    found = torch.cat(counts)
+    if not found.any():
         raise ValueError(
             f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no "
             "loss and no gradient. Check the prompt mask and the truncation length."
+        )
+    return found
+
+
+def check_groups(usable: torch.Tensor, groups: Sequence[str] | None) -> None:
+    """Check that every named target group has a usable row.
+
+    Args:
+        usable (`Tensor`): `[M]` bool, the target rows with a labelled token and a finite gradient.
+        groups (`Sequence[str]`, *optional*): name of each row's group `[M]`.
+
+    Raises:
+        ValueError: naming the groups without a usable row.
+    """
+    rows_of = Counter(groups or ())
+    lost = rows_of.keys() - {name for name, good in zip(groups or (), usable.tolist(), strict=False) if good}
+    if lost:
+        named = ", ".join(f"{name!r} ({rows_of[name]:,} rows)" for name in sorted(lost))
+        raise ValueError(
+            f"Target groups without a usable row: {named}. No row of them has a labelled token and a finite gradient, so "
+            "nothing could be selected for them. Check the prompt mask and the truncation length, or remove the groups."
         )
 
 
@@ -108,8 +136,15 @@ def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
         )
 
 
-def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:
-    """Check all inputs before any work starts.
+def check_inputs(
+    model: nn.Module,
+    pool: Any,
+    targets: Any,
+    config: GISTConfig,
+    collator: Collator,
+    groups: Sequence[str] | None = None,
+) -> None:
+    """Check all inputs before any work starts; `groups` are the names of the targets' groups, if they have names.
 
     Raises:
         ValueError: naming the argument, its value and how to fix it.
@@ -121,7 +156,9 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
         raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
-    check_labels(targets, collator, model, "target_dataset", range(len(targets)))
+    labelled = check_labels(targets, collator, model, "target_dataset", range(len(targets)))
+    if config.strategy not in UNSCORED:
+        check_groups(labelled > 0, groups)
     generator = torch.Generator().manual_seed(config.seed)
     some = torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist()
     check_labels(pool, collator, model, "train_dataset", some)

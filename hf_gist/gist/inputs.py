@@ -11,6 +11,7 @@ from hf_gist.data.leaks import Leaks
 from hf_gist.data.rows import Collator, keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.gist.scorers.base import AdamCheckpoint
+from hf_gist.gist.sources import check_quotas
 from hf_gist.gradients.models import signature_columns
 
 
@@ -51,9 +52,10 @@ def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig,
     sources = None
     if config.source_column is not None:
         sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
+    check_quotas(config, sources)
     columns = group_columns(targets, config)
     accepted = signature_columns(model)
     pool = keep_columns(candidates, accepted)
     targets = keep_columns(targets, accepted)
-    check_inputs(model, pool, targets, config, collator)
+    check_inputs(model, pool, targets, config, collator, columns.get(config.target_group_column or ""))
     return Inputs(pool, targets, columns, sources)

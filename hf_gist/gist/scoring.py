@@ -1,6 +1,7 @@
 """Scores a pool against the target subspace, and selects rows by the scores."""
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,10 @@ from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.costs.manifest import run_manifest
 from hf_gist.costs.stopwatch import CHOOSING, COUNTING, PREFILTER, SCORING, Stopwatch
+from hf_gist.data.copies import digest
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.functional.budget import rows_in_budget
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import forecast_memory, forecast_scoring
@@ -24,7 +27,8 @@ from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.rds_plus import RDS_PLUS
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace
+from hf_gist.gist.sources import warn_quotas
+from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace, lost_by_group
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.models import model_device, model_identity, weights_digest
 from hf_gist.gradients.partial import PartialScores
@@ -36,7 +40,10 @@ from hf_gist.version import __version__
 SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
-SHORTLISTED_BY = ("rank", "explained_variance", "target_group_column", "drop_target_duplicates")
+SHORTLISTED_BY = (
+    *("rank", "explained_variance", "target_group_column", "drop_target_duplicates", "drop_pool_duplicates"),
+    *("source_shares", "source_max"),
+)
 """Further settings that the rows kept by the prefilter depend on."""
 
 PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
@@ -68,6 +75,8 @@ def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     return {name: getattr(config, name) for name in SHORTLISTED_BY} | {
         "target groups": inputs.target_columns,
         "leaks": None if inputs.leaks is None else inputs.leaks.report(),
+        "pool duplicates": _copies_report(inputs),
+        "sources": None if inputs.sources is None else digest(repr(inputs.sources).encode()).hex(),
     }
 
 
@@ -148,15 +157,45 @@ def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
 
 
 def _without_leaks(measured: Measurements, inputs: Inputs) -> Measurements:
-    """The measurements, with a mask of the pool rows that are also in the target or evaluation set."""
+    """The measurements, with the pool rows that are also in the target or evaluation set or repeat each other."""
     if inputs.leaks is None:
         return measured
-    return dataclasses.replace(measured, leaked=inputs.leaks.mask(len(inputs.pool)))
+    return dataclasses.replace(measured, **inputs.leaks.measured(len(inputs.pool)))
+
+
+def _copies_report(inputs: Inputs) -> dict[str, int] | str:
+    """The manifest's entry on rows of the pool that repeat each other."""
+    copies = None if inputs.leaks is None else inputs.leaks.copies
+    return "not looked for: rows without input_ids" if copies is None else copies.report()
+
+
+def _group_names(inputs: Inputs, config: GISTConfig) -> list[Any] | None:
+    """The name of each target row's group, if there is a `target_group_column`."""
+    column = config.target_group_column
+    return None if column is None else inputs.target_columns.get(column)
+
+
+def _unusable_targets(measured: Measurements, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
+    """The manifest's entry on target rows without a labelled token or a finite gradient."""
+    rows = sorted(set(range(len(inputs.targets))) - set(measured.target_numbers))
+    return {"rows": rows, "groups": lost_by_group(rows, _group_names(inputs, config))}
+
+
+def _limits_of_shortlist(config: GISTConfig, size: int) -> dict[str, int] | None:
+    """The largest numbers of rows of the sources among the rows that a prefilter keeps of a pool of `size` rows.
+
+    They are larger than those of the selection by as much as the shortlist is, so that the shortlist fills the budget.
+    """
+    rows = rows_in_budget(config.budget, config.budget_unit, size)
+    if rows is None or config.prefilter is None or config.source_max is None:
+        return None
+    return {name: math.ceil(most * config.prefilter * size / rows) for name, most in config.source_max.items()}
 
 
 def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
     """The rows kept by the `prefilter` of [`GISTConfig`], and the labelled tokens of all rows."""
     settings = config.to_dict() | PREFILTERED_BY | {"budget": config.prefilter}
+    settings["source_max"] = _limits_of_shortlist(config, len(inputs.pool))
     cheap = GISTConfig.from_dict(settings)
     measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
     return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
@@ -200,7 +239,9 @@ def _measure_all(
 ) -> Measurements:
     """Measurements of all rows in `inputs.pool`."""
     per_checkpoint = vectors_per_checkpoint(dataset_pass.model, config, inputs.checkpoints)
-    subspace = find_target_subspace(dataset_pass, per_checkpoint, inputs.targets, watch, partial)
+    subspace = find_target_subspace(
+        dataset_pass, per_checkpoint, inputs.targets, watch, partial, _group_names(inputs, config)
+    )
     forecast_scoring(dataset_pass, inputs.targets, inputs.pool, subspace.label_tokens, config, watch)
     measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace, partial)
     watch.record(SCORING)
@@ -220,10 +261,13 @@ def measure_and_choose(
     measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial), inputs)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
+    warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)
+    manifest["pool_duplicates"] = _copies_report(inputs)
     ledger = _ledger(dataset_pass, inputs, selection, watch)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 

@@ -30,6 +30,7 @@ from hf_gist.gist.artifacts import (
     save_measurements,
 )
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.sources import SourceUse, check_quotas, quotas_of, source_uses, warn_quotas
 from hf_gist.gist.wording import method_title
 from hf_gist.utils.disk import read, read_json, write, write_json
 
@@ -42,7 +43,10 @@ RESELECTABLE = (
     "score",
     "strategy",
     "sample_from_top",
+    "source_shares",
+    "source_max",
     "drop_target_duplicates",
+    "drop_pool_duplicates",
     "target_group_column",
 )
 
@@ -112,6 +116,22 @@ class Selection:
         """Name of the method that selected the rows."""
         return method_title(self.config)
 
+    @property
+    def source_uses(self) -> list[SourceUse]:
+        """What each source got of the budget; empty without `source_shares` and `source_max`."""
+        return source_uses(self.measurements, self.config, self.indices)
+
+    @property
+    def copies_dropped(self) -> int:
+        """Number of rows that could have been selected, but repeat an earlier row."""
+        if not self.config.drop_pool_duplicates:
+            return 0
+        with_copies, without = (
+            self.measurements.eligible(self.config.drop_target_duplicates, drop_copies)
+            for drop_copies in (False, True)
+        )
+        return int(with_copies.sum()) - int(without.sum())
+
     @classmethod
     def choose(
         cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None
@@ -123,7 +143,8 @@ class Selection:
         """
         m = measurements
         _check_scored(m, config)
-        eligible = m.eligible(config.drop_target_duplicates)
+        quotas = quotas_of(config, m.sources)
+        eligible = m.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         scorer = scorer_of(config)
@@ -134,7 +155,13 @@ class Selection:
         scores, order, best = order_candidates(m, space, eligible, config)
         return cls(
             indices=sampled_from_top(
-                order, config.budget, config.budget_unit, m.label_tokens, config.sample_from_top, config.seed
+                order,
+                config.budget,
+                config.budget_unit,
+                m.label_tokens,
+                config.sample_from_top,
+                config.seed,
+                quotas,
             ),
             scores=scores,
             rank=rank,
@@ -152,8 +179,8 @@ class Selection:
 
         Args:
             changes: new values for `budget`, `budget_unit`, `rank`, `explained_variance`, `score`, `strategy`,
-                `sample_from_top`, `drop_target_duplicates` or `target_group_column`. Giving only `explained_variance`
-                removes a fixed `rank`.
+                `sample_from_top`, `source_shares`, `source_max`, `drop_target_duplicates`, `drop_pool_duplicates` or
+                `target_group_column`. Giving only `explained_variance` removes a fixed `rank`.
 
         Raises:
             ValueError: for any other field, which needs scoring again.
@@ -166,7 +193,11 @@ class Selection:
             )
         if "explained_variance" in changes:
             changes.setdefault("rank", None)
-        return Selection.choose(self.measurements, dataclasses.replace(self.config, **changes), self.manifest)
+        config = dataclasses.replace(self.config, **changes)
+        check_quotas(config, self.measurements.sources)
+        again = Selection.choose(self.measurements, config, self.manifest)
+        warn_quotas(again.measurements, config, again.indices)
+        return again
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write all artifacts into `folder`, which is created if needed. The manifest is written last."""
@@ -215,6 +246,8 @@ class Selection:
             "selected": len(self.indices),
             "rank": self.rank,
             "explained_variance": self.explained_variance,
+            "pool_duplicates_dropped": self.copies_dropped,
+            "source_quotas": {use.name: dataclasses.asdict(use) for use in self.source_uses},
             "rows_without_labels": int((m.label_tokens == 0).sum()),
             "rows_with_non_finite_gradient": m.not_finite,
         }
@@ -228,7 +261,9 @@ class Selection:
         """
         folder = Path(folder)
         measurements, table = load_measurements(folder)
-        config = read(folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8")))
+        config = read(
+            folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8"), CONFIG)
+        )
         manifest = read_json(folder / MANIFEST)
         again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
         kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from datasets import Dataset
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.stopwatch import Stopwatch
-from hf_gist.data.leaks import LeakGuard, Leaks, warn
+from hf_gist.data.copies import SeenRows
+from hf_gist.data.leaks import LeakGuard, warn
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
@@ -37,6 +39,7 @@ class StreamSelection:
         rows (`list[dict]`): the unchanged rows.
         seen (`int`): number of rows in the stream.
         unscorable (`int`): number of rows without a label or a finite gradient.
+        repeated (`int`): number of rows left out because they repeat an earlier one.
     """
 
     indices: list[int]
@@ -44,6 +47,7 @@ class StreamSelection:
     rows: list[dict[str, Any]]
     seen: int
     unscorable: int
+    repeated: int = 0
 
 
 def check_stream_config(config: GISTConfig) -> None:
@@ -60,6 +64,10 @@ def check_stream_config(config: GISTConfig) -> None:
     if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.prefilter is not None:
         raise ValueError(
             "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
+        )
+    if config.source_shares or config.source_max:
+        raise ValueError(
+            "`source_shares` and `source_max` need the whole pool; a stream is read once. Leave them out."
         )
     if scorer_of(config).needs_adam:
         raise ValueError(f"`scorer={config.scorer!r}` scores at several checkpoints, but a stream is read only once.")
@@ -84,7 +92,9 @@ def select_stream(
     chunk_rows: int = CHUNK_ROWS,
     progress: bool = True,
 ) -> StreamSelection:
-    """Select from a stream with constant memory: one chunk and the best rows so far.
+    """Select from a stream in little memory: one chunk, the best rows so far, and 16 bytes for every row seen.
+
+    The 16 bytes are for `drop_pool_duplicates`; without it, memory does not grow with the stream.
 
     Args:
         model (`PeftModel`): a model with trainable LoRA layers, after the warm-up.
@@ -111,19 +121,22 @@ def select_stream(
     check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     per_checkpoint = vectors_per_checkpoint(model, config, ())
-    subspace = find_target_subspace(dataset_pass, per_checkpoint, targets, Stopwatch(), None)
+    subspace = find_target_subspace(
+        dataset_pass, per_checkpoint, targets, Stopwatch(), None, columns.get(config.target_group_column or "")
+    )
     guard = LeakGuard(targets, eval_dataset, getattr(data_collator, "tokenizer", None))
-    found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
+    found = guard.nothing_found()
     best = _BestRows(config)
     for rows in chunks_of(candidates, chunk_rows):
         chunk = Dataset.from_list(rows)
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
         measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace)
+        digests = None
         if guard.usable:
-            leaks = guard.search(inputs.pool)
+            leaks, digests, _ = guard.compare(inputs.pool)
             measured = replace(measured, leaked=leaks.mask(len(rows)))
             found.extend(leaks, best.seen)
-        best.add(rows, measured)
+        best.add(rows, measured, digests)
     warn(found)
     return best.selection()
 
@@ -137,17 +150,29 @@ class _BestRows:
         self.heap: list[tuple[float, int, dict[str, Any]]] = []
         self.seen = 0
         self.unscorable = 0
+        self.repeated = 0
+        self.contents = SeenRows()
 
-    def add(self, rows: list[dict[str, Any]], measured: Measurements) -> None:
-        """Add a chunk; of rows with equal scores, the earlier one is kept."""
+    def add(self, rows: list[dict[str, Any]], measured: Measurements, digests: np.ndarray | None) -> None:
+        """Add a chunk, with the digests of its rows' contents; of rows with equal scores, the earlier one is kept."""
         self.unscorable += len(rows) - int(measured.scorable.sum())
-        eligible = int(measured.eligible(self.config.drop_target_duplicates).sum())
+        if self.config.drop_pool_duplicates and digests is not None:
+            measured = self._first_copies(measured, digests)
+        eligible = int(measured.eligible(self.config.drop_target_duplicates, False).sum())
         if eligible:
             chosen = Selection.choose(measured, replace(self.config, budget=min(self.limit, eligible)))
             for row in chosen.indices:
                 entry = (float(chosen.scores[row]), -(self.seen + row), rows[row])
                 (heapq.heappush if len(self.heap) < self.limit else heapq.heappushpop)(self.heap, entry)
         self.seen += len(rows)
+
+    def _first_copies(self, measured: Measurements, digests: np.ndarray) -> Measurements:
+        """The measurements of a chunk without the rows whose content was in an earlier row that may be selected."""
+        rows = measured.eligible(self.config.drop_target_duplicates, False).nonzero().flatten()
+        new = torch.zeros(len(digests), dtype=torch.bool)
+        new[rows] = torch.from_numpy(self.contents.add(digests[rows.numpy()]))
+        self.repeated += len(rows) - int(new.sum())
+        return replace(measured, scored=new)
 
     def selection(self) -> StreamSelection:
         """The rows, best first."""
@@ -158,4 +183,5 @@ class _BestRows:
             [row for *_, row in best],
             self.seen,
             self.unscorable,
+            self.repeated,
         )

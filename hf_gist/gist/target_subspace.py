@@ -1,5 +1,7 @@
 """The subspace of the target gradients."""
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +9,9 @@ from typing import Any
 import torch
 
 from hf_gist.costs.stopwatch import SUBSPACE, TARGETS, Stopwatch
+from hf_gist.errors import UnusableTargetsWarning
 from hf_gist.functional.subspace import basis_slice, spectrum
+from hf_gist.gist.checks import check_groups
 from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gradients.collect import collect_vectors
 from hf_gist.gradients.models import model_device
@@ -50,6 +54,7 @@ def find_target_subspace(
     targets: Any,
     watch: Stopwatch,
     partial: PartialScores | None,
+    groups: Sequence[str] | None = None,
 ) -> TargetSubspace:
     """Spectrum of the targets' vectors and the slices of the basis at each checkpoint.
 
@@ -59,9 +64,13 @@ def find_target_subspace(
         targets: tokenised target rows.
         watch (`Stopwatch`): records the seconds of both phases.
         partial (`PartialScores`, *optional*): saves the spectrum, which saved scores depend on.
+        groups (`Sequence[str]`, *optional*): name of each target row's group `[M]`, if they have names.
 
     Raises:
-        ValueError: if no target has a labelled token and a finite vector.
+        ValueError: if no target, or none of a group, has a labelled token and a finite vector.
+
+    Warns:
+        UnusableTargetsWarning: if some targets have none.
     """
     parts: list[dict[str, torch.Tensor]] = []
     for at_checkpoint in per_checkpoint:
@@ -71,6 +80,8 @@ def find_target_subspace(
     usable = (facts.label_tokens > 0) & torch.isfinite(facts.norms)
     if not usable.any():
         raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
+    check_groups(usable, groups)
+    _warn_unusable((~usable).nonzero().flatten().tolist(), groups, len(usable))
     watch.record(TARGETS)
     rows = usable.nonzero().flatten()
     singular, u = _spectrum(_gram_of_rows(parts, rows), partial)
@@ -80,6 +91,25 @@ def find_target_subspace(
     ]
     watch.record(SUBSPACE)
     return TargetSubspace(singular, u, rows, facts.label_tokens[rows], basis)
+
+
+def lost_by_group(rows: Sequence[int], groups: Sequence[str] | None) -> dict[str, int]:
+    """Number of these target rows in each group; empty if the groups have no names."""
+    return {} if groups is None else dict(sorted(Counter(groups[row] for row in rows).items()))
+
+
+def _warn_unusable(rows: Sequence[int], groups: Sequence[str] | None, size: int) -> None:
+    """Warn about the target rows that are not used, with their number in each named group."""
+    if not rows:
+        return
+    total = Counter(groups or ())
+    by_group = [f"{name!r} {lost:,} of {total[name]:,}" for name, lost in lost_by_group(rows, groups).items()]
+    warnings.warn(
+        f"{len(rows):,} of {size:,} target rows have no labelled token or a gradient that is not finite, and are not "
+        f"used{': ' + ', '.join(by_group) if by_group else ''}. Check the prompt mask and the truncation length.",
+        UnusableTargetsWarning,
+        stacklevel=3,
+    )
 
 
 def _gram_of_rows(parts: list[dict[str, torch.Tensor]], rows: torch.Tensor) -> torch.Tensor:

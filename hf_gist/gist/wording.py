@@ -1,6 +1,8 @@
 """Titles and sentences for `score`, `scorer` and `strategy`, shared by the report, the cards and the comparison."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.gist.scorers.table import scorer_of
@@ -36,6 +38,36 @@ STRATEGIES = {
         "a random draw with the answer lengths of the targets (a baseline without scores)",
     ),
 }
+
+
+def repeats_sentence(found: Any, left_out: bool) -> str:
+    """How many rows of the pool repeat an earlier row.
+
+    Args:
+        found: the manifest's entry `pool_duplicates`, if there is one.
+        left_out (`bool`): whether they were left out.
+    """
+    if not isinstance(found, dict):
+        return "not looked for"
+    exact = found.get("exact", 0)
+    same_words = found.get("same_words", 0)
+    if not exact + same_words:
+        return "none"
+    fate = "left out" if left_out else "not left out"
+    return f"{exact + same_words:,} ({exact:,} with the same tokens, {same_words:,} with only the same words), {fate}"
+
+
+def unusable_targets(found: Any, shown: Callable[[str], str] = str) -> str | None:
+    """How many target rows could not be used, by group; `None` if all were used.
+
+    Args:
+        found: the manifest's entry `unusable_targets`, if there is one.
+        shown (`Callable`): how the names of groups are shown.
+    """
+    if not isinstance(found, dict) or not found.get("rows"):
+        return None
+    groups = ", ".join(f"{shown(name)} {lost:,}" for name, lost in found.get("groups", {}).items())
+    return f"{len(found['rows']):,}{f' ({groups})' if groups else ''}"
 
 
 def method_title(config: GISTConfig) -> str:

@@ -171,28 +171,30 @@ class DatasetPass:
         self, dataset: Any, what: str, wanted: RowVectors, facts: RowFacts, plan: Batches, shards: Shards | None
     ) -> None:
         state = PartialState()
-        size = len(dataset)
         done = shards.done if shards is not None else set()
         todo = [number for number in range(len(plan)) if number not in done]
         mine = todo[state.process_index :: state.num_processes]
         with scoring_mode(self.model), scoring_precision(self.model, self.scoring_dtype):
-            with self._step_bar(size, what) as bar:
-                bar.update(sum(len(plan[number]) for number in done))
+            with self._step_bar(plan, what) as bar:
+                bar.update(plan.work(done))
                 queued = ((number, list(self._batch(dataset, plan[number], what, wanted))) for number in mine)
-                for number, parts in one_behind(queued):
+                for at, (number, parts) in enumerate(one_behind(queued)):
                     for part in parts:
                         part.write(facts)
                     if shards is not None:
                         shards.add(number, plan[number], vars(facts))
-                    bar.update(min(len(plan[number]) * state.num_processes, size - bar.n))
+                    bar.update(plan.work(todo[at * state.num_processes : (at + 1) * state.num_processes]))
                 if is_sharded(self.model):
                     passes = math.ceil(len(todo) / state.num_processes) - len(mine)
                     self._run_padding_passes(dataset, wanted.vectors, passes)
         if shards is not None:
             shards.save(vars(facts))
 
-    def _step_bar(self, size: int, what: str) -> tqdm:
-        return tqdm(total=size, desc=what, unit="row", disable=not (self.progress and PartialState().is_main_process))
+    def _step_bar(self, plan: Batches, what: str) -> tqdm:
+        hidden = not (self.progress and PartialState().is_main_process)
+        tokens = plan.lengths is not None
+        total = plan.work(range(len(plan)))
+        return tqdm(total=total, desc=what, unit="tok" if tokens else "row", unit_scale=tokens, disable=hidden)
 
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
         """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""

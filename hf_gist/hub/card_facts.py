@@ -12,7 +12,7 @@ from hf_gist.config.warmup import WarmupSettings
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import rule_sentence
+from hf_gist.gist.wording import repeats_sentence, rule_sentence, unusable_targets
 from hf_gist.hub.markdown import Verbatim, code, one_line
 
 
@@ -54,6 +54,7 @@ def selection_facts(selection: Selection) -> Facts:
     ]
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
+    facts += _source_rules(selection)
     if config.strategy not in UNSCORED:
         groups = "each row is a group"
         if config.target_group_column is not None:
@@ -63,6 +64,16 @@ def selection_facts(selection: Selection) -> Facts:
     facts += _left_out(selection)
     facts.append(("Seed", str(config.seed)))
     return [(label, Verbatim(value)) for label, value in facts]
+
+
+def _source_rules(selection: Selection) -> list[tuple[str, str]]:
+    """Shares and largest numbers of rows of the sources, with what they got."""
+    unit = {"rows": "rows", "tokens": "labelled tokens"}[selection.config.budget_unit]
+    uses = selection.source_uses
+    reserved = [f"{code(u.name)} {u.wanted:,} {unit} (got {u.got_units:,})" for u in uses if u.wanted is not None]
+    limited = [f"{code(u.name)} {u.most:,} rows (got {u.got:,})" for u in uses if u.most is not None]
+    rules = [("Reserved for sources", reserved), ("Largest part of sources", limited)]
+    return [(label, ", ".join(found[:MOST_SOURCES])) for label, found in rules if found]
 
 
 def _subspace(selection: Selection) -> list[tuple[str, str]]:
@@ -98,6 +109,10 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
                 f"{unlabelled:,} without a labelled token, {len(m.not_finite):,} with a gradient that is not finite",
             )
         )
+    if lost := unusable_targets(selection.manifest.get("unusable_targets"), code):
+        facts.append(("Targets that cannot be used", lost))
+    repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
+    facts.append(("Rows that repeat an earlier row", repeats))
     if not isinstance(leaks, dict):
         return [*facts, ("Leaks", "not checked for these rows")]
     fate = "excluded" if selection.config.drop_target_duplicates else "not excluded"

@@ -11,13 +11,14 @@ from hf_gist.costs.ledger import COSTS, CostLedger, in_units
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import STRATEGIES, score_sentence
+from hf_gist.gist.wording import STRATEGIES, repeats_sentence, score_sentence, unusable_targets
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short
 
 
 ROWS_NAMED = 20
+SOURCES_LISTED = 50
 
 
 def asked(selection: Selection) -> Section:
@@ -27,7 +28,11 @@ def asked(selection: Selection) -> Section:
         "asked",
         "Settings and selected rows",
         text=[summary_line(selection)],
-        tables=[Table("Settings", _asked(selection)), Table("Selected rows", _kept(selection, kept))],
+        tables=[
+            Table("Settings", _asked(selection)),
+            Table("Selected rows", _kept(selection, kept)),
+            *_source_budget(selection),
+        ],
         folded=[settings_table(selection.config), *_provenance(selection.manifest)],
     )
 
@@ -62,11 +67,31 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
         ["labelled tokens kept", f"{count(tokens)} of {count(all_tokens)} ({percent(tokens / max(1, all_tokens))})"],
         ["target rows", count(len(m.target_coordinates))],
     ]
+    if lost := unusable_targets(selection.manifest.get("unusable_targets")):
+        rows.append(["target rows that cannot be used", short(lost, 200)])
     if m.scored is not None:
         rows.append(["rows that passed the prefilter", count(int(m.scored.sum()))])
+    repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
+    rows.append(["rows that repeat an earlier row", repeats])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows
+
+
+def _source_budget(selection: Selection) -> list[Table]:
+    """What each source was to get of the budget and what it got, if any has a share or a limit."""
+    by_tokens = selection.config.budget_unit == "tokens"
+    reserved = "labelled tokens reserved" if by_tokens else "rows reserved"
+    header = ["source", "pool rows", reserved, "most rows", "rows selected"]
+    header += ["labelled tokens selected"] if by_tokens else []
+    rows = []
+    for use in selection.source_uses:
+        limits = ["" if limit is None else count(limit) for limit in (use.wanted, use.most)]
+        got = [count(use.got), *([count(use.got_units)] if by_tokens else [])]
+        rows.append([short(use.name), count(use.pool), *limits, *got])
+    left = len(rows) - SOURCES_LISTED
+    note = f"{count(left)} more sources are in {MANIFEST}." if left > 0 else ""
+    return [Table("Budget by source", rows[:SOURCES_LISTED], header, note)] if rows else []
 
 
 def _budget(config: GISTConfig) -> str:

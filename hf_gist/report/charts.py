@@ -89,7 +89,9 @@ def scores(selection: Selection) -> Plot | NoPlot:
 
 def _is_threshold(selection: Selection) -> bool:
     """Whether every row above the lowest selected score was selected."""
-    return selection.config.strategy != "round_robin" and selection.config.sample_from_top == 1
+    config = selection.config
+    of_sources = config.source_shares or config.source_max
+    return config.strategy != "round_robin" and config.sample_from_top == 1 and not of_sources
 
 
 def _cut_sentence(selection: Selection, finite: Tensor, cut: float) -> str:
@@ -98,7 +100,7 @@ def _cut_sentence(selection: Selection, finite: Tensor, cut: float) -> str:
     above = int((finite >= cut).sum())
     return (
         f"The lowest selected score is {cut:.3f}. It is not a threshold: {count(above)} rows have at least this score, "
-        "and the strategy selected some of them."
+        "and some of them were selected."
     )
 
 

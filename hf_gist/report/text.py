@@ -38,6 +38,7 @@ def summary_table(selection: Selection) -> str:
     unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
     if unscorable:
         lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
+    lines += _copies_lines(selection)
     if m.sources is not None:
         lines += ["", *_source_lines(m.sources, selection.indices)]
     return "\n".join(lines)
@@ -45,6 +46,17 @@ def summary_table(selection: Selection) -> str:
 
 def _line(name: str, value: str, more: str = "") -> str:
     return f"{name:<28}{value:>12} {more}".rstrip()
+
+
+def _copies_lines(selection: Selection) -> list[str]:
+    """Rows left out because they repeat another row, or rows kept in spite of it."""
+    copy_of = selection.measurements.copy_of
+    if copy_of is None:
+        return []
+    if selection.config.drop_pool_duplicates:
+        return [_line("repeated rows left out", f"{selection.copies_dropped:,}")]
+    kept = copy_of[selection.indices]
+    return [_line("repeated rows kept", f"{len(kept) - len(kept.unique()):,}", "drop_pool_duplicates is off")]
 
 
 def _subspace_lines(selection: Selection) -> list[str]:

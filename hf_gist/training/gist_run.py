@@ -37,11 +37,17 @@ from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
 
 
-def expected_rows(config: GISTConfig, pool_size: int) -> int:
-    """Number of rows that will be selected; an estimate for a token budget, corrected at the swap."""
+def expected_rows(config: GISTConfig, pool_size: int, excluded: int = 0) -> int:
+    """Number of rows that will be selected; an estimate for a token budget, corrected at the swap.
+
+    Args:
+        config (`GISTConfig`): the budget.
+        pool_size (`int`): rows of the pool.
+        excluded (`int`): how many of them must not be trained on.
+    """
     rows = rows_in_budget(config.budget, config.budget_unit, pool_size)
     if rows is not None:
-        return rows
+        return max(1, min(rows, pool_size - excluded))
     if isinstance(config.budget, float):
         return max(1, int(config.budget * pool_size))
     return max(1, min(pool_size, config.budget // 64))
@@ -85,8 +91,11 @@ class GISTRun:
         self.selection: Selection | None = None
         self.first_step = state.global_step
         self.clock = RunClock()
-        self.plan = step_plan(config, parts, expected_rows(config, len(inputs.pool)))
-        self.sampler = GISTSampler(self.plan, config.seed, excluded_rows(inputs.leaks, len(inputs.pool), config))
+        size = len(inputs.pool)
+        excluded = excluded_rows(inputs.leaks, size, config)
+        left_out = 0 if excluded is None else int(excluded.sum())
+        self.plan = step_plan(config, parts, expected_rows(config, size, left_out))
+        self.sampler = GISTSampler(self.plan, config.seed, excluded)
         self.scheduler = adjustable(parts.args, parts.scheduler, state.max_steps)
         batches = parts.args.gradient_accumulation_steps
         self.row_check = RowCheck(parts.model, batches, inputs.pool, parts.collator)

@@ -17,6 +17,7 @@ from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.less import check_optimizer
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.sources import check_quotas
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.parts import TrainerParts
 
@@ -41,7 +42,8 @@ def read_inputs(
     targets = prepare_targets(target_dataset, parts)
     columns = _target_columns(parts, config, target_dataset)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
-    check_inputs(parts.model, pool, targets, config, parts.collator)
+    check_quotas(config, sources)
+    check_inputs(parts.model, pool, targets, config, parts.collator, columns.get(config.target_group_column or ""))
     if scorer_of(config).needs_adam:
         check_optimizer(parts.optimizer)
     forecast_memory(parts.dataset_pass(config), len(pool), len(targets), config)

@@ -17,6 +17,8 @@ NAMES = (
     "strategy",
     "score",
     "sample_from_top",
+    "source_shares",
+    "source_max",
     "score_layers",
     "prefilter",
     "sketch_dim",

@@ -36,11 +36,11 @@ def save_model(folder: Path) -> Path:
 
 
 def chats(size: int, families: int = 4) -> list[dict]:
-    """Conversations of several families with their own words."""
+    """Conversations of several families with their own words, up to 400 of them without a repetition."""
     rows = []
     for i in range(size):
         family = i % families
-        words = [f"w{family * 20 + (i * 7 + j * 3) % 20}" for j in range(8)]
+        words = [f"w{family * 20 + (i * 7 + j * (3 + i // 20)) % 20}" for j in range(8)]
         rows.append(
             {
                 "messages": [

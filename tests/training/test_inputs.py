@@ -34,9 +34,10 @@ def trainer(tmp_path, callback, rows, template=TEMPLATE, **arguments):
 
 @pytest.mark.parametrize("assistant_only", [False, True])
 def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only):
-    rows, wanted = chats(80), Dataset.from_list([row for row in chats(16) if row["source"] == "family2"])
+    rows, wanted = chats(20) * 4, Dataset.from_list([row for row in chats(16) if row["source"] == "family2"])
     # these few words repeat, and the copies of the targets are what there is to find
-    config = GISTConfig(budget=8, drop_target_duplicates=False, warmup_ratio=0.2, source_column="source")
+    kept = {"drop_target_duplicates": False, "drop_pool_duplicates": False}
+    config = GISTConfig(budget=8, warmup_ratio=0.2, source_column="source", **kept)
     callback = GISTDataSelectorCallback(config, wanted, train_dataset=Dataset.from_list(rows))
     run = trainer(tmp_path, callback, rows, assistant_only_loss=assistant_only)
     run.train()

@@ -103,7 +103,7 @@ def rows_of_arm(
         seed (`int`): of the random arms.
         oracle_sources (`list[str]`, *optional*): sources of the targets, for `in_domain_random`.
     """
-    eligible = measured.eligible(config.drop_target_duplicates)
+    eligible = measured.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
     if name == WHOLE_POOL:
         return eligible.nonzero().flatten().tolist()
     if name == IN_DOMAIN:

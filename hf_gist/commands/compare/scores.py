@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -76,18 +75,18 @@ class Scores:
         measured = Selection.load(folder).measurements
         if reused:
             # an earlier comparison may have had other test rows
-            measured = dataclasses.replace(measured, leaked=self._leaked())
+            measured = dataclasses.replace(measured, **self._leaked())
         if self.target is not None:
             measured = measured.for_targets(*self.target)
         return measured, about["seconds"]
 
-    def _leaked(self) -> torch.Tensor | None:
-        """`[N]` bool, rows of the pool that are target or test rows of this comparison."""
+    def _leaked(self) -> dict[str, Any]:
+        """The rows of the pool that are target or test rows of this comparison, or repeat each other."""
         if self._leaks is None:
             space = self.workspace
             self._leaks = [find_leaks(space.pool, space.targets, self.tests, space.tokenizer)]
         (leaks,) = self._leaks
-        return None if leaks is None else leaks.mask(len(self.workspace.pool))
+        return {"leaked": None} if leaks is None else leaks.measured(len(self.workspace.pool))
 
     def _measure(self, scorer: str, folder: Path) -> float:
         """Score into `folder`; returns the seconds of scoring and warm-up, even if the warm-up was shared."""

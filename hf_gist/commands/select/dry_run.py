@@ -104,15 +104,19 @@ def _bytes(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dic
 def _counts(inputs: Inputs, config: GISTConfig, warmup_steps: int) -> dict[str, int]:
     """The `counts` of [`SelectionPlan`]."""
     size = len(inputs.pool)
+    excluded = excluded_rows(inputs.leaks, size, config)
+    usable = size if excluded is None else size - int(excluded.sum())
+    copies = None if inputs.leaks is None else inputs.leaks.copies
     column = config.target_group_column
     return {
         "candidates": size,
         "candidate_tokens": int(token_counts(inputs.pool).sum()),
         "targets": len(inputs.targets),
         "target_groups": len(set(inputs.target_columns[column])) if column else len(inputs.targets),
-        "selected": rows_in_budget(config.budget, config.budget_unit, size) or 0,
+        "selected": min(usable, rows_in_budget(config.budget, config.budget_unit, size) or 0),
         "warmup_steps": warmup_steps,
         "leaked": 0 if inputs.leaks is None else int(inputs.leaks.mask(size).sum()),
+        "duplicates": 0 if copies is None else int(copies.mask.sum()),
     }
 
 

@@ -15,7 +15,8 @@ class SelectionPlan:
 
     Args:
         counts (`dict[str, int]`): `candidates`, `candidate_tokens`, `targets`, `target_groups`, `selected` (0 for a
-            budget in tokens), `warmup_steps`, `leaked` rows of the pool.
+            budget in tokens), `warmup_steps`, `leaked` rows of the pool, and `duplicates`, rows that repeat an earlier
+            one.
         bytes (`dict[str, int]`): `basis`, `coordinates`, `activations`, `device_free` and `host_free` memory, and
             `artifacts` on disk.
         seconds (`dict[str, float]`): of each phase, from a few timed batches.
@@ -43,6 +44,7 @@ class SelectionPlan:
         )
         lines.append(("rows to select", kept))
         lines.append(("target or evaluation rows", f"{counts['leaked']:,} found in the pool"))
+        lines.append(("repeated rows", f"{counts['duplicates']:,} found in the pool"))
         lines += [(f"memory, {name.replace('_', ' ')}", in_units(size)) for name, size in self.bytes.items()]
         steps = f" ({counts['warmup_steps']:,} steps)"
         for name, seconds in self.seconds.items():

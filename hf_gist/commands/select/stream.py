@@ -42,12 +42,15 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
     folder.mkdir(parents=True, exist_ok=True)
     path = rows_file(arguments)
     write_table(Dataset.from_list(selection.rows), path)
-    content = {"indices": selection.indices, "scores": selection.scores, "seen": selection.seen}
+    content: dict[str, Any] = {"indices": selection.indices, "scores": selection.scores, "seen": selection.seen}
+    content["pool_duplicates_dropped"] = selection.repeated
     write_json(folder / STREAM, content)
     kept = len(selection.indices)
     say(f"kept {kept:,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)")
+    say(f"repeated rows left out: {selection.repeated:,}")
     say(f"selected rows: {path}")
     counts = {"gist_rows": kept, "seen": selection.seen, "unscorable": selection.unscorable}
+    counts["pool_duplicates_dropped"] = selection.repeated
     return counts | {"artifacts": arguments.output_dir, "selected_rows": str(path)}
 
 
