@@ -46,6 +46,11 @@ def matches_type(value: Any, hint: Any) -> bool:
         return value in get_args(hint)
     if get_origin(hint) is list:
         return isinstance(value, list) and all(matches_type(item, get_args(hint)[0]) for item in value)
+    if get_origin(hint) is dict:
+        key, item = get_args(hint)
+        return isinstance(value, dict) and all(
+            matches_type(k, key) and matches_type(v, item) for k, v in value.items()
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint is int:
@@ -61,6 +66,8 @@ def describe_type(hint: Any) -> str:
         return " or ".join(describe_type(option) for option in get_args(hint))
     if get_origin(hint) is list:
         return f"a list, each item {describe_type(get_args(hint)[0])}"
+    if get_origin(hint) is dict:
+        return f"a mapping of names, each to {describe_type(get_args(hint)[1])}"
     return "null" if hint is type(None) else hint.__name__
 
 

@@ -12,6 +12,7 @@ from datasets import Dataset
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.stopwatch import Stopwatch
 from hf_gist.data.leaks import LeakGuard, Leaks, warn
+from hf_gist.data.reading.stream import chunk_of
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
@@ -116,7 +117,7 @@ def select_stream(
     found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
     best = _BestRows(config)
     for rows in chunks_of(candidates, chunk_rows):
-        chunk = Dataset.from_list(rows)
+        chunk = chunk_of(rows)
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
         measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace)
         if guard.usable:
