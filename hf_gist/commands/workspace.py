@@ -153,7 +153,7 @@ def say_skipped(skipped: Sequence[dict[str, Any]], argument: str) -> None:
     """
     if skipped:
         first = f"{skipped[0]['row']}: {skipped[0]['reason']}"
-        say(f"{argument}: {len(skipped):,} row(s) that cannot be used are skipped, the first {first}")
+        say(f"{argument}: {len(skipped):,} row(s) cannot be used and are skipped; the first is {first}")
 
 
 @dataclass(frozen=True)

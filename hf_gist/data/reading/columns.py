@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets import Dataset, Features, Value
+from datasets import Dataset
 
-from hf_gist.data.reading.table import ExactJson
+from hf_gist.data.reading.table import with_column
 
 
 FORMATS = (("input_ids",), ("messages",), ("conversations",), ("prompt", "completion"), ("text",))
@@ -56,8 +56,7 @@ def _head(rows: Dataset) -> list[dict[str, Any]]:
 def _taken_out(rows: Dataset, target: str, source: str) -> Dataset:
     """The rows with a column of the values inside another column."""
     first, *path = source.split(".")
-    features = Features(rows.features | {target: ExactJson()})
-    return rows.map(lambda row: {target: _at(row[first], path)}, features=features, desc=f"reading {source}")
+    return with_column(rows, target, [_at(row[first], path) for row in rows.select_columns([first])])
 
 
 def rename(rows: Dataset, columns: Mapping[str, str]) -> Dataset:
@@ -93,26 +92,23 @@ def alpaca_prompt(instruction: str, given: str | None) -> str:
     return f"{ALPACA_START}{ALPACA_INPUT if given else ''}{ALPACA_WISH}{instruction}{more}\n\n### Response:\n"
 
 
-def _from_alpaca(row: dict[str, Any]) -> dict[str, Any]:
-    instruction = row["instruction"]
-    # a row without an instruction is refused later, with its place
-    prompt = alpaca_prompt(instruction, row.get("input")) if isinstance(instruction, str) else instruction
-    return {"prompt": prompt, "completion": row["output"]}
-
-
 def _is_alpaca(columns: Sequence[str]) -> bool:
     # the published Alpaca has a column `text` with prompt and answer as well
     return ALPACA <= set(columns) and format_of(columns) in (None, ("text",))
 
 
 def _alpaca(rows: Dataset) -> Dataset:
-    texts = {name: Value("string") for name in ("prompt", "completion")}
-    if rows.features["output"] != Value("string") or rows.features["instruction"] != Value("string"):
-        texts = {name: ExactJson() for name in texts}
-    kept = {name: feature for name, feature in rows.features.items() if name != "text"}
-    removed = [name for name in ("text",) if name in rows.column_names]
-    features = Features(kept | texts)
-    return rows.map(_from_alpaca, features=features, remove_columns=removed, desc="reading Alpaca rows")
+    """The rows with `prompt` and `completion`."""
+    used = [name for name in ("instruction", "input", "output") if name in rows.column_names]
+    prompts = []
+    answers = []
+    for row in rows.select_columns(used):
+        asked = row["instruction"]
+        # a row without an instruction is refused later, with its place
+        prompts.append(alpaca_prompt(asked, row.get("input")) if isinstance(asked, str) else asked)
+        answers.append(row["output"])
+    rows = rows.remove_columns([name for name in ("text",) if name in rows.column_names])
+    return with_column(with_column(rows, "prompt", prompts), "completion", answers)
 
 
 def _is_sharegpt(rows: Dataset) -> bool:

@@ -52,8 +52,12 @@ def _why_no_json(text: str, error: json.JSONDecodeError) -> str:
         return "no JSON: a comma after the object (a JSONL file has none between its lines)"
     if error.msg == "Extra data" and rest.startswith("{"):
         return f"two objects on one line (the second at column {error.colno})"
-    # the messages of the json module may end with a colon or a position of their own
-    return f"no JSON: {error.msg.rstrip(': ')} at column {error.colno}"
+    return f"no JSON: {_said(error)} at column {error.colno}"
+
+
+def _said(error: json.JSONDecodeError) -> str:
+    """The message of the json module, which may end as if a position followed."""
+    return error.msg.rstrip(": ").removesuffix(" at")
 
 
 def _check_object(value: Any, text: str) -> dict[str, Any]:
@@ -108,7 +112,7 @@ def _list_of(text: str, file: RowFile) -> list[Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         place = f"line {error.lineno:,}, column {error.colno}"
-        raise ValueError(f"{file.flag}, {place}: no JSON: {error.msg.rstrip(': ')}.") from None
+        raise ValueError(f"{file.flag}, {place}: no JSON: {_said(error)}.") from None
     if isinstance(value, list):
         return value
     keys = f" with the keys {', '.join(value)}" if isinstance(value, dict) else ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 from datasets import Dataset, DatasetDict, concatenate_datasets, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
@@ -14,8 +15,17 @@ from hf_gist.data.provenance import RowSource, digest, public_name
 from hf_gist.data.reading.columns import canonical, format_of
 from hf_gist.data.reading.files import SAVED, SAVED_MARKS, RowFile, find_files
 from hf_gist.data.reading.lines import entries_of, unit_of
+from hf_gist.data.reading.nulls import without_null_keys
 from hf_gist.data.reading.origins import Part, RawRows
-from hf_gist.data.reading.table import Kinds, add_kinds, as_json_column, cached_dataset, new_kinds, with_exact_json
+from hf_gist.data.reading.table import (
+    Kinds,
+    add_kinds,
+    as_json_column,
+    cached_dataset,
+    new_kinds,
+    with_column,
+    with_exact_json,
+)
 
 
 TEXT_FORMATS = ("jsonl", "json", "csv", "tsv")
@@ -146,7 +156,7 @@ def _from_library(what: str, *args: Any, **options: Any) -> Any:
     """
     try:
         return load_dataset(*args, **options)
-    except (DatasetGenerationError, StopIteration) as error:
+    except (DatasetGenerationError, StopIteration, pyarrow.ArrowException) as error:
         raise ValueError(f"{what} cannot be read: {_cause(error)}") from error
 
 
@@ -165,7 +175,8 @@ def _is_saved(name: str) -> bool:
 
 
 def _numbered(rows: Dataset, name: str, source: str, argument: str) -> Part:
-    return Part(with_exact_json(rows), name, source, argument, "row", range(1, len(rows) + 1))
+    rows = without_null_keys(with_exact_json(rows))
+    return Part(rows, name, source, argument, "row", range(1, len(rows) + 1))
 
 
 def _from_file(file: RowFile, source: RowSource) -> Part:
@@ -225,7 +236,7 @@ def _with_sources(tables: list[Dataset], parts: list[Part]) -> list[Dataset]:
     if len(tables) == 1 or any(SOURCE in table.column_names for table in tables):
         return tables
     pairs = zip(tables, parts, strict=True)
-    return [table.add_column(SOURCE, [part.source] * len(table)) for table, part in pairs]
+    return [with_column(table, SOURCE, [part.source] * len(table)) for table, part in pairs]
 
 
 def _check_one_format(tables: list[Dataset], parts: list[Part], argument: str) -> None:

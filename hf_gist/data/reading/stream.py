@@ -12,6 +12,7 @@ from hf_gist.data.reading.columns import canonical
 from hf_gist.data.reading.files import SAVED, RowFile, find_files
 from hf_gist.data.reading.lines import entries_of, unit_of
 from hf_gist.data.reading.load import TEXT_FORMATS, check_one_of, name_flag, scan_all
+from hf_gist.data.reading.nulls import CHATS, TOOLS, pruned_value
 from hf_gist.data.reading.origins import json_line
 from hf_gist.data.reading.table import dataset_of
 
@@ -42,7 +43,7 @@ def text_of(row: dict[str, Any]) -> bytes:
 
 def chunk_of(rows: Sequence[dict[str, Any]]) -> Dataset:
     """Rows of a stream as a dataset; those of text files with the very values."""
-    if all(isinstance(row, Line) for row in rows):
+    if any(isinstance(row, Line) for row in rows):
         return dataset_of(list(rows))
     return Dataset.from_list([dict(row) for row in rows])
 
@@ -106,7 +107,10 @@ class RowStream:
     def _of_library(self, place: str, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
         for number, row in enumerate(load_dataset(*args, streaming=True, **options), 1):
             self._places.append((f"{place}, row", number))
-            yield row
+            tools = [key for key in (*CHATS, TOOLS) if isinstance(row.get(key), list)]
+            pruned = {key: pruned_value(key, row[key]) for key in tools}
+            # a line, because a table of these rows would have the null keys again
+            yield row if pruned == {key: row[key] for key in tools} else Line(row | pruned, None)
 
     def next_rows(self, chunk: Dataset) -> tuple[Dataset, Where]:
         """The next rows of the stream with the columns that training has, and the place of each.

@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow
 from datasets import Dataset, DatasetInfo, Features, Json, List, Value, config
-from datasets.table import MemoryMappedTable
+from datasets.table import InMemoryTable, MemoryMappedTable, concat_tables
 
 from hf_gist.utils.disk import write
 
 
-ROWS_PER_BATCH = 2_000
+ROWS_PER_BATCH = 1_000
 """Rows of one record batch."""
 
 INT64 = range(-(2**63), 2**63)
@@ -58,8 +58,12 @@ NATIVE = {
     "int64": Value("int64"),
     "ints": List(Value("int64")),
     "strings": List(Value("string")),
+    "chat": List({"role": Value("string"), "content": Value("string")}),
 }
 """Kinds of values with a column type of their own; all other columns are JSON, in which nothing is converted."""
+
+TURN = ("role", "content")
+"""The keys of every message of a `chat`, in this order: more keys, or null, would not be what the file has."""
 
 
 def kind_of(value: Any) -> str:
@@ -75,13 +79,20 @@ def kind_of(value: Any) -> str:
 def _kind_of_list(values: list[Any]) -> str:
     if not values:
         return "empty"
-    # the first alone decides for a conversation, which is the common case
     first = type(values[0])
+    if first is dict:
+        return "chat" if all(map(_is_turn, values)) else "json"
     if first not in (int, str) or set(map(type, values)) != {first}:
         return "json"
     if first is str:
         return "strings"
     return "ints" if min(values) in INT64 and max(values) in INT64 else "json"
+
+
+def _is_turn(value: Any) -> bool:
+    return (
+        type(value) is dict and tuple(value) == TURN and type(value["role"]) is str and type(value["content"]) is str
+    )
 
 
 Kinds = dict[str, set[str]]
@@ -101,7 +112,7 @@ def add_kinds(kinds: Kinds, row: Mapping[str, Any]) -> None:
 
 def _feature_of(kinds: set[str]) -> Any:
     kinds = kinds - {"null"}
-    if kinds - {"empty"} in ({"ints"}, {"strings"}):
+    if kinds - {"empty"} in ({"ints"}, {"strings"}, {"chat"}):
         kinds = kinds - {"empty"}
     if not kinds:
         return Value("null")
@@ -119,8 +130,14 @@ def features_of(kinds: Kinds) -> Features:
 def _column(rows: list[dict[str, Any]], name: str, feature: Any, field: pyarrow.Field) -> pyarrow.Array:
     values = [row.get(name) for row in rows]
     if isinstance(feature, ExactJson):
-        values = [None if value is None else _as_json(value) for value in values]
+        return _json_array(values)
     return pyarrow.array(values, type=field.type)
+
+
+def _json_array(values: Iterable[Any]) -> pyarrow.Array:
+    texts = [None if value is None else _as_json(value) for value in values]
+    # `pyarrow.array` with the type itself takes ten times as long
+    return pyarrow.ExtensionArray.from_storage(ExactJson.pa_type, pyarrow.array(texts, pyarrow.string()))
 
 
 def _batches(rows: Iterable[dict[str, Any]], features: Features) -> Iterator[pyarrow.RecordBatch]:
@@ -176,13 +193,34 @@ def with_exact_json(dataset: Dataset) -> Dataset:
     return dataset
 
 
+def with_column(dataset: Dataset, name: str, values: list[Any], feature: Any = None) -> Dataset:
+    """The dataset with a new column, or with other values in a column.
+
+    `Dataset.map` would write all other columns again, and round the numbers in those of type `Json`.
+
+    Args:
+        dataset (`Dataset`): the rows.
+        name (`str`): the column.
+        values (`list`): one for every row.
+        feature (*optional*): type of the column; by default one that holds all values without a conversion.
+    """
+    feature = feature or _feature_of({kind_of(value) for value in values})
+    if name in dataset.column_names:
+        dataset = dataset.remove_columns(name)
+    features = Features({**dataset.features, name: feature})
+    column = _json_array(values) if isinstance(feature, ExactJson) else pyarrow.array(values, feature_type(feature))
+    tables = [dataset.flatten_indices().data if dataset._indices is not None else dataset.data]
+    tables.append(InMemoryTable(pyarrow.table({name: column})))
+    return Dataset(concat_tables(tables, axis=1), info=DatasetInfo(features=features))
+
+
+def feature_type(feature: Any) -> pyarrow.DataType:
+    """The Arrow type of a column type."""
+    return Features({"column": feature}).arrow_schema.field("column").type
+
+
 def as_json_column(dataset: Dataset, name: str) -> Dataset:
     """The dataset with one column as [`ExactJson`]."""
     if isinstance(dataset.features[name], ExactJson):
         return dataset
-    column = [None if value is None else _as_json(value) for value in dataset.with_format(None)[name]]
-    features = Features(dataset.features | {name: ExactJson()})
-    table = dataset.with_format("arrow")[:]
-    at = table.schema.get_field_index(name)
-    table = table.set_column(at, name, pyarrow.array(column, type=ExactJson.pa_type))
-    return Dataset(table.cast(features.arrow_schema), info=DatasetInfo(features=features))
+    return with_column(dataset, name, dataset.with_format(None)[name][:], ExactJson())
