@@ -11,6 +11,7 @@ import yaml
 from hf_gist import Selection
 from hf_gist.commands import flags as flags_module
 from hf_gist.commands.main import build_parser, main
+from hf_gist.hub.card_facts import dataset_rows, select_command
 from tests.helpers.words import save_model, varied
 
 
@@ -156,3 +157,15 @@ def test_mappings_are_flags_of_pairs(monkeypatch, tmp_path, capsys):
         with pytest.raises(SystemExit):
             parse(monkeypatch, "--shares", wrong)
         assert "is not of the form NAME=NUMBER" in capsys.readouterr().err
+
+
+def test_the_card_names_all_files_and_the_columns(run):
+    selection = Selection.load(run)
+    manifest = selection.manifest | {"columns": {"prompt": "question"}, "skipped_rows": [{"row": "x", "reason": "y"}]}
+    command = select_command(dataclasses.replace(selection, manifest=manifest), "hf://user/model")
+    assert "--train_file code.jsonl chat.jsonl.gz" in command and "--columns prompt=question" in command
+    assert "--skip_bad_rows" in command
+    names = [row["name"] for row in dataset_rows(manifest)]
+    assert names == ["code.jsonl", "chat.jsonl.gz", "targets.jsonl"]
+    hub = {"train_dataset": {"hub": [{"id": "a/b", "revision": None}, {"id": "a/c", "revision": None}]}}
+    assert "--dataset_name a/b a/c" in select_command(dataclasses.replace(selection, manifest=hub), "hf://user/model")

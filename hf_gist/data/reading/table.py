@@ -1,5 +1,6 @@
 """Rows of any shape as a `datasets.Dataset` that returns the very values."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -167,13 +168,14 @@ def cached_dataset(rows: Iterable[dict[str, Any]], kinds: Kinds, key: str) -> Da
         key (`str`): digest of the contents that the rows come from.
     """
     features = features_of(kinds)
-    folder = Path(config.HF_DATASETS_CACHE) / FOLDER / f"{key[:32]}-{VERSION}"
+    name = hashlib.sha256(f"{key} {features} {VERSION}".encode()).hexdigest()[:32]
+    folder = Path(config.HF_DATASETS_CACHE) / FOLDER / name
     path = folder / "rows.arrow"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         write(path, lambda name: _write_batches(rows, features, name))
     table = MemoryMappedTable.from_file(str(path))
-    return Dataset(table, info=DatasetInfo(features=features), fingerprint=key[:16])
+    return Dataset(table, info=DatasetInfo(features=features), fingerprint=name[:16])
 
 
 def _write_batches(rows: Iterable[dict[str, Any]], features: Features, path: str) -> None:
