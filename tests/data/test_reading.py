@@ -7,6 +7,7 @@ import json
 import lzma
 
 import pyarrow
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, DatasetDict, Features, Value
 
@@ -113,6 +114,18 @@ def test_tool_calls_in_parquet_have_no_keys_of_other_calls(tmp_path):
     assert [json.loads(text)["tools"] for text in raw.texts([1, 0])] == [rows[1]["tools"], rows[0]["tools"]]
     stream = list(RowStream(RowSource(path), "train_file"))
     assert chunk_of(stream)["tools"][0] == rows[0]["tools"] and b"ticker" not in text_of(stream[0])
+
+
+def test_json_columns_of_a_saved_table_are_exact_as_well(tmp_path):
+    rows = [{"text": "w1", "calls": [{"x": 0.123456789012345}, {"y": 10**30}]}]
+    texts = pyarrow.array([json.dumps(call) for call in rows[0]["calls"]])
+    calls = pyarrow.ListArray.from_arrays([0, 2], pyarrow.ExtensionArray.from_storage(pyarrow.json_(), texts))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["w1"], "calls": calls}), tmp_path / "pool.parquet")
+    raw = read(tmp_path / "pool.parquet", tmp_path / "pool.parquet")
+    assert raw.rows[0] == rows[0] and raw.rows.select([0])[0] == rows[0]
+    rest = lines_file(tmp_path / "rest.jsonl", [b'{"text": "w2", "calls": [{"x": 0.123456789012345}]}'])
+    both = read(tmp_path / "pool.parquet", rest)
+    assert both.rows["calls"][:] == [rows[0]["calls"], rows[0]["calls"][:1]]
 
 
 # ---- Errors ----

@@ -64,8 +64,8 @@ def _check_object(value: Any, text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         kind = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}.get(type(value), "a number")
         raise _Unusable(f"{kind} instead of an object with the columns of the row")
-    # `\ud83d` without its second half is JSON, but no text
-    if "\\ud" in text or "\\uD" in text:
+    # `\ud83d` without its second half is JSON, but no text; one character is found much faster than three
+    if "\\" in text and ("\\ud" in text or "\\uD" in text):
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:

@@ -187,12 +187,23 @@ def _write_batches(rows: Iterable[dict[str, Any]], features: Features, path: str
 # ---- Several tables ----
 
 
+def _exact(feature: Any) -> Any:
+    if type(feature) is Json:
+        return ExactJson()
+    if isinstance(feature, dict):
+        return {name: _exact(inside) for name, inside in feature.items()}
+    return List(_exact(feature.feature), length=feature.length) if isinstance(feature, List) else feature
+
+
 def with_exact_json(dataset: Dataset) -> Dataset:
-    """The dataset with [`ExactJson`] where it has `Json`, which `concatenate_datasets` puts into its place."""
-    for name, feature in dataset.features.items():
-        if type(feature) is Json:
-            dataset.features[name] = ExactJson()
-    return dataset
+    """The dataset with [`ExactJson`] for `Json`, which `load_dataset` and `concatenate_datasets` put into its place."""
+    features = Features({name: _exact(feature) for name, feature in dataset.features.items()})
+    if str(features) == str(dataset.features):
+        return dataset
+    info = dataset.info.copy()
+    info.features = features
+    kept = {"split": dataset.split, "indices_table": dataset._indices, "fingerprint": dataset._fingerprint}
+    return Dataset(dataset.data, info=info, **kept)
 
 
 def with_column(dataset: Dataset, name: str, values: list[Any], feature: Any = None) -> Dataset:
