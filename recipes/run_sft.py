@@ -27,8 +27,9 @@ from hf_gist.commands.workspace import token_columns
 from hf_gist.config.base import BaseConfig
 from hf_gist.config.documentation import setting_help
 from hf_gist.config.parsing import parse_yaml
-from hf_gist.data.formats import load_rows, tokenize
-from hf_gist.data.provenance import RowSource, digest, public_name
+from hf_gist.data.formats import tokenize
+from hf_gist.data.provenance import RowSource, describe_source, digests_of, public_name
+from hf_gist.data.reading.load import load_rows
 from hf_gist.trainer import GASTSFTTrainer
 from hf_gist.training.loading import positions
 from hf_gist.utils.disk import write_json
@@ -204,8 +205,8 @@ def selected_rows(folder: str, rows: Dataset, train_file: str | None) -> list[in
         ValueError: if the rows are not the scored rows.
     """
     selection = Selection.load(folder)
-    known = selection.manifest.get("train_dataset", {}).get("sha256")
-    found = digest(train_file)
+    known = digests_of(selection.manifest.get("train_dataset", {}))
+    found = [] if train_file is None else digests_of(describe_source(RowSource(train_file), {}))
     if len(selection.scores) != len(rows) or (known and found and known != found):
         raise ValueError(
             f"`selected_rows: {folder}` was made from another pool: {len(selection.scores)} rows there, {len(rows)} rows "

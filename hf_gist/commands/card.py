@@ -5,8 +5,8 @@ from pathlib import Path
 
 from datasets import Dataset
 
-from hf_gist.data.formats import load_rows
-from hf_gist.data.provenance import RowSource, digest
+from hf_gist.data.provenance import RowSource, describe_source, digests_of
+from hf_gist.data.reading.load import load_rows
 from hf_gist.gist.selection import Selection
 from hf_gist.hub.dataset_card import export_dataset, write_dataset
 from hf_gist.hub.model_card import write_card
@@ -40,8 +40,8 @@ def _add_dataset_flags(parser: argparse.ArgumentParser) -> None:
         help="Instead of the model: the selected rows and all scores as a dataset with its own card, in DIR/dataset.",
     )
     parser.add_argument("--license", help="With --dataset: the Hub's name of the rows' licence, such as apache-2.0.")
-    parser.add_argument("--train_file", help="With --dataset: the pool, if DIR has no selected rows.")
-    parser.add_argument("--dataset_name", help="With --dataset: the pool on the Hub, instead of a file.")
+    parser.add_argument("--train_file", nargs="+", help="With --dataset: the pool, if DIR has no selected rows.")
+    parser.add_argument("--dataset_name", nargs="+", help="With --dataset: the pool on the Hub, instead of a file.")
     parser.add_argument("--dataset_split", default="train", help="Split of --dataset_name. Default: train.")
     parser.add_argument("--dataset_config_name", help="Configuration of --dataset_name, if it has several.")
     parser.add_argument("--dataset_revision", help="Branch, tag or commit of --dataset_name.")
@@ -80,10 +80,12 @@ def _load_pool(flags: argparse.Namespace, selection: Selection) -> Dataset:
         flags.dataset_revision,
     )
     pool = load_rows(source, "train_file")
-    known = selection.manifest["train_dataset"].get("sha256")
-    found = digest(flags.train_file)
+    known = digests_of(selection.manifest["train_dataset"])
+    found = digests_of(describe_source(source, {}))
     if known and found and known != found:
-        raise ValueError(f"`--train_file {flags.train_file}` is not the pool that was scored: its content differs.")
+        raise ValueError(
+            f"`--train_file {' '.join(flags.train_file)}` is not the pool that was scored: its content differs."
+        )
     return pool
 
 

@@ -4,7 +4,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -17,6 +17,8 @@ from hf_gist.config.files import SCHEME, config_from_uri
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.parsing import parse_yaml
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.provenance import RowSource
+from hf_gist.data.reading.load import SOURCE, source_names
 
 
 @dataclass(frozen=True)
@@ -50,41 +52,48 @@ TITLES = {
 NOT_SETTINGS = ("command", "config", "debug", "json", "dry_run")
 
 
-class NamedValues(argparse.Action):
-    """Reads `--flag NAME=VALUE NAME=VALUE` into a mapping.
+class _Pairs(argparse.Action):
+    """Collects `name=value` pairs into a dict; a flag that is given twice adds to it."""
 
-    Args:
-        kind (`type`): of the values.
-    """
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        pairs = {**getattr(namespace, self.dest, {}), **dict(values)}
+        setattr(namespace, self.dest, pairs)
 
-    def __init__(self, *args: Any, kind: type, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.kind = kind
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Parse some values, and add them to those given before."""
-        found = dict(getattr(namespace, self.dest, {}))
-        for text in values:
-            # a name may contain an equals sign
-            name, equals, value = text.rpartition("=")
-            try:
-                found[name] = self.kind(value if equals else "")
-            except ValueError:
-                parser.error(f"argument {option_string}: {text!r} is not NAME=VALUE with a {self.kind.__name__}")
-        setattr(namespace, self.dest, found)
+def _pair(item: Any) -> Callable[[str], tuple[str, Any]]:
+    """The parser of `name=value`, where `item` is the type of the value."""
+    options = [option for option in get_args(item) if option is not type(None)] or [item]
+
+    def parse(text: str) -> tuple[str, Any]:
+        # a number has no `=`, so that the name may have one
+        name, _, value = text.partition("=") if item is str else text.rpartition("=")
+        try:
+            parsed = fraction_or_count(value) if set(options) == {int, float} else options[0](value)
+        except ValueError:
+            parsed = None
+        if not name or parsed in (None, ""):
+            kind = "VALUE" if item is str else "NUMBER"
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME={kind}")
+        return name, parsed
+
+    return parse
 
 
 def _flag_type(hint: Any) -> dict[str, Any]:
+    if get_origin(hint) is dict:
+        item = get_args(hint)[1]
+        metavar = "NAME=VALUE" if item is str else "NAME=NUMBER"
+        return {"nargs": "+", "type": _pair(item), "action": _Pairs, "metavar": metavar}
     options = [option for option in get_args(hint) if option is not type(None)]
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(hint) is Literal:
         return {"choices": options}
     if get_origin(hint) in (types.UnionType, typing.Union):
-        if get_origin(options[0]) is dict:
-            return {"nargs": "+", "action": NamedValues, "kind": get_args(options[0])[1], "metavar": "NAME=VALUE"}
         if get_origin(options[0]) is list:
             return {"nargs": "+", "type": get_args(options[0])[0]}
+        if get_origin(options[0]) is dict:
+            return _flag_type(options[0])
         return {"type": fraction_or_count if set(options) == {int, float} else options[0]}
     return {"type": hint}
 
@@ -99,7 +108,7 @@ def add_settings_flags(parser: argparse.ArgumentParser, groups: Sequence[type]) 
         group = parser.add_argument_group(TITLES[cls])
         texts = setting_help(cls)
         for field in dataclasses.fields(cls):
-            shown = "" if field.default in (None, False) else f" Default: {field.default}."
+            shown = "" if field.default in (None, False, dataclasses.MISSING) else f" Default: {field.default}."
             text = (field.metadata.get("help") or texts.get(field.name, "")) + shown
             kind = _flag_type(get_type_hints(cls)[field.name])
             group.add_argument(f"--{field.name}", default=argparse.SUPPRESS, help=text.replace("%", "%%"), **kind)
@@ -130,5 +139,14 @@ def settings_of(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     classes = GROUPS[flags.command]
     given = _read_yaml(flags.config, classes) if flags.config else {}
     given |= {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
-    groups = [cls(**{f.name: given[f.name] for f in dataclasses.fields(cls) if f.name in given}) for cls in classes]
+    values = _several_sources(given) | given
+    groups = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
     return given, groups
+
+
+def _several_sources(given: dict[str, Any]) -> dict[str, Any]:
+    """The column of the sources, which rows from several files or datasets have; nothing for one file."""
+    if "from_scores" in given or not (given.get("train_file") or given.get("dataset_name")):
+        return {}
+    source = RowSource(given.get("train_file"), given.get("dataset_name"))
+    return {"source_column": SOURCE} if len(list(source_names(source, "train_file"))) > 1 else {}

@@ -11,11 +11,14 @@ from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import check_one_of, load_rows, tokenize
+from hf_gist.data.formats import tokenize
 from hf_gist.data.provenance import RowSource, describe_source
+from hf_gist.data.reading.load import check_one_of, read_rows
+from hf_gist.data.reading.origins import RawRows
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import load_base, load_tokenizer, padding_collator, positions
+from hf_gist.utils.terminal import say
 
 
 LONGEST_ROW = 1024
@@ -35,16 +38,26 @@ class SourceArguments:
     model_revision: str | None = flag("Branch, tag or commit of the model.")
     dtype: str = flag("Dtype the model is loaded in: auto, float32 or bfloat16.", "auto")
     trust_remote_code: bool = flag("Run code that comes with the model.", False)
-    train_file: str | None = flag("Candidate pool: JSONL, JSON, Parquet or CSV.")
-    dataset_name: str | None = flag("Candidate pool on the Hub, instead of a file.")
+    train_file: list[str] | str | None = flag(
+        "Candidate pool: files, folders or patterns; JSONL, JSON, CSV (all also .gz, .bz2, .xz, .zst), Parquet, or "
+        "what save_to_disk wrote."
+    )
+    dataset_name: list[str] | str | None = flag("Candidate pool on the Hub, one dataset or several, instead of files.")
     dataset_split: str = flag("Split of --dataset_name.", "train")
     dataset_config_name: str | None = flag("Configuration of --dataset_name, if it has several.")
     dataset_revision: str | None = flag("Branch, tag or commit of --dataset_name.")
-    target_file: str | None = flag("Target set: a few example rows of the target task.")
-    target_dataset_name: str | None = flag("Target set on the Hub, instead of a file.")
+    target_file: list[str] | str | None = flag("Target set: a few example rows of the target task.")
+    target_dataset_name: list[str] | str | None = flag("Target set on the Hub, instead of a file.")
     target_dataset_split: str = flag("Split of --target_dataset_name.", "train")
     target_dataset_config_name: str | None = flag("Configuration of --target_dataset_name, if it has several.")
     target_dataset_revision: str | None = flag("Branch, tag or commit of --target_dataset_name.")
+    columns: dict[str, str] | None = flag(
+        "Columns with other names: prompt=question completion=answer, or messages=body.messages for the value inside "
+        "an object. Applied to every set that has these columns."
+    )
+    skip_bad_rows: bool = flag(
+        "Leave out rows that cannot be used, instead of an error; the manifest lists them.", False
+    )
     max_length: int | None = flag(
         "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, "
         f"the model's positions and {LONGEST_ROW}."
@@ -91,9 +104,26 @@ class SourceArguments:
             self.target_dataset_revision,
         )
 
-    def load_pool(self) -> Dataset:
+    def load_pool(self) -> RawRows:
         """The rows of the pool."""
-        return load_rows(self.pool_source, "train_file")
+        return self.read(self.pool_source, "train_file")
+
+    def load_targets(self) -> RawRows:
+        """The target rows."""
+        return self.read(self.target_source, "target_file")
+
+    def read(self, source: RowSource, argument: str) -> RawRows:
+        """Read rows, and print what was done with their columns and how many were left out.
+
+        Args:
+            source (`RowSource`): where to read.
+            argument (`str`): the flag of the files, for messages.
+        """
+        raw = read_rows(source, argument, self.columns, self.skip_bad_rows)
+        for note in raw.notes:
+            say(note)
+        say_skipped(raw.skipped, argument)
+        return raw
 
     def provenance(self, manifest: dict[str, Any]) -> dict[str, Any]:
         """The manifest's entries on pool and targets, with their names from the flags, and how they were read.
@@ -103,7 +133,8 @@ class SourceArguments:
         """
         return {
             "train_dataset": describe_source(self.pool_source, manifest["train_dataset"]),
-            "target_dataset": describe_source(self.target_source, manifest["target_dataset"]),
+            "target_dataset": describe_source(self.target_source, manifest["target_dataset"], "target_file"),
+            **({"columns": self.columns} if self.columns else {}),
             "max_length": self.max_length,
             "dtype": self.dtype,
         }
@@ -111,6 +142,18 @@ class SourceArguments:
     def load_model(self) -> PreTrainedModel:
         """The base model."""
         return load_base(self.model_name, self.model_revision, self.dtype, self.trust_remote_code)
+
+
+def say_skipped(skipped: Sequence[dict[str, Any]], argument: str) -> None:
+    """Print how many rows were left out, if there are any, and the first of them.
+
+    Args:
+        skipped (`Sequence[dict]`): place and reason of each.
+        argument (`str`): the flag, without dashes.
+    """
+    if skipped:
+        first = f"{skipped[0]['row']}: {skipped[0]['reason']}"
+        say(f"{argument}: {len(skipped):,} row(s) cannot be used and are skipped; the first is {first}")
 
 
 @dataclass(frozen=True)
@@ -123,6 +166,8 @@ class Workspace:
         max_length (`int`): longest row in tokens.
         pool (`Dataset`): candidates with `input_ids`, `labels` and their own columns.
         targets (`Dataset`): target rows likewise.
+        raw_pool (`RawRows`): the candidates as they were read, with the place of each.
+        raw_targets (`RawRows`): the target rows likewise.
     """
 
     arguments: SourceArguments
@@ -130,6 +175,13 @@ class Workspace:
     max_length: int
     pool: Dataset
     targets: Dataset
+    raw_pool: RawRows
+    raw_targets: RawRows
+
+    @property
+    def skipped_rows(self) -> list[dict[str, Any]]:
+        """Place and reason of every row of pool and targets that was left out."""
+        return [*self.raw_pool.skipped, *self.raw_targets.skipped]
 
     @property
     def collator(self) -> Collator:
@@ -151,27 +203,43 @@ class Workspace:
         return DatasetPass(model, self.collator, tokens, config.scoring_dtype, progress=False)
 
 
-def open_targets(arguments: SourceArguments, base: PreTrainedModel) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
+def open_targets(
+    arguments: SourceArguments, base: PreTrainedModel, raw: RawRows
+) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
     """The tokenised targets, the tokenizer, and the longest row in tokens.
 
     Args:
         arguments (`SourceArguments`): the flags.
         base (`PreTrainedModel`): the base model; its number of positions limits the rows.
+        raw (`RawRows`): the target rows.
 
     Raises:
         ValueError: naming the flag that is missing or wrong.
     """
-    targets = load_rows(arguments.target_source, "target_file")
     tokenizer, limit = load_tokenizer(arguments.model_name, arguments.model_revision, arguments.trust_remote_code)
     max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
-    return tokenize(targets, tokenizer, max_length, "target_file"), tokenizer, max_length
+    return tokenize(raw.rows, tokenizer, max_length, "target_file"), tokenizer, max_length
 
 
-def open_workspace(arguments: SourceArguments, rows: Dataset, base: PreTrainedModel) -> Workspace:
+def open_workspace(arguments: SourceArguments, pool: RawRows, base: PreTrainedModel) -> Workspace:
     """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
-    targets, tokenizer, max_length = open_targets(arguments, base)
-    pool = tokenize(rows, tokenizer, max_length, "train_file")
-    return Workspace(arguments, tokenizer, max_length, pool, targets)
+    raw = arguments.load_targets()
+    check_columns(arguments, [pool, raw])
+    targets, tokenizer, max_length = open_targets(arguments, base, raw)
+    tokenized = tokenize(pool.rows, tokenizer, max_length, "train_file")
+    return Workspace(arguments, tokenizer, max_length, tokenized, targets, pool, raw)
+
+
+def check_columns(arguments: SourceArguments, sets: Sequence[RawRows]) -> None:
+    """Check that `--columns` was of use.
+
+    Raises:
+        ValueError: if no set has its columns.
+    """
+    if arguments.columns and not any(raw.renamed for raw in sets):
+        given = " ".join(f"{name}={source}" for name, source in arguments.columns.items())
+        found = "; ".join(f"{raw.argument} has {', '.join(raw.rows.column_names)}" for raw in sets)
+        raise ValueError(f"`--columns {given}`: no set has these columns: {found}.")
 
 
 def check_source(arguments: SourceArguments) -> None:
@@ -182,11 +250,11 @@ def check_source(arguments: SourceArguments) -> None:
     """
     # `folder` and `model_name` raise if their flag is missing
     _ = arguments.folder
-    check_one_of(arguments.train_file, arguments.dataset_name, "train_file")
+    check_one_of(arguments.pool_source, "train_file")
     _ = arguments.model_name
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
-    check_one_of(arguments.target_file, arguments.target_dataset_name, "target_file")
+    check_one_of(arguments.target_source, "target_file")
 
 
 def token_columns(sets: Sequence[Dataset]) -> Dataset | None:

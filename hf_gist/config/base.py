@@ -65,7 +65,7 @@ def describe_type(hint: Any) -> str:
     if get_origin(hint) is list:
         return f"a list, each item {describe_type(get_args(hint)[0])}"
     if get_origin(hint) is dict:
-        return f"a mapping of names to values, each value {describe_type(get_args(hint)[1])}"
+        return f"a mapping of names, each to {describe_type(get_args(hint)[1])}"
     return "null" if hint is type(None) else hint.__name__
 
 

@@ -14,6 +14,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.stopwatch import Stopwatch
 from hf_gist.data.copies import SeenRows
 from hf_gist.data.leaks import LeakGuard, warn
+from hf_gist.data.reading.stream import chunk_of
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.checks import check_dataset, check_labels, group_columns
@@ -128,7 +129,7 @@ def select_stream(
     found = guard.nothing_found()
     best = _BestRows(config)
     for rows in chunks_of(candidates, chunk_rows):
-        chunk = Dataset.from_list(rows)
+        chunk = chunk_of(rows)
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
         measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace)
         digests = None

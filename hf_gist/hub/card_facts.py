@@ -9,6 +9,7 @@ import torch
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.provenance import files_of
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
@@ -164,11 +165,19 @@ def dataset_rows(manifest: dict[str, Any]) -> list[dict[str, Any]]:
         for origin in facts.get("hub", []):
             rows.append(common | {"name": origin["id"], "revision": origin["revision"]})
         if not facts.get("hub"):
-            digest = facts.get("sha256")
-            mark = f"sha256 {digest[:16]}" if digest else None
-            mark = mark or (f"fingerprint {facts['fingerprint']}" if facts.get("fingerprint") else None)
-            rows.append(common | {"name": facts.get("file"), "revision": mark})
+            rows += [common | file for file in _file_rows(facts)]
     return rows
+
+
+def _file_rows(facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Name and digest of every file of a data set; the fingerprint of rows that came from none."""
+    files = files_of(facts)
+    if any(file.get("sha256") for file in files):
+        return [
+            {"name": f["file"], "revision": f"sha256 {f['sha256'][:16]}" if "sha256" in f else None} for f in files
+        ]
+    mark = f"fingerprint {facts['fingerprint']}" if facts.get("fingerprint") else None
+    return [{"name": file["file"], "revision": mark} for file in files] or [{"name": None, "revision": mark}]
 
 
 def hub_ids(manifest: dict[str, Any], key: str = "train_dataset") -> list[str]:
@@ -195,9 +204,12 @@ def select_command(selection: Selection, address: str) -> str:
     if not scorer_of(selection.config).needs_adam:
         names.remove("less_checkpoints")
     flags += [(name, warmup.get(name)) for name in names]
+    columns = manifest.get("columns") or {}
+    flags.append(("columns", [f"{name}={source}" for name, source in columns.items()] or None))
     flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]
     flags.append(("output_dir", "selection"))
     given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
+    given += ["--skip_bad_rows"] if manifest.get("skipped_rows") else []
     return "hf-gist select " + " \\\n    ".join(given)
 
 
@@ -208,8 +220,11 @@ def _quoted(value: Any) -> str:
 
 def _source_flags(facts: dict[str, Any], file: str, dataset: str, unknown: str) -> list[tuple[str, Any]]:
     origins = facts.get("hub", [])
-    if len(origins) != 1:
-        return [(file, facts.get("file") or unknown)]
-    named = [(f"{dataset}_name", origins[0]["id"]), (f"{dataset}_revision", origins[0]["revision"])]
+    revisions = {origin["revision"] for origin in origins}
+    # datasets in several revisions cannot be named by one command
+    if len(revisions) != 1 and len(origins) != 1:
+        return [(file, [found["file"] for found in files_of(facts)] or unknown)]
+    named: list[tuple[str, Any]] = [(f"{dataset}_name", [origin["id"] for origin in origins])]
+    named.append((f"{dataset}_revision", origins[0]["revision"]))
     parts = [(f"{dataset}_{name}", facts.get(name)) for name in ("config_name", "split")]
     return [*named, *parts]

@@ -22,8 +22,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
 from hf_gist.config.gast import GASTConfig
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import tokenize
 from hf_gist.data.provenance import RowSource
+from hf_gist.data.reading.load import load_rows
 from hf_gist.gradients.collect import mean_loss
 from hf_gist.trainer import GASTTrainer
 from hf_gist.training.loading import load_tokenizer, padding_collator

@@ -5,8 +5,9 @@ import json
 import pytest
 from datasets import Dataset
 
-from hf_gist.data.formats import load_rows, tokenize, tokenize_row
+from hf_gist.data.formats import tokenize, tokenize_row
 from hf_gist.data.provenance import RowSource
+from hf_gist.data.reading.load import load_rows
 from tests.helpers.words import TEMPLATE, chats, tokenizer
 
 

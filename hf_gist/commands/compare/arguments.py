@@ -9,7 +9,7 @@ from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN
 from hf_gist.commands.workspace import SourceArguments, check_source, flag
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
-from hf_gist.data.provenance import digest
+from hf_gist.data.provenance import describe_source, digest, digests_of
 from hf_gist.utils.disk import as_json
 
 
@@ -82,7 +82,8 @@ def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, con
     """The settings that two runs into one folder must have in common; methods and seeds may be added later."""
     free = {"output_dir", "methods", "seeds", "scores_dir"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
-    files = {name: digest(values[name]) for name in ("train_file", "target_file")}
+    sources = {"train_file": arguments.pool_source, "target_file": arguments.target_source}
+    files = {name: digests_of(describe_source(source, {}, name)) for name, source in sources.items()}
     tests = {name: digest(file) for name, file in arguments.test_files.items()}
     digests = {"sha256": files, "sha256 of the test files": tests}
     return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)

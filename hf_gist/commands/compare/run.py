@@ -26,7 +26,6 @@ from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
 from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_columns, token_counts
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
-from hf_gist.data.formats import load_rows
 from hf_gist.data.provenance import RowSource
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.utils.disk import read_json, write, write_json
@@ -81,7 +80,8 @@ def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, D
     """The test sets by name."""
     tests = {}
     for name, file in arguments.test_files.items():
-        rows = workspace.tokenized(load_rows(RowSource(file), "test_file"), "test_file")
+        raw = arguments.read(RowSource(file), "test_file")
+        rows = workspace.tokenized(raw.rows, "test_file")
         tests[name] = rows.select_columns(["input_ids", "labels"])
     return tests
 

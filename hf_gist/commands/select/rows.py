@@ -1,11 +1,11 @@
 """The selected rows as a file."""
 
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 
-from datasets import Dataset
-
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.data.reading.load import raw_table
+from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.selection import Selection
 from hf_gist.utils.disk import write
 
@@ -15,16 +15,22 @@ def rows_file(arguments: SelectArguments) -> Path:
     return arguments.folder / f"selected.{arguments.output_format}"
 
 
-def write_table(rows: Dataset, path: Path) -> None:
-    """Write rows as JSONL or Parquet, by the suffix of the path."""
-    write(path, rows.to_parquet if path.suffix == ".parquet" else partial(rows.to_json, force_ascii=False))
+def write_lines(lines: Iterable[bytes], path: Path) -> None:
+    """Write lines of JSONL.
+
+    Args:
+        lines (`Iterable[bytes]`): without their ends.
+        path (`Path`): the file.
+    """
+    text = b"".join(line + b"\n" for line in lines)
+    write(path, lambda name: Path(name).write_bytes(text))
 
 
-def write_rows(pool: Dataset, selection: Selection, arguments: SelectArguments) -> Path:
+def write_rows(pool: RawRows, selection: Selection, arguments: SelectArguments) -> Path:
     """Write the selected rows, best first; those of a JSONL pool as the original lines.
 
     Args:
-        pool (`Dataset`): the raw pool.
+        pool (`RawRows`): the raw pool.
         selection (`Selection`): a selection from it.
         arguments (`SelectArguments`): output folder and format.
 
@@ -32,19 +38,8 @@ def write_rows(pool: Dataset, selection: Selection, arguments: SelectArguments) 
         `Path`: the file.
     """
     path = rows_file(arguments)
-    lines = [] if arguments.output_format == "parquet" else jsonl_lines(arguments.train_file)
-    if len(lines) == len(pool):
-        # unchanged lines, because reading them as a table rewrites dates and numbers
-        text = "".join(lines[i] + "\n" for i in selection.indices)
-        write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    if arguments.output_format == "parquet":
+        write(path, raw_table(pool).select(selection.indices).to_parquet)
     else:
-        write_table(pool.select(selection.indices), path)
+        write_lines(pool.texts(selection.indices), path)
     return path
-
-
-def jsonl_lines(file: str | None) -> list[str]:
-    """The lines of a `.jsonl` file without the empty ones; an empty list for other files."""
-    if file is None or not file.endswith(".jsonl"):
-        return []
-    with open(file, encoding="utf-8") as opened:
-        return [line.rstrip("\n") for line in opened if line.strip()]

@@ -11,6 +11,7 @@ from hf_gist.commands.select.scoring import score
 from hf_gist.commands.select.stream import select_from_stream
 from hf_gist.commands.workspace import USAGE, check_source
 from hf_gist.costs.ledger import CostLedger
+from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.selection import Selection
 from hf_gist.report import report_at_end, summary_line, summary_table
 from hf_gist.training.tracking import selection_metrics
@@ -42,16 +43,17 @@ def run_select(flags: argparse.Namespace) -> dict[str, Any]:
         rows = arguments.load_pool()
         return report_selection(score(arguments, warmup, config, rows), arguments, rows)
     rows = arguments.load_pool() if "train_file" in given or "dataset_name" in given else None
-    return report_selection(select_from_scores(arguments, given, rows), arguments, rows)
+    selection, scored = select_from_scores(arguments, given, rows)
+    return report_selection(selection, arguments, scored)
 
 
-def report_selection(selection: Selection, arguments: SelectArguments, rows: Any) -> dict[str, Any]:
+def report_selection(selection: Selection, arguments: SelectArguments, rows: RawRows | None) -> dict[str, Any]:
     """Write the selected rows and the report, and print the outcome; returns what `--json` prints.
 
     Args:
         selection (`Selection`): saved in the output folder.
         arguments (`SelectArguments`): output folder and format.
-        rows (`Dataset`, *optional*): the pool; without it no rows are written.
+        rows (`RawRows`, *optional*): the pool; without it no rows are written.
     """
     say(summary_line(selection))
     say(summary_table(selection))

@@ -16,8 +16,9 @@ from hf_gist.commands.workspace import Workspace, open_workspace, token_columns
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import PhaseCost
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import tokenize
 from hf_gist.data.provenance import RowSource, public_name
+from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.offline import select
@@ -32,8 +33,10 @@ def evaluation_rows(arguments: SelectArguments, tokenizer: PreTrainedTokenizerBa
         tokenizer (`PreTrainedTokenizerBase`): of the model.
         max_length (`int`): longest row in tokens.
     """
-    rows = [load_rows(RowSource(file), "eval_file") for file in arguments.eval_file or []]
-    return token_columns([tokenize(part, tokenizer, max_length, "eval_file") for part in rows])
+    if not arguments.eval_file:
+        return None
+    raw = [arguments.read(RowSource(file), "eval_file") for file in arguments.eval_file]
+    return token_columns([tokenize(part.rows, tokenizer, max_length, "eval_file") for part in raw])
 
 
 @dataclass(frozen=True)
@@ -51,14 +54,14 @@ class ScoringModel:
     cost: PhaseCost | None = None
 
 
-def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: Dataset) -> Selection:
+def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig, rows: RawRows) -> Selection:
     """Score the pool, select from it, and save the selection with the provenance of its inputs.
 
     Args:
         arguments (`SelectArguments`): the flags.
         warmup (`WarmupSettings`): of the warm-up of a new LoRA.
         config (`GISTConfig`): of the selection.
-        rows (`Dataset`): the raw pool.
+        rows (`RawRows`): the raw pool.
     """
     base = arguments.load_model()
     workspace = open_workspace(arguments, rows, base)
@@ -72,6 +75,8 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
         scoring = ScoringModel(warmed.model, warmed.checkpoints, warmed.cost)
     selection = _select(scoring, workspace, config, evaluation)
     manifest = selection.manifest | _inputs_of(selection, arguments, warmup, config)
+    if workspace.skipped_rows:
+        manifest["skipped_rows"] = workspace.skipped_rows
     selection = dataclasses.replace(selection, manifest=manifest)
     selection.save(arguments.folder)
     return selection

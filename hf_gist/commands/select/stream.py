@@ -5,14 +5,15 @@ from typing import Any
 from datasets import Dataset
 
 from hf_gist.commands.flags import SelectArguments
-from hf_gist.commands.select.rows import rows_file, write_table
+from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
-from hf_gist.commands.workspace import open_targets
+from hf_gist.commands.workspace import open_targets, say_skipped
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import tokenize
+from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
 from hf_gist.training.loading import load_adapter, padding_collator
-from hf_gist.utils.disk import write_json
+from hf_gist.utils.disk import write, write_json
 from hf_gist.utils.terminal import say
 
 
@@ -37,13 +38,20 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
             "`--streaming` needs `--adapter_name_or_path`: a warm-up would have to read the stream first."
         )
     check_stream_config(config)
-    selection = score_stream(arguments, arguments.adapter_name_or_path, config)
+    stream = RowStream(arguments.pool_source, "train_file", arguments.columns, arguments.skip_bad_rows, say)
+    say_skipped(stream.skipped, "train_file")
+    selection = score_stream(arguments, arguments.adapter_name_or_path, config, stream)
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = rows_file(arguments)
-    write_table(Dataset.from_list(selection.rows), path)
+    if arguments.output_format == "parquet":
+        write(path, chunk_of(selection.rows).to_parquet)
+    else:
+        write_lines(map(text_of, selection.rows), path)
     content: dict[str, Any] = {"indices": selection.indices, "scores": selection.scores, "seen": selection.seen}
     content["pool_duplicates_dropped"] = selection.repeated
+    if stream.skipped:
+        content["skipped_rows"] = stream.skipped
     write_json(folder / STREAM, content)
     kept = len(selection.indices)
     say(f"kept {kept:,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)")
@@ -54,22 +62,28 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
     return counts | {"artifacts": arguments.output_dir, "selected_rows": str(path)}
 
 
-def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig) -> StreamSelection:
+def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig, stream: RowStream) -> StreamSelection:
     """Load the model and the targets, and score the stream.
 
     Args:
         arguments (`SelectArguments`): the flags.
         adapter (`str`): folder or Hub id of a trained adapter.
         config (`GISTConfig`): of the selection.
+        stream (`RowStream`): the pool.
     """
     base = arguments.load_model()
-    targets, tokenizer, max_length = open_targets(arguments, base)
+    targets, tokenizer, max_length = open_targets(arguments, base, arguments.load_targets())
+
+    def tokenized(chunk: Dataset) -> Dataset:
+        rows, _where = stream.next_rows(chunk)
+        return tokenize(rows, tokenizer, max_length, "train_file")
+
     return select_stream(
         load_adapter(base, adapter),
-        load_rows(arguments.pool_source, "train_file", streaming=True),
+        stream,
         targets,
         config,
         data_collator=padding_collator(tokenizer),
-        tokenize=lambda chunk: tokenize(chunk, tokenizer, max_length, "train_file"),
+        tokenize=tokenized,
         eval_dataset=evaluation_rows(arguments, tokenizer, max_length),
     )
