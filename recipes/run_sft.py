@@ -27,7 +27,8 @@ from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
 from hf_gist.commands.workspace import token_columns
 from hf_gist.config.base import BaseConfig, parse_yaml
 from hf_gist.config.documentation import setting_help
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import load_rows
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.provenance import RowSource, digest, public_name
 from hf_gist.trainer import GASTSFTTrainer
 from hf_gist.training.loading import positions

@@ -10,15 +10,17 @@ import torch
 from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_gist.commands.preparing import LONGEST_ROW, Preparer, new_preparer, place_in
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import check_one_of, load_rows, tokenize
+from hf_gist.data.formats import check_one_of, load_rows
 from hf_gist.data.provenance import RowSource, describe_source
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.training.loading import load_base, load_tokenizer, padding_collator, positions
+from hf_gist.data.preparation.findings import MISLABELLED_SHARE
+from hf_gist.data.preparation.templates import read_template
+from hf_gist.training.loading import load_base, padding_collator
 
 
-LONGEST_ROW = 1024
 USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
 
 
@@ -48,6 +50,18 @@ class SourceArguments:
     max_length: int | None = flag(
         "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, "
         f"the model's positions and {LONGEST_ROW}."
+    )
+    tokenizer_name_or_path: str | None = flag(
+        "Tokenizer and chat template. Default: those in the adapter's folder if it has any, otherwise the model's."
+    )
+    chat_template: str | None = flag("File with a Jinja chat template, instead of the tokenizer's.")
+    max_mislabelled: float = flag(
+        "Largest accepted share of rows whose labels are not the assistant's answers.", MISLABELLED_SHARE
+    )
+    show_labels: int = flag(
+        "Print this many rows of the pool and of the targets as the model sees them, the labelled parts in ⟦ ⟧, and go on "
+        "(with --dry_run, nothing is scored).",
+        0,
     )
     output_dir: str | None = flag("Output folder.")
 
@@ -119,17 +133,25 @@ class Workspace:
 
     Args:
         arguments (`SourceArguments`): the flags that name the sources.
-        tokenizer (`PreTrainedTokenizerBase`): of the model.
-        max_length (`int`): longest row in tokens.
+        preparer (`Preparer`): tokenises rows.
         pool (`Dataset`): candidates with `input_ids`, `labels` and their own columns.
         targets (`Dataset`): target rows likewise.
     """
 
     arguments: SourceArguments
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
+    preparer: Preparer
     pool: Dataset
     targets: Dataset
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model."""
+        return self.preparer.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        return self.preparer.max_length
 
     @property
     def collator(self) -> Collator:
@@ -143,7 +165,7 @@ class Workspace:
             rows (`Dataset`): raw rows.
             argument (`str`): the flag they come from, for messages.
         """
-        return tokenize(rows, self.tokenizer, self.max_length, argument)
+        return self.preparer.usable(rows, argument)
 
     def dataset_pass(self, model: torch.nn.Module, config: GISTConfig) -> DatasetPass:
         """A pass without a progress bar, for forecasts."""
@@ -151,8 +173,8 @@ class Workspace:
         return DatasetPass(model, self.collator, tokens, config.scoring_dtype, progress=False)
 
 
-def open_targets(arguments: SourceArguments, base: PreTrainedModel) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
-    """The tokenised targets, the tokenizer, and the longest row in tokens.
+def open_targets(arguments: SourceArguments, base: PreTrainedModel) -> tuple[Dataset, Preparer]:
+    """The tokenised targets, and what tokenises further rows.
 
     Args:
         arguments (`SourceArguments`): the flags.
@@ -162,16 +184,19 @@ def open_targets(arguments: SourceArguments, base: PreTrainedModel) -> tuple[Dat
         ValueError: naming the flag that is missing or wrong.
     """
     targets = load_rows(arguments.target_source, "target_file")
-    tokenizer, limit = load_tokenizer(arguments.model_name, arguments.model_revision, arguments.trust_remote_code)
-    max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
-    return tokenize(targets, tokenizer, max_length, "target_file"), tokenizer, max_length
+    preparer = new_preparer(arguments, base)
+    where = place_in("target_file", arguments.target_file)
+    targets = preparer.usable(targets, "target_file", where)
+    preparer.show(targets, "target_file", arguments.show_labels)
+    return targets, preparer
 
 
 def open_workspace(arguments: SourceArguments, rows: Dataset, base: PreTrainedModel) -> Workspace:
     """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
-    targets, tokenizer, max_length = open_targets(arguments, base)
-    pool = tokenize(rows, tokenizer, max_length, "train_file")
-    return Workspace(arguments, tokenizer, max_length, pool, targets)
+    targets, preparer = open_targets(arguments, base)
+    pool = preparer.rows(rows, "train_file", place_in("train_file", arguments.train_file))
+    preparer.show(pool, "train_file", arguments.show_labels)
+    return Workspace(arguments, preparer, pool, targets)
 
 
 def check_source(arguments: SourceArguments) -> None:
@@ -186,6 +211,8 @@ def check_source(arguments: SourceArguments) -> None:
     _ = arguments.model_name
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
+    # raises if there is no such file
+    read_template(arguments.chat_template)
     check_one_of(arguments.target_file, arguments.target_dataset_name, "target_file")
 
 

@@ -14,6 +14,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
 from hf_gist.functional.budget import rows_in_budget
+from hf_gist.gist.lost_targets import check_lost_targets
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
 from hf_gist.gradients.losses import labelled_tokens
@@ -73,23 +74,47 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is empty.")
 
 
-def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> None:
+def check_labels(dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]) -> list[int]:
     """Collate some rows; check that each row is one sample and that at least one has a labelled token.
+
+    Returns:
+        `list[int]`: the numbers of those without one.
 
     Raises:
         ValueError: naming the argument.
     """
-    total = 0
+    lost: list[int] = []
     for start in range(0, len(rows), 16):
         chunk = rows[start : start + 16]
         batch = collator(fetch_rows(dataset, chunk))
         check_batch(batch, len(chunk), f"`{argument}`")
-        total += int(labelled_tokens(model, batch).sum())
-    if total == 0:
+        counts = labelled_tokens(model, batch).tolist()
+        lost += [row for row, count in zip(chunk, counts, strict=True) if count == 0]
+    if len(lost) == len(rows):
         raise ValueError(
             f"No labelled token in {len(rows)} rows of `{argument}`: every label is {IGNORE_INDEX}, so there is no "
             "loss and no gradient. Check the prompt mask and the truncation length."
         )
+    return lost
+
+
+def check_targets(
+    model: nn.Module, targets: Any, columns: dict[str, list[Any]], config: GISTConfig, collator: Collator
+) -> None:
+    """Check that the target rows have labelled tokens, and warn of those that have none.
+
+    Args:
+        model (`nn.Module`): a peft or transformers model.
+        targets: tokenised target rows.
+        columns (`dict[str, list]`): columns of the target rows to group by.
+        config (`GISTConfig`): the target groups.
+        collator (`Callable`): rows to a padded batch.
+
+    Raises:
+        ValueError: if no row, or no row of a named group, has a labelled token.
+    """
+    lost = check_labels(targets, collator, model, "target_dataset", range(len(targets)))
+    check_lost_targets(lost, len(targets), columns.get(config.target_group_column or ""))
 
 
 def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
@@ -108,7 +133,14 @@ def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
         )
 
 
-def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, collator: Collator) -> None:
+def check_inputs(
+    model: nn.Module,
+    pool: Any,
+    targets: Any,
+    columns: dict[str, list[Any]],
+    config: GISTConfig,
+    collator: Collator,
+) -> None:
     """Check all inputs before any work starts.
 
     Raises:
@@ -121,7 +153,7 @@ def check_inputs(model: nn.Module, pool: Any, targets: Any, config: GISTConfig, 
         raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
-    check_labels(targets, collator, model, "target_dataset", range(len(targets)))
+    check_targets(model, targets, columns, config, collator)
     generator = torch.Generator().manual_seed(config.seed)
     some = torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist()
     check_labels(pool, collator, model, "train_dataset", some)

@@ -55,5 +55,5 @@ def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig,
     accepted = signature_columns(model)
     pool = keep_columns(candidates, accepted)
     targets = keep_columns(targets, accepted)
-    check_inputs(model, pool, targets, config, collator)
+    check_inputs(model, pool, targets, columns, config, collator)
     return Inputs(pool, targets, columns, sources)

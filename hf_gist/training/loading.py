@@ -12,8 +12,45 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+from transformers.utils import cached_file
 
 from hf_gist.config.warmup import WarmupSettings
+
+
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def has_tokenizer(adapter: str) -> bool:
+    """Whether an adapter's folder or Hub repository holds a tokenizer."""
+    found = cached_file(
+        adapter,
+        TOKENIZER_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def tokenizer_source(
+    model: str, revision: str | None, adapter: str | None, given: str | None
+) -> tuple[str, str | None]:
+    """Where the tokenizer is: the one given, the adapter's own, or the model's.
+
+    Args:
+        model (`str`): folder or Hub id.
+        revision (`str`, *optional*): of the model.
+        adapter (`str`, *optional*): folder or Hub id of an adapter.
+        given (`str`, *optional*): `--tokenizer_name_or_path`.
+
+    Returns:
+        `tuple[str, str | None]`: folder or Hub id, and its revision.
+    """
+    if given is not None:
+        return given, None
+    if adapter is not None and has_tokenizer(adapter):
+        return adapter, None
+    return model, revision
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:

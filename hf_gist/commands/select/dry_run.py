@@ -187,7 +187,7 @@ def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConf
         workspace,
         config,
         None if trained else warmup,
-        evaluation_rows(arguments, workspace.tokenizer, workspace.max_length),
+        evaluation_rows(arguments, workspace.preparer),
     )
     say(forecast.describe())
     return forecast.to_dict()

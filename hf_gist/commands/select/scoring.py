@@ -8,15 +8,15 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.preparing import Preparer, place_in
 from hf_gist.commands.warmed import warmed_model
 from hf_gist.commands.workspace import Workspace, open_workspace, token_columns
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import PhaseCost
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import load_rows
 from hf_gist.data.provenance import RowSource, public_name
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
@@ -24,16 +24,18 @@ from hf_gist.offline import select
 from hf_gist.training.loading import fresh_lora, load_adapter
 
 
-def evaluation_rows(arguments: SelectArguments, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset | None:
+def evaluation_rows(arguments: SelectArguments, preparer: Preparer) -> Dataset | None:
     """The rows of `--eval_file`, tokenised; `None` without the flag.
 
     Args:
         arguments (`SelectArguments`): the flags.
-        tokenizer (`PreTrainedTokenizerBase`): of the model.
-        max_length (`int`): longest row in tokens.
+        preparer (`Preparer`): tokenises rows.
     """
-    rows = [load_rows(RowSource(file), "eval_file") for file in arguments.eval_file or []]
-    return token_columns([tokenize(part, tokenizer, max_length, "eval_file") for part in rows])
+    parts = []
+    for file in arguments.eval_file or []:
+        rows = load_rows(RowSource(file), "eval_file")
+        parts.append(preparer.usable(rows, "eval_file", place_in("eval_file", file)))
+    return token_columns(parts)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
     """
     base = arguments.load_model()
     workspace = open_workspace(arguments, rows, base)
-    evaluation = evaluation_rows(arguments, workspace.tokenizer, workspace.max_length)
+    evaluation = evaluation_rows(arguments, workspace.preparer)
     if arguments.adapter_name_or_path is not None:
         scoring = ScoringModel(load_adapter(base, arguments.adapter_name_or_path))
     elif config.strategy in UNSCORED:
@@ -71,7 +73,7 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
         warmed = warmed_model(workspace, base, warmup, config, evaluation)
         scoring = ScoringModel(warmed.model, warmed.checkpoints, warmed.cost)
     selection = _select(scoring, workspace, config, evaluation)
-    manifest = selection.manifest | _inputs_of(selection, arguments, warmup, config)
+    manifest = selection.manifest | _inputs_of(selection, arguments, warmup, config) | workspace.preparer.facts()
     selection = dataclasses.replace(selection, manifest=manifest)
     selection.save(arguments.folder)
     return selection

@@ -5,11 +5,12 @@ from typing import Any
 from datasets import Dataset
 
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.preparing import place_in
 from hf_gist.commands.select.rows import rows_file, write_table
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import load_rows, tokenize
+from hf_gist.data.formats import load_rows
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
 from hf_gist.training.loading import load_adapter, padding_collator
 from hf_gist.utils.disk import write_json
@@ -60,13 +61,15 @@ def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig) -
         config (`GISTConfig`): of the selection.
     """
     base = arguments.load_model()
-    targets, tokenizer, max_length = open_targets(arguments, base)
-    return select_stream(
+    targets, preparer = open_targets(arguments, base)
+    selection = select_stream(
         load_adapter(base, adapter),
         load_rows(arguments.pool_source, "train_file", streaming=True),
         targets,
         config,
-        data_collator=padding_collator(tokenizer),
-        tokenize=lambda chunk: tokenize(chunk, tokenizer, max_length, "train_file"),
-        eval_dataset=evaluation_rows(arguments, tokenizer, max_length),
+        data_collator=padding_collator(preparer.tokenizer),
+        tokenize=preparer.chunks("train_file", place_in("train_file", arguments.train_file)),
+        eval_dataset=evaluation_rows(arguments, preparer),
     )
+    preparer.say_cuts("train_file")
+    return selection
