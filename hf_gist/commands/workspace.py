@@ -13,11 +13,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_gist.commands.preparing import LONGEST_ROW, Preparer, new_preparer, place_in
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.formats import check_one_of, load_rows
+from hf_gist.data.preparation.findings import MISLABELLED_SHARE
+from hf_gist.data.preparation.templates import read_template
 from hf_gist.data.provenance import RowSource, describe_source
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.data.preparation.findings import MISLABELLED_SHARE
-from hf_gist.data.preparation.templates import read_template
 from hf_gist.training.loading import load_base, padding_collator
 
 

@@ -13,7 +13,7 @@ from hf_gist.gast.groups import find_groups
 from hf_gist.gast.sources import SourceCollator
 from hf_gist.gast.support import SupportSet
 from hf_gist.gradients.losses import loss_kind
-from hf_gist.training.internals import prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"

@@ -17,8 +17,7 @@ from hf_gist.gist.lost_targets import check_lost_targets
 from hf_gist.gist.scorers.less import check_optimizer
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import signature_columns
-from hf_gist.training.internals import prepared_as_training_rows, prepares_rows
-from hf_gist.training.parts import TrainerParts
+from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
 
 
 ROW = "hf_gist_row"

@@ -5,13 +5,8 @@ when the package uses a private name that has no entry.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
-from datasets import Dataset
 from tqdm.auto import tqdm
-from transformers import Trainer
-
-from hf_gist.data.bad_rows import BadRows
 
 
 @dataclass(frozen=True)
@@ -47,7 +42,9 @@ INTERNALS = (
     Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
     Internal(SFT, "_prepare_dataset", "target, evaluation and support rows are prepared as the training rows"),
     Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer does not prepare are not prepared here", "source"),
-    Internal(SFT, "_formatting_func", "target, evaluation and support rows are formatted as the training rows", "source"),
+    Internal(
+        SFT, "_formatting_func", "target, evaluation and support rows are formatted as the training rows", "source"
+    ),
     Internal(SFT, "_metrics", "the support pass must not count in SFTTrainer's running metrics", "source"),
     Internal(SFT, "_total_train_tokens", "the support pass must not count in SFTTrainer's token total", "source"),
     Internal(
@@ -90,52 +87,3 @@ def resize_progress_bars(before: int, after: int) -> None:
         if bar.total == before:
             bar.total = after
             bar.refresh()
-
-
-SEARCHED = 1_000
-"""Largest number of rows that are prepared one by one to find those that cannot be."""
-
-
-def prepares_rows(trainer: Trainer | None) -> bool:
-    """Whether a trainer is an `SFTTrainer` that prepares raw rows."""
-    known = hasattr(trainer, "_prepare_dataset") and hasattr(trainer, "completion_only_loss")
-    return known and not getattr(trainer, "_skip_prepare_dataset", False)
-
-
-def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
-    """Raw rows, prepared by an `SFTTrainer` as it prepares its training rows.
-
-    Args:
-        trainer (`SFTTrainer`): see [`prepares_rows`].
-        rows: a dataset, which may be tokenised already.
-        argument (`str`): its name, for messages.
-
-    Returns:
-        The rows with `input_ids`, `labels` and their other columns, without those that truncation left no label.
-
-    Raises:
-        ValueError: naming the rows that cannot be prepared.
-    """
-    try:
-        return _prepare(trainer, rows, argument)
-    except Exception:
-        if isinstance(rows, Dataset) and len(rows) <= SEARCHED:
-            _refuse_bad_rows(trainer, rows, argument)
-        raise
-
-
-def _prepare(trainer: Any, rows: Any, argument: str) -> Any:
-    formatting = getattr(trainer, "_formatting_func", None)
-    return trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, formatting, argument)
-
-
-def _refuse_bad_rows(trainer: Any, rows: Dataset, argument: str) -> None:
-    """Raise for the rows that cannot be prepared, if they fail on their own."""
-    bad = BadRows(len(rows), lambda row: f"{argument}, row {row + 1:,}")
-    for number in range(len(rows)):
-        try:
-            _prepare(trainer, rows.select([number]), argument)
-        except Exception as error:
-            text = str(error).strip().splitlines() or [type(error).__name__]
-            bad.add(number, f"SFTTrainer cannot prepare it: {type(error).__name__}: {text[0].rstrip('.')}")
-    bad.refuse()

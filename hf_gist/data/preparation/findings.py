@@ -95,7 +95,9 @@ class Mislabelled:
         if not self.found:
             return
         shown = "\n".join(self.examples)
-        text = f"`{what}`: the labels of {self.found:,} of {self.rows:,} rows are not the assistant's answers.\n{shown}\n"
+        text = (
+            f"`{what}`: the labels of {self.found:,} of {self.rows:,} rows are not the assistant's answers.\n{shown}\n"
+        )
         if self.found > share * self.rows:
             raise ValueError(
                 f"{text}The chat template drops the answer or labels other text. Give one that does not with "

@@ -97,7 +97,7 @@ class LabelCheck:
 
     def _without(self, shown: str, wanted: list[str]) -> tuple[str | None, list[str]]:
         """The first answer that is not in a text, and what is before, between and after the answers."""
-        rest = []
+        rest: list[str] = []
         at = 0
         for answer in wanted:
             words = squeezed(answer)
@@ -114,7 +114,7 @@ class LabelCheck:
 
     def _decoded(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return self.tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+        return str(self.tokenizer.decode(ids, clean_up_tokenization_spaces=False))
 
     def _is_foreign(self, rest: list[str], answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
         """Whether the labelled text around the answers holds headers or other messages."""

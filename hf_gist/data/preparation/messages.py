@@ -91,8 +91,10 @@ def _content(message: dict[str, Any], what: str) -> Any:
     """The content of a message; `None` where tool calls or a reasoning take its place."""
     content = message.get("content")
     role = message["role"]
-    if content is None and role == "assistant" and any(
-        message.get(name) for name in ("tool_calls", "reasoning_content", "thinking", "reasoning")
+    if (
+        content is None
+        and role == "assistant"
+        and any(message.get(name) for name in ("tool_calls", "reasoning_content", "thinking", "reasoning"))
     ):
         return None
     if content is None:

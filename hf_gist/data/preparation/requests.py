@@ -130,12 +130,12 @@ class RequestReader:
     def _completion(self, row: dict[str, Any], number: int) -> Request:
         prompt, completion = row["prompt"], row["completion"]
         if not isinstance(prompt, list) and not isinstance(completion, list):
-            before = self._plain(row, "prompt")
-            whole = before + self._plain(row, "completion")
+            start = self._plain(row, "prompt")
+            whole = start + self._plain(row, "completion")
             text = row.get("text")
             # TRL adds one end token: to a `text` beside the completion, if there is one
             ended = isinstance(text, str) and not text.endswith(self.tokenizer.eos_token or "")
-            return Request(number, PLAIN, before, whole if ended else self._with_end(whole))
+            return Request(number, PLAIN, start, whole if ended else self._with_end(whole))
         if not isinstance(prompt, list) or not isinstance(completion, list):
             kinds = ["messages" if isinstance(value, list) else "text" for value in (prompt, completion)]
             if completion is None:

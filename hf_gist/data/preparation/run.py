@@ -3,7 +3,6 @@
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow
 from datasets import Dataset, Features, List, Value, concatenate_datasets
@@ -153,7 +152,7 @@ def prepare(
         bad.refuse()
     lengths = _column(encoded, LENGTH).to_numpy()
     cut = 0 if max_length is None else int((lengths > max_length).sum())
-    lost = sum(_column(encoded, LOST).to_pylist())
+    lost = int(_column(encoded, LOST).to_numpy().sum())
     tokens = encoded.select_columns(["input_ids", "labels"])
     rows = concatenate_datasets([dataset.remove_columns([n for n in columns if n == "labels"]), tokens], axis=1)
     found = Mislabelled.of(_texts(encoded, PROBLEM), len(dataset), bad.where)
@@ -164,13 +163,17 @@ def _encode(dataset: Dataset, encoder: Encoder, argument: str) -> Dataset:
     """The encoder's columns for every row."""
     used = [name for name in COLUMNS if name in dataset.column_names]
     # only these columns are read and written
-    return dataset.with_format(None).select_columns(used).map(
-        encoder,
-        batched=True,
-        remove_columns=used,
-        features=ENCODED,
-        num_proc=_processes(len(dataset)),
-        desc=f"tokenizing {argument}",
+    return (
+        dataset.with_format(None)
+        .select_columns(used)
+        .map(
+            encoder,
+            batched=True,
+            remove_columns=used,
+            features=ENCODED,
+            num_proc=_processes(len(dataset)),
+            desc=f"tokenizing {argument}",
+        )
     )
 
 

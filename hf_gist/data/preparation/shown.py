@@ -22,7 +22,8 @@ def marked_text(ids: list[int], labels: list[int], tokenizer: PreTrainedTokenize
     parts = []
     pairs = zip(ids, labels, strict=True)
     for labelled, group in groupby(pairs, key=lambda pair: pair[1] != IGNORE_INDEX):
-        text = tokenizer.decode([token for token, _ in group], clean_up_tokenization_spaces=False)
+        # for the tokens of one text, this is a text
+        text = str(tokenizer.decode([token for token, _ in group], clean_up_tokenization_spaces=False))
         parts.append(f"{OPEN}{text}{CLOSE}" if labelled else text)
     return "".join(parts)
 

@@ -48,6 +48,27 @@ def _start(render: Render, messages: list[dict[str, Any]], turn: int, text: str,
     return found
 
 
+def _end(until: str, message: dict[str, Any], text: str, start: int) -> int:
+    """The first character after an answer that is not the last one.
+
+    A template may end the conversation with a token that it does not end every turn with, so the turn ends where the
+    conversation and the rendering up to this turn part.
+
+    Args:
+        until (`str`): the conversation rendered up to this turn.
+        message (`dict`): the turn.
+        text (`str`): the whole conversation.
+        start (`int`): the first character of the answer.
+    """
+    content = message.get("content")
+    words = content.strip() if isinstance(content, str) else ""
+    if not until.startswith(text[:start]) or words not in until[start:] or words not in text[start:]:
+        return max(start, shared_prefix(until, text))
+    last = until.index(words, start) + len(words)
+    end = text.index(words, start) + len(words)
+    return end + shared_prefix(until[last:], text[end:])
+
+
 def assistant_spans(render: Render, messages: list[dict[str, Any]], text: str) -> list[Span]:
     """Where the answers with their end-of-turn text are in a rendered conversation.
 
@@ -71,11 +92,7 @@ def assistant_spans(render: Render, messages: list[dict[str, Any]], text: str) -
         if turn == len(messages) - 1:
             end = len(text)
         else:
-            # a template may end the conversation with a token that it does not end every turn with
-            end = shared_prefix(render(messages[: turn + 1]), text)
-        content = message.get("content")
-        if isinstance(content, str) and content.strip() in text[start:]:
-            end = max(end, text.index(content.strip(), start) + len(content.strip()))
+            end = _end(render(messages[: turn + 1]), message, text, start)
         spans.append((start, end))
         after = end
     return spans
