@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_gist.commands.preparing import LONGEST_ROW, Preparer, new_preparer, place_in
@@ -18,7 +19,13 @@ from hf_gist.data.preparation.templates import read_template
 from hf_gist.data.provenance import RowSource, describe_source
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.training.loading import load_base, padding_collator
+from hf_gist.training.loading import (
+    check_vocabulary,
+    load_adapter,
+    load_base,
+    padding_collator,
+    tokenizer_source,
+)
 
 
 USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
@@ -125,6 +132,22 @@ class SourceArguments:
     def load_model(self) -> PreTrainedModel:
         """The base model."""
         return load_base(self.model_name, self.model_revision, self.dtype, self.trust_remote_code)
+
+    def with_adapter(self, base: PreTrainedModel, adapter: str, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+        """The base model with a trained adapter.
+
+        Args:
+            base (`PreTrainedModel`): the base model.
+            adapter (`str`): folder or Hub id.
+            tokenizer (`PreTrainedTokenizerBase`): of the rows.
+
+        Raises:
+            ValueError: if the model lacks tokens of a tokenizer that is not its own.
+        """
+        model = load_adapter(base, adapter)
+        if tokenizer_source(self.model_name, None, adapter, self.tokenizer_name_or_path)[0] != self.model_name:
+            check_vocabulary(model, tokenizer)
+        return model
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
@@ -98,6 +99,7 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
                 f"{unlabelled:,} without a labelled token, {len(m.not_finite):,} with a gradient that is not finite",
             )
         )
+    facts += [("Rows that were cut", sentence) for sentence in cut_sentences(selection.manifest)]
     if not isinstance(leaks, dict):
         return [*facts, ("Leaks", "not checked for these rows")]
     fate = "excluded" if selection.config.drop_target_duplicates else "not excluded"

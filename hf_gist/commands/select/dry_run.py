@@ -29,7 +29,7 @@ from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import Gradients
-from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.loading import fresh_lora
 from hf_gist.training.warmup import warmup_rows
 from hf_gist.utils.terminal import say
 
@@ -183,7 +183,9 @@ def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConf
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     trained = arguments.adapter_name_or_path
     forecast = plan_selection(
-        load_adapter(base, trained) if trained else fresh_lora(base, warmup, config.seed),
+        arguments.with_adapter(base, trained, workspace.tokenizer)
+        if trained
+        else fresh_lora(base, warmup, config.seed),
         workspace,
         config,
         None if trained else warmup,

@@ -21,7 +21,7 @@ from hf_gist.data.provenance import RowSource, public_name
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.offline import select
-from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.loading import fresh_lora
 
 
 def evaluation_rows(arguments: SelectArguments, preparer: Preparer) -> Dataset | None:
@@ -66,7 +66,8 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
     workspace = open_workspace(arguments, rows, base)
     evaluation = evaluation_rows(arguments, workspace.preparer)
     if arguments.adapter_name_or_path is not None:
-        scoring = ScoringModel(load_adapter(base, arguments.adapter_name_or_path))
+        adapter = arguments.adapter_name_or_path
+        scoring = ScoringModel(arguments.with_adapter(base, adapter, workspace.tokenizer))
     elif config.strategy in UNSCORED:
         scoring = ScoringModel(fresh_lora(base, warmup, config.seed))
     else:

@@ -12,7 +12,7 @@ from hf_gist.commands.workspace import open_targets
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.formats import load_rows
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
-from hf_gist.training.loading import load_adapter, padding_collator
+from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import write_json
 from hf_gist.utils.terminal import say
 
@@ -63,7 +63,7 @@ def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig) -
     base = arguments.load_model()
     targets, preparer = open_targets(arguments, base)
     selection = select_stream(
-        load_adapter(base, adapter),
+        arguments.with_adapter(base, adapter, preparer.tokenizer),
         load_rows(arguments.pool_source, "train_file", streaming=True),
         targets,
         config,

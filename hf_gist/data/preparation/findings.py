@@ -50,6 +50,23 @@ class Cuts:
         return {"rows": self.rows, "cut": self.cut, "answers_cut_off": self.lost}
 
 
+def cut_sentences(manifest: dict[str, Any]) -> list[str]:
+    """What the report and the cards say of rows that were cut; nothing if none was, or if it is not known.
+
+    Args:
+        manifest (`dict`): of a selection, with the entries of [`Cuts.to_dict`] by name of the dataset.
+    """
+    entries = manifest.get("cut_rows")
+    limit = manifest.get("max_length")
+    if not isinstance(entries, dict) or not isinstance(limit, int):
+        return []
+    found = [
+        Cuts(limit, entry["rows"], entry["cut"], entry["answers_cut_off"]).describe(name)
+        for name, entry in entries.items()
+    ]
+    return [sentence for sentence in found if sentence]
+
+
 @dataclass
 class Mislabelled:
     """Rows whose labels are not their answers.

@@ -16,7 +16,7 @@ from hf_gist.data.preparation.templates import Template, check_trl, find_templat
 from hf_gist.version import __version__
 
 
-ROWS_PER_PROCESS = 5_000
+ROWS_PER_PROCESS = 20_000
 """Fewer rows are not worth a further process."""
 
 ENCODED = Features(
