@@ -16,7 +16,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.formats import check_one_of, load_rows
 from hf_gist.data.preparation.findings import MISLABELLED_SHARE
 from hf_gist.data.preparation.templates import read_template
-from hf_gist.data.provenance import RowSource, describe_source
+from hf_gist.data.provenance import RowSource, describe_source, public_name
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import (
@@ -127,6 +127,8 @@ class SourceArguments:
             "target_dataset": describe_source(self.target_source, manifest["target_dataset"]),
             "max_length": self.max_length,
             "dtype": self.dtype,
+            "chat_template": public_name(self.chat_template),
+            "tokenizer_name_or_path": public_name(self.tokenizer_name_or_path),
         }
 
     def load_model(self) -> PreTrainedModel:

@@ -116,7 +116,8 @@ def select_stream(
     found = Leaks({name: [] for name in guard.words}, dict.fromkeys(guard.words, 0), guard.targets_in_evaluation)
     best = _BestRows(config)
     for rows in chunks_of(candidates, chunk_rows):
-        chunk = Dataset.from_list(rows)
+        # with the types of the stream, because values of several types cannot be guessed
+        chunk = Dataset.from_list(rows, features=getattr(candidates, "features", None))
         inputs = Inputs(keep_columns(tokenize(chunk) if tokenize else chunk, accepted), targets, columns)
         measured = chunk_measurements(dataset_pass, per_checkpoint, inputs, subspace)
         if guard.usable:

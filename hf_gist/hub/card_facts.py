@@ -87,6 +87,10 @@ def _subspace(selection: Selection) -> list[tuple[str, str]]:
     return facts + ([("Approximations", ", ".join(used))] if used else [])
 
 
+RECORDED = ("max_length", "dtype", "eval_file", "chat_template", "tokenizer_name_or_path")
+"""Flags that the manifest has under their own names."""
+
+
 def _left_out(selection: Selection) -> list[tuple[str, str]]:
     m = selection.measurements
     leaks = selection.manifest.get("leaks")
@@ -182,7 +186,7 @@ def select_command(selection: Selection, address: str) -> str:
     if not scorer_of(selection.config).needs_adam:
         names.remove("less_checkpoints")
     flags += [(name, warmup.get(name)) for name in names]
-    flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]
+    flags += [(name, manifest.get(name)) for name in RECORDED]
     flags.append(("output_dir", "selection"))
     given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
     return "hf-gist select " + " \\\n    ".join(given)

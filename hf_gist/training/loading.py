@@ -113,7 +113,7 @@ def _resize_embeddings(base: PreTrainedModel, rows: int) -> None:
     # the values that the adapter does not set must be the same in every run
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base.resize_token_embeddings(rows)
+        base.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

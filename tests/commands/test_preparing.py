@@ -8,6 +8,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gist.commands.main import main
+from hf_gist.commands.preparing import Preparer, place_in
 from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
 
 
@@ -75,6 +76,31 @@ def test_bad_rows_end_the_command_before_any_work(files, mixed, tmp_path, capsys
     assert "3 of 24 rows cannot be used" in error and "train_file mixed.jsonl, line 3: `messages` is empty" in error
     assert "line 6: message 2 has the role 'asistant'" in error and "line 10: message 1 (user) has no content" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_a_stream_are_named_by_their_line():
+    preparer = Preparer(tokenizer(SPACED), 8)
+    chunk = preparer.chunks("train_file", place_in("train_file", "pool.jsonl"))
+    rows = [{"messages": row["messages"]} for row in varied(6, 0)]
+    assert len(chunk(Dataset.from_list(rows[:3]))) == 3
+    rows[4]["messages"] = rows[4]["messages"][:1]
+    with pytest.raises(ValueError, match=r"train_file pool.jsonl, line 5: `messages` has no turn of the assistant"):
+        chunk(Dataset.from_list(rows[3:]))
+    preparer.skip_bad_rows = True
+    assert len(chunk(Dataset.from_list(rows[3:]))) == 3
+    assert preparer.facts()["bad_rows"]["train_file"][0]["row"] == "train_file pool.jsonl, line 5"
+    assert preparer.cuts["train_file"].rows == 6
+
+
+def test_a_stream_may_hold_values_of_several_types(files, tmp_path):
+    rows = rows_in(files / "pool.jsonl")
+    rows[1]["messages"][0]["content"] = [{"type": "text", "text": rows[1]["messages"][0]["content"]}]
+    pool = write(tmp_path / "types.jsonl", rows)
+    adapter = tmp_path / "adapter"
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False)
+    get_peft_model(AutoModelForCausalLM.from_pretrained(files / "model"), config).save_pretrained(adapter)
+    more = ("--streaming", "--strategy", "max", "--adapter_name_or_path", str(adapter))
+    assert select(files, tmp_path / "out", *more, pool=pool) == 0
 
 
 def test_cuts_are_printed_and_in_the_manifest_report_and_card(files, tmp_path, capsys):
