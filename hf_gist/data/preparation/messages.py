@@ -45,6 +45,18 @@ def without_nulls(value: Any, feature: Any) -> Any:
     return value
 
 
+def from_json(text: str, column: str) -> Any:
+    """A value from its JSON text.
+
+    Raises:
+        RowError: if it is no JSON.
+    """
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise RowError(f"`{column}` is text that is no JSON ({error})") from error
+
+
 def parsed(value: Any, column: str) -> Any:
     """A list of messages or tools; text is read as JSON.
 
@@ -52,10 +64,7 @@ def parsed(value: Any, column: str) -> Any:
         RowError: if it is no list.
     """
     if isinstance(value, str):
-        try:
-            value = json.loads(value)
-        except json.JSONDecodeError as error:
-            raise RowError(f"`{column}` is text that is no JSON ({error})") from error
+        value = from_json(value, column)
     if not isinstance(value, list):
         raise RowError(f"`{column}` must be a list, and is {type(value).__name__}")
     return value

@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from hf_gist.data.preparation.messages import (
     RowError,
     conversation,
+    from_json,
     is_sharegpt,
     parsed,
     tools_of,
@@ -114,6 +115,8 @@ class RequestReader:
 
     def _options(self, row: dict[str, Any]) -> dict[str, Any]:
         options = without_nulls(row.get("chat_template_kwargs"), self.features.get("chat_template_kwargs")) or {}
+        if isinstance(options, str):
+            options = from_json(options, "chat_template_kwargs")
         if not isinstance(options, dict):
             raise RowError("`chat_template_kwargs` must be names with values")
         tools = tools_of(without_nulls(row.get("tools"), self.features.get("tools")))

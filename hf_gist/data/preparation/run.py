@@ -59,9 +59,8 @@ def _is_conversational(dataset: Dataset) -> bool:
     """Whether rows need a chat template."""
     columns = dataset.column_names
     if "prompt" in columns and "completion" in columns:
-        plain = [dataset.features[name] == Value("string") for name in ("prompt", "completion")]
-        # both in text, or in numbers, which are refused row by row
-        if not all(plain) and any(isinstance(value, list) for value in dataset[0].values()):
+        first = dataset[0]
+        if isinstance(first["prompt"], list) or isinstance(first["completion"], list):
             return True
     return "messages" in columns or "conversations" in columns
 

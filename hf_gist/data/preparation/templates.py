@@ -118,7 +118,8 @@ def training_version(tokenizer: PreTrainedTokenizerBase, argument: str) -> str |
 
     try:
         return get_training_chat_template(tokenizer)
-    except ValueError:
+    except (ValueError, KeyError):
+        # TRL does not know the template, or none of several is the default
         return None
 
 

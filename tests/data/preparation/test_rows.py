@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from hf_gist.data.preparation.run import prepare, tokenize
+from hf_gist.data.preparation.turns import mask_of
 from tests.helpers.words import TEMPLATE, chats, tokenizer
 
 
@@ -101,9 +102,23 @@ def test_tools_and_template_arguments_of_a_row_reach_the_template(packed):
     template = "{% for t in tools or [] %}{{ t['name'] }} {% endfor %}{% if style %}{{ style }} {% endif %}" + SPACED
     tools = [{"name": "w7"}, {"name": "w8"}]
     row = {"messages": json.dumps(TURNS[:2]) if packed else TURNS[:2], "tools": json.dumps(tools) if packed else tools}
-    ids, labels = words(row | {"chat_template_kwargs": {"style": "w9"}}, template)
+    options = {"style": "w9"}
+    ids, labels = words(row | {"chat_template_kwargs": json.dumps(options) if packed else options}, template)
     assert ids == ["w7", "w8", "w9", "user", "w1", "w2", "assistant", "w3", "</s>"]
     assert [word for word in labels if word] == ["w3", "</s>"]
+
+
+def test_of_several_templates_the_default_is_used():
+    assert labelled({"messages": TURNS}, {"default": SPACED, "rag": "w9"}) == ["w3", "</s>", "w5", "w6", "</s>"]
+    plain = PLAIN.replace("{{ eos_token }}", " {{ eos_token }}")
+    named = {"default": plain, "tool_use": "w9 " + plain}
+    assert words({"messages": TURNS[:2], "tools": [{"name": "w7"}]}, named)[0][0] == "w9"
+    assert words({"messages": TURNS[:2]}, named)[0][0] == "user"
+
+
+def test_a_token_over_the_beginning_of_an_answer_is_labelled_and_one_over_its_end_is_not():
+    offsets = [(0, 4), (4, 7), (7, 9), (9, 12), (12, 15)]
+    assert mask_of(offsets, [(5, 10), (12, 15)]) == [False, True, True, False, True]
 
 
 def test_sharegpt_rows_with_calls():
