@@ -52,6 +52,7 @@ class Preparer:
     cuts: dict[str, Cuts] = field(default_factory=dict)
     mislabelled: dict[str, Mislabelled] = field(default_factory=dict)
     bad: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    left_out: dict[str, list[int]] = field(default_factory=dict)
 
     def rows(self, rows: Dataset, argument: str, where: Where | None = None, quiet: bool = False) -> Dataset:
         """Tokenised rows; those that cannot be used keep their place, without a label, and are never selected.
@@ -85,6 +86,7 @@ class Preparer:
         found = self.mislabelled.setdefault(argument, Mislabelled())
         found.add(prepared.mislabelled)
         if prepared.bad.reasons:
+            self.left_out.setdefault(argument, []).extend(sorted(prepared.bad.reasons))
             self.bad.setdefault(argument, []).extend(prepared.bad.report())
             if not quiet:
                 say(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out")

@@ -192,6 +192,19 @@ class Workspace:
         """
         return self.preparer.usable(rows, argument)
 
+    def with_bad_rows(self, excluded: torch.Tensor | None) -> torch.Tensor | None:
+        """Rows that must not be trained on `[N]` bool: those excluded already, and those that were left out.
+
+        Args:
+            excluded (`Tensor`, *optional*): `[N]` bool.
+        """
+        rows = self.preparer.left_out.get("train_file", [])
+        if not rows:
+            return excluded
+        mask = torch.zeros(len(self.pool), dtype=torch.bool) if excluded is None else excluded.clone()
+        mask[rows] = True
+        return mask
+
     def dataset_pass(self, model: torch.nn.Module, config: GISTConfig) -> DatasetPass:
         """A pass without a progress bar, for forecasts."""
         tokens = config.scoring_tokens_per_batch

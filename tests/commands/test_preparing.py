@@ -1,5 +1,6 @@
 """Raw rows in `hf-gist select`: templates, bad rows, cuts, labels, and the adapter's own tokenizer."""
 
+import dataclasses
 import json
 
 import pytest
@@ -7,8 +8,9 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from hf_gist.commands import workspace
 from hf_gist.commands.main import main
-from hf_gist.commands.preparing import Preparer, place_in
+from hf_gist.commands.preparing import Preparer, new_preparer, place_in
 from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
 
 
@@ -76,6 +78,25 @@ def test_bad_rows_end_the_command_before_any_work(files, mixed, tmp_path, capsys
     assert "3 of 24 rows cannot be used" in error and "train_file mixed.jsonl, line 3: `messages` is empty" in error
     assert "line 6: message 2 has the role 'asistant'" in error and "line 10: message 1 (user) has no content" in error
     assert not (tmp_path / "out").exists()
+
+
+def test_bad_rows_that_are_left_out_are_neither_trained_on_nor_selected(files, mixed, tmp_path, monkeypatch):
+    def skipping(arguments, base):
+        return dataclasses.replace(new_preparer(arguments, base), skip_bad_rows=True)
+
+    monkeypatch.setattr(workspace, "new_preparer", skipping)
+    more = ("--warmup_ratio", "0.9", "--budget", "21")
+    assert select(files, tmp_path, *more, pool=mixed) == 0
+    facts = manifest(tmp_path)
+    assert [entry["row"] for entry in facts["bad_rows"]["train_file"]] == [
+        f"train_file mixed.jsonl, line {line}" for line in (3, 6, 10)
+    ]
+    assert json.loads((tmp_path / "warmup_adapter" / "warmup.json").read_text())["barred"] == [2, 5, 9]
+    # row numbers, and so the selected lines, are those of the file
+    lines = rows_in(mixed)
+    assert sorted(lines.index(row) for row in rows_in(tmp_path / "selected.jsonl")) == [
+        row for row in range(24) if row not in (2, 5, 9)
+    ]
 
 
 def test_rows_of_a_stream_are_named_by_their_line():

@@ -122,12 +122,15 @@ def _counts(inputs: Inputs, config: GISTConfig, warmup_steps: int) -> dict[str, 
     }
 
 
-def _warmup_sample(inputs: Inputs, config: GISTConfig, warmup: WarmupSettings | None) -> list[int]:
+def _warmup_sample(
+    inputs: Inputs, workspace: Workspace, config: GISTConfig, warmup: WarmupSettings | None
+) -> list[int]:
     """The rows that the warm-up would train on; none without a warm-up."""
     if warmup is None or config.strategy in UNSCORED:
         return []
     size = len(inputs.pool)
-    return warmup_rows(config, warmup, size, excluded_rows(inputs.leaks, size, config))
+    excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, size, config))
+    return warmup_rows(config, warmup, size, excluded)
 
 
 def plan_selection(
@@ -157,7 +160,7 @@ def plan_selection(
         # the same work without the optimizer state, which exists only after a warm-up
         passes = (warmup or WarmupSettings()).less_checkpoints
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
-    sample = _warmup_sample(inputs, config, warmup)
+    sample = _warmup_sample(inputs, workspace, config, warmup)
     steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
     dataset_pass = workspace.dataset_pass(model, config)
     seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes)

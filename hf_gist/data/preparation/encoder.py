@@ -68,6 +68,8 @@ class Encoder:
                 requests.append(reader.request({name: values[number] for name, values in batch.items()}, number))
             except RowError as error:
                 reasons[number] = str(error)
+            except Exception as error:  # a value of a type that nobody thought of
+                reasons[number] = f"it cannot be read: {type(error).__name__}: {error}"
         # a row that cannot be used keeps its place, without a label
         empty = [self.tokenizer.eos_token_id or 0]
         tokens: list[Tokens] = [(empty, [IGNORE_INDEX])] * size

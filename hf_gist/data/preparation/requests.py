@@ -79,7 +79,9 @@ class RequestReader:
         """
         if row.get("prompt") is not None and "completion" in row:
             return self._completion(row, number)
-        for name in ("conversations", "messages"):
+        names = ("messages", "conversations")
+        # TRL replaces `messages` by ShareGPT's `conversations`
+        for name in reversed(names) if is_sharegpt(row.get("conversations")) else names:
             if row.get(name) is not None:
                 return self._chat(row, name, number)
         if row.get("text") is None:

@@ -6,6 +6,7 @@ import pytest
 from datasets import Dataset, disable_progress_bars, enable_progress_bars
 
 from hf_gist.data.preparation.run import prepare
+from hf_gist.data.preparation.templates import MARKS
 from hf_gist.data.rows import IGNORE_INDEX
 from tests.helpers.tiny import lora_model
 from tests.helpers.words import chat_tokenizer, user
@@ -66,7 +67,7 @@ def of_trl(trainer, row, template):
     trainer.chat_template = None
     try:
         # as the constructor of SFTTrainer does
-        if chat and not trl.chat_template_utils.has_generation_markers(template):
+        if chat and not MARKS.search(template):
             trainer.chat_template = trl.chat_template_utils.get_training_chat_template(trainer.processing_class)
         rows = Dataset.from_list([row])
         prepared = trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, None, "rows")
