@@ -25,12 +25,12 @@ class GISTDataSelectorCallback(TrainerCallback):
     Args:
         config (`GISTConfig`, *optional*): what to select and how.
         target_dataset: `M` examples of the task that the model should improve on, tokenised like the train dataset;
-            with `SFTTrainer` also raw rows of `messages`, `prompt` and `completion`, or text. They must not be
-            evaluation rows.
+            with `SFTTrainer` also raw rows, which it prepares like its train dataset. They must not be evaluation
+            rows.
         train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
             `config.source_column`.
-        eval_dataset (*optional*): tokenised evaluation rows; those that are also in the train dataset are not
-            selected.
+        eval_dataset (*optional*): evaluation rows, tokenised or with `SFTTrainer` raw; those that are also in the
+            train dataset are not selected.
 
     Attributes:
         selection (`Selection`, *optional*): the result; `None` before the end of the warm-up. Its row numbers refer

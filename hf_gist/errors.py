@@ -35,3 +35,7 @@ class ReportWarning(UserWarning):
 
 class ResumedStepWarning(UserWarning):
     """One step of a resumed run differs from the same step of the interrupted run."""
+
+
+class MislabelledRowsWarning(UserWarning):
+    """The labelled tokens of some rows are not the assistant's answers."""

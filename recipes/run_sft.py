@@ -27,7 +27,7 @@ from hf_gist.commands.workspace import token_columns
 from hf_gist.config.base import BaseConfig
 from hf_gist.config.documentation import setting_help
 from hf_gist.config.parsing import parse_yaml
-from hf_gist.data.formats import tokenize
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.provenance import RowSource, describe_source, digests_of, public_name
 from hf_gist.data.reading.load import load_rows
 from hf_gist.trainer import GASTSFTTrainer

@@ -103,7 +103,7 @@ def _check_inputs(
     size = len(workspace.pool)
     forecast_memory(workspace.dataset_pass(model, config), size, len(workspace.targets), config)
     leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
-    return excluded_rows(leaks, size, config)
+    return workspace.with_bad_rows(excluded_rows(leaks, size, config))
 
 
 def _warmup_key(

@@ -8,20 +8,28 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, concatenate_datasets
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_gist.commands.preparing import LONGEST_ROW, Preparer, new_preparer
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import tokenize
-from hf_gist.data.provenance import RowSource, describe_source
+from hf_gist.data.preparation.findings import MISLABELLED_SHARE
+from hf_gist.data.preparation.templates import read_template
+from hf_gist.data.provenance import RowSource, describe_source, public_name
 from hf_gist.data.reading.load import check_one_of, read_rows
 from hf_gist.data.reading.origins import RawRows
 from hf_gist.data.rows import Collator, row_lengths
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.training.loading import load_base, load_tokenizer, padding_collator, positions
+from hf_gist.training.loading import (
+    check_vocabulary,
+    load_adapter,
+    load_base,
+    padding_collator,
+    tokenizer_source,
+)
 from hf_gist.utils.terminal import say
 
 
-LONGEST_ROW = 1024
 USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
 
 
@@ -61,6 +69,18 @@ class SourceArguments:
     max_length: int | None = flag(
         "Longest row in tokens; longer rows are truncated at the end. Default: the smallest of the tokenizer's limit, "
         f"the model's positions and {LONGEST_ROW}."
+    )
+    tokenizer_name_or_path: str | None = flag(
+        "Tokenizer and chat template. Default: those in the adapter's folder if it has any, otherwise the model's."
+    )
+    chat_template: str | None = flag("File with a Jinja chat template, instead of the tokenizer's.")
+    max_mislabelled: float = flag(
+        "Largest accepted share of rows whose labels are not the assistant's answers.", MISLABELLED_SHARE
+    )
+    show_labels: int = flag(
+        "Print this many rows of the pool and of the targets as the model sees them, the labelled parts in ⟦ ⟧, and go on "
+        "(with --dry_run, nothing is scored).",
+        0,
     )
     output_dir: str | None = flag("Output folder.")
 
@@ -137,11 +157,29 @@ class SourceArguments:
             **({"columns": self.columns} if self.columns else {}),
             "max_length": self.max_length,
             "dtype": self.dtype,
+            "chat_template": public_name(self.chat_template),
+            "tokenizer_name_or_path": public_name(self.tokenizer_name_or_path),
         }
 
     def load_model(self) -> PreTrainedModel:
         """The base model."""
         return load_base(self.model_name, self.model_revision, self.dtype, self.trust_remote_code)
+
+    def with_adapter(self, base: PreTrainedModel, adapter: str, tokenizer: PreTrainedTokenizerBase) -> PeftModel:
+        """The base model with a trained adapter.
+
+        Args:
+            base (`PreTrainedModel`): the base model.
+            adapter (`str`): folder or Hub id.
+            tokenizer (`PreTrainedTokenizerBase`): of the rows.
+
+        Raises:
+            ValueError: if the model lacks tokens of a tokenizer that is not its own.
+        """
+        model = load_adapter(base, adapter)
+        if tokenizer_source(self.model_name, None, adapter, self.tokenizer_name_or_path)[0] != self.model_name:
+            check_vocabulary(model, tokenizer)
+        return model
 
 
 def say_skipped(skipped: Sequence[dict[str, Any]], argument: str) -> None:
@@ -162,8 +200,7 @@ class Workspace:
 
     Args:
         arguments (`SourceArguments`): the flags that name the sources.
-        tokenizer (`PreTrainedTokenizerBase`): of the model.
-        max_length (`int`): longest row in tokens.
+        preparer (`Preparer`): tokenises rows.
         pool (`Dataset`): candidates with `input_ids`, `labels` and their own columns.
         targets (`Dataset`): target rows likewise.
         raw_pool (`RawRows`): the candidates as they were read, with the place of each.
@@ -171,8 +208,7 @@ class Workspace:
     """
 
     arguments: SourceArguments
-    tokenizer: PreTrainedTokenizerBase
-    max_length: int
+    preparer: Preparer
     pool: Dataset
     targets: Dataset
     raw_pool: RawRows
@@ -182,6 +218,16 @@ class Workspace:
     def skipped_rows(self) -> list[dict[str, Any]]:
         """Place and reason of every row of pool and targets that was left out."""
         return [*self.raw_pool.skipped, *self.raw_targets.skipped]
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The tokenizer of the model."""
+        return self.preparer.tokenizer
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens."""
+        return self.preparer.max_length
 
     @property
     def collator(self) -> Collator:
@@ -195,7 +241,20 @@ class Workspace:
             rows (`Dataset`): raw rows.
             argument (`str`): the flag they come from, for messages.
         """
-        return tokenize(rows, self.tokenizer, self.max_length, argument)
+        return self.preparer.usable(rows, argument)
+
+    def with_bad_rows(self, excluded: torch.Tensor | None) -> torch.Tensor | None:
+        """Rows that must not be trained on `[N]` bool: those excluded already, and those that were left out.
+
+        Args:
+            excluded (`Tensor`, *optional*): `[N]` bool.
+        """
+        rows = self.preparer.left_out.get("train_file", [])
+        if not rows:
+            return excluded
+        mask = torch.zeros(len(self.pool), dtype=torch.bool) if excluded is None else excluded.clone()
+        mask[rows] = True
+        return mask
 
     def dataset_pass(self, model: torch.nn.Module, config: GISTConfig) -> DatasetPass:
         """A pass without a progress bar, for forecasts."""
@@ -203,10 +262,8 @@ class Workspace:
         return DatasetPass(model, self.collator, tokens, config.scoring_dtype, progress=False)
 
 
-def open_targets(
-    arguments: SourceArguments, base: PreTrainedModel, raw: RawRows
-) -> tuple[Dataset, PreTrainedTokenizerBase, int]:
-    """The tokenised targets, the tokenizer, and the longest row in tokens.
+def open_targets(arguments: SourceArguments, base: PreTrainedModel, raw: RawRows) -> tuple[Dataset, Preparer]:
+    """The tokenised targets, and what tokenises further rows.
 
     Args:
         arguments (`SourceArguments`): the flags.
@@ -216,18 +273,20 @@ def open_targets(
     Raises:
         ValueError: naming the flag that is missing or wrong.
     """
-    tokenizer, limit = load_tokenizer(arguments.model_name, arguments.model_revision, arguments.trust_remote_code)
-    max_length = arguments.max_length or min(limit, positions(base), LONGEST_ROW)
-    return tokenize(raw.rows, tokenizer, max_length, "target_file"), tokenizer, max_length
+    preparer = new_preparer(arguments, base)
+    targets = preparer.usable(raw.rows, "target_file", raw.where)
+    preparer.show(targets, "target_file", arguments.show_labels)
+    return targets, preparer
 
 
 def open_workspace(arguments: SourceArguments, pool: RawRows, base: PreTrainedModel) -> Workspace:
     """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
     raw = arguments.load_targets()
     check_columns(arguments, [pool, raw])
-    targets, tokenizer, max_length = open_targets(arguments, base, raw)
-    tokenized = tokenize(pool.rows, tokenizer, max_length, "train_file")
-    return Workspace(arguments, tokenizer, max_length, tokenized, targets, pool, raw)
+    targets, preparer = open_targets(arguments, base, raw)
+    tokenized = preparer.rows(pool.rows, "train_file", pool.where)
+    preparer.show(tokenized, "train_file", arguments.show_labels)
+    return Workspace(arguments, preparer, tokenized, targets, pool, raw)
 
 
 def check_columns(arguments: SourceArguments, sets: Sequence[RawRows]) -> None:
@@ -254,6 +313,8 @@ def check_source(arguments: SourceArguments) -> None:
     _ = arguments.model_name
     if arguments.max_length is not None and arguments.max_length < 1:
         raise ValueError(f"`--max_length {arguments.max_length}` must be at least 1.")
+    # raises if there is no such file
+    read_template(arguments.chat_template)
     check_one_of(arguments.target_source, "target_file")
 
 

@@ -14,7 +14,7 @@ from torch.utils.data import IterableDataset
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
-from hf_gist.functional.budget import rows_in_budget
+from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
 from hf_gist.gradients.losses import labelled_tokens, prepared

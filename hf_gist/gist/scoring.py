@@ -17,8 +17,8 @@ from hf_gist.costs.stopwatch import CHOOSING, COUNTING, PREFILTER, SCORING, Stop
 from hf_gist.data.copies import digest
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
-from hf_gist.functional.budget import rows_in_budget
 from hf_gist.functional.measurements import Measurements
+from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs

@@ -15,10 +15,10 @@ from torch import Tensor
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
-from hf_gist.functional.budget import sampled_from_top
-from hf_gist.functional.choice import ComparisonSpace, order_candidates
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.ranking import energy_inside
+from hf_gist.functional.selection.budget import sampled_from_top
+from hf_gist.functional.selection.choice import ComparisonSpace, order_candidates
+from hf_gist.functional.selection.ranking import energy_inside
 from hf_gist.functional.subspace import captured_variance, choose_rank
 from hf_gist.gist.artifacts import (
     ARTIFACTS,

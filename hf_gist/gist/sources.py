@@ -9,9 +9,9 @@ import numpy as np
 
 from hf_gist.config.gist import GISTConfig
 from hf_gist.errors import SourceBudgetWarning
-from hf_gist.functional.budget import budget_amount, row_sizes, rows_in_budget
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.quotas import NO_QUOTAS, Quotas
+from hf_gist.functional.selection.budget import budget_amount, row_sizes, rows_in_budget
+from hf_gist.functional.selection.quotas import NO_QUOTAS, Quotas
 
 
 SOURCES_NAMED = 20

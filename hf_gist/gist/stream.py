@@ -17,7 +17,7 @@ from hf_gist.data.leaks import LeakGuard, warn
 from hf_gist.data.reading.stream import chunk_of
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
-from hf_gist.gist.checks import check_dataset, check_labels, group_columns
+from hf_gist.gist.checks import check_dataset, check_groups, check_labels, group_columns
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring import chunk_measurements
@@ -119,7 +119,8 @@ def select_stream(
     columns = group_columns(targets, config)
     accepted = signature_columns(model)
     targets = keep_columns(targets, accepted)
-    check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
+    labelled = check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
+    check_groups(labelled > 0, columns.get(config.target_group_column or ""))
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     per_checkpoint = vectors_per_checkpoint(model, config, ())
     subspace = find_target_subspace(

@@ -135,7 +135,7 @@ def _check_supported(owners: dict[str, dict[str, str]], refused: list[str]) -> N
             "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
             f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
             f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
-            "the adapter's `target_modules` and `modules_to_save`."
+            "the adapter's `target_modules`, `modules_to_save` and `trainable_token_indices`."
         )
 
 

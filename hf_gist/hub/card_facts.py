@@ -9,6 +9,7 @@ import torch
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.data.provenance import files_of
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
@@ -98,6 +99,10 @@ def _subspace(selection: Selection) -> list[tuple[str, str]]:
     return facts + ([("Approximations", ", ".join(used))] if used else [])
 
 
+RECORDED = ("max_length", "dtype", "eval_file", "chat_template", "tokenizer_name_or_path")
+"""Flags that the manifest has under their own names."""
+
+
 def _left_out(selection: Selection) -> list[tuple[str, str]]:
     m = selection.measurements
     leaks = selection.manifest.get("leaks")
@@ -112,6 +117,7 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
         )
     if lost := unusable_targets(selection.manifest.get("unusable_targets"), code):
         facts.append(("Targets that cannot be used", lost))
+    facts += [("Rows that were cut", sentence) for sentence in cut_sentences(selection.manifest)]
     repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
     facts.append(("Rows that repeat an earlier row", repeats))
     if not isinstance(leaks, dict):
@@ -206,10 +212,10 @@ def select_command(selection: Selection, address: str) -> str:
     flags += [(name, warmup.get(name)) for name in names]
     columns = manifest.get("columns") or {}
     flags.append(("columns", [f"{name}={source}" for name, source in columns.items()] or None))
-    flags += [(name, manifest.get(name)) for name in ("max_length", "dtype", "eval_file")]
+    flags += [(name, manifest.get(name)) for name in RECORDED]
     flags.append(("output_dir", "selection"))
     given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
-    given += ["--skip_bad_rows"] if manifest.get("skipped_rows") else []
+    given += ["--skip_bad_rows"] if manifest.get("skipped_rows") or manifest.get("bad_rows") else []
     return "hf-gist select " + " \\\n    ".join(given)
 
 

@@ -8,6 +8,7 @@ import torch
 from hf_gist.config.gast import GASTConfig
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import COSTS, CostLedger, in_units
+from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
@@ -75,7 +76,7 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     rows.append(["rows that repeat an earlier row", repeats])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
-    return rows
+    return rows + [["rows that were cut", short(sentence, 200)] for sentence in cut_sentences(selection.manifest)]
 
 
 def _source_budget(selection: Selection) -> list[Table]:

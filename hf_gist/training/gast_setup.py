@@ -13,6 +13,7 @@ from hf_gist.gast.groups import find_groups
 from hf_gist.gast.sources import SourceCollator
 from hf_gist.gast.support import SupportSet
 from hf_gist.gradients.losses import loss_kind
+from hf_gist.training.parts import prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"
@@ -53,11 +54,8 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
     collator = trainer.data_collator
     if dataset is None:
         dataset = trainer.train_dataset
-    elif hasattr(trainer, "_prepare_dataset") and not getattr(trainer, "_skip_prepare_dataset", False):
-        # TRL tokenises raw rows in its constructor; the support rows are tokenised here in the same way.
-        formatting = getattr(trainer, "_formatting_func", None)
-        tokenizer = trainer.processing_class
-        dataset = trainer._prepare_dataset(dataset, tokenizer, trainer.args, False, formatting, "support")
+    elif prepares_rows(trainer):
+        dataset = prepared_as_training_rows(trainer, dataset, "support_dataset")
     if isinstance(dataset, datasets.Dataset):
         dataset = trainer._remove_unused_columns(dataset, description="support")
     else:

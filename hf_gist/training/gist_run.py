@@ -19,7 +19,7 @@ from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.data.leaks import excluded_rows
 from hf_gist.data.rows import row_lengths
 from hf_gist.errors import NoEffectWarning
-from hf_gist.functional.budget import rows_in_budget
+from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.less import adam_checkpoint
 from hf_gist.gist.scorers.table import scorer_of

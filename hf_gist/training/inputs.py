@@ -1,6 +1,5 @@
 """Inputs of a selection inside a Trainer: converts the callback's rows to the format of the trainer's rows."""
 
-import copy
 from typing import Any
 
 from accelerate.state import AcceleratorState
@@ -9,17 +8,21 @@ from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import tokenize
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_distribution, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.lost_targets import check_lost_targets
 from hf_gist.gist.scorers.less import check_optimizer
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.sources import check_quotas
 from hf_gist.gradients.models import signature_columns
-from hf_gist.training.parts import TrainerParts
+from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
+
+
+ROW = "hf_gist_row"
+"""Column with the number of a target row, while `SFTTrainer` prepares the rows: it drops and shuffles some."""
 
 
 def read_inputs(
@@ -39,8 +42,8 @@ def read_inputs(
     """
     check_trainer(parts, config)
     pool = parts.pool
-    targets = prepare_targets(target_dataset, parts)
-    columns = _target_columns(parts, config, target_dataset)
+    targets, kept = _prepared_targets(target_dataset, parts)
+    columns = _target_columns(parts, config, target_dataset, kept)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
     check_quotas(config, sources)
     check_inputs(parts.model, pool, targets, config, parts.collator, columns.get(config.target_group_column or ""))
@@ -74,8 +77,15 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
     check_distribution(AcceleratorState().distributed_type, config)
 
 
-def _target_columns(parts: TrainerParts, config: GISTConfig, target_dataset: Any) -> dict[str, list[Any]]:
+def _target_columns(
+    parts: TrainerParts, config: GISTConfig, target_dataset: Any, kept: list[int] | None
+) -> dict[str, list[Any]]:
+    """The columns to group the target rows by, of the rows that the trainer kept."""
     columns = group_columns(target_dataset, config)
+    if kept is not None:
+        lost = sorted(set(range(len(target_dataset))).difference(kept))
+        check_lost_targets(lost, len(target_dataset), columns.get(config.target_group_column or ""))
+        columns = {name: [values[row] for row in kept] for name, values in columns.items()}
     if not parts.args.push_to_hub:
         return columns
     # other columns may contain text of the dataset, and would be written into the folder that is uploaded
@@ -92,12 +102,34 @@ def prepare_targets(targets: Any, parts: TrainerParts) -> Any:
     Raises:
         ValueError: for rows that cannot be converted to that format.
     """
+    return _prepared_targets(targets, parts)[0]
+
+
+def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int] | None]:
+    """The prepared target rows, and the numbers of those that the trainer kept; `None` if it did not prepare them."""
     check_dataset(targets, "target_dataset")
+    if not isinstance(targets, Dataset):
+        return targets, None
+    if not prepares_rows(parts.trainer):
+        return _with_columns_of_pool(targets, parts), None
+    numbered = targets.add_column(ROW, list(range(len(targets))))
+    prepared = prepared_as_training_rows(parts.trainer, numbered, "target_dataset")
+    if not len(prepared):
+        raise ValueError(
+            "No row of `target_dataset` has a labelled token: truncation cuts all answers off. Raise `max_length`."
+        )
+    prepared = prepared.sort(ROW)
+    return _with_columns_of_pool(prepared, parts), list(prepared[ROW])
+
+
+def _with_columns_of_pool(targets: Dataset, parts: TrainerParts) -> Dataset:
+    """The target rows with the columns that the pool has and the model takes.
+
+    Raises:
+        ValueError: if one is missing.
+    """
     pool = parts.pool
     used = signature_columns(parts.model)
-    if not isinstance(targets, Dataset):
-        return targets
-    targets = _tokenized(targets, parts, "target_dataset")
     if not isinstance(pool, Dataset):
         return keep_columns(targets, used)
     needed = [name for name in pool.column_names if name in used]
@@ -144,43 +176,13 @@ def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: A
 
 
 def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:
-    """Evaluation rows for the duplicate check; raw rows are tokenised as `SFTTrainer` tokenises the pool.
+    """Evaluation rows for the duplicate check; `SFTTrainer` prepares them like the pool.
 
     Raises:
         ValueError: for rows that cannot be converted to that format.
     """
     if isinstance(rows, dict):
         return {name: prepare_evaluation(part, parts) for name, part in rows.items()}
-    return _tokenized(rows, parts, "eval_dataset") if isinstance(rows, Dataset) else rows
-
-
-def _tokenized(rows: Dataset, parts: TrainerParts, argument: str) -> Dataset:
-    """Tokenise raw rows as `SFTTrainer` does; tokenised rows, and rows of other trainers, are returned unchanged."""
-    args: Any = parts.args
-    if "input_ids" in rows.column_names or not hasattr(args, "assistant_only_loss"):
+    if not isinstance(rows, Dataset) or not prepares_rows(parts.trainer):
         return rows
-    _check_sft_format(args, rows, argument)
-    tokenizer = parts.processing_class
-    template = getattr(parts.trainer, "chat_template", None)
-    if template is not None:
-        # SFTTrainer uses another template if the tokenizer's has no generation markers
-        tokenizer = copy.copy(tokenizer)
-        tokenizer.chat_template = template
-    answers_only = args.assistant_only_loss or (
-        "prompt" in rows.column_names and args.completion_only_loss is not False
-    )
-    return tokenize(rows, tokenizer, args.max_length, argument, answers_only, args.dataset_text_field)
-
-
-def _check_sft_format(args: Any, targets: Dataset, argument: str) -> None:
-    special = [name for name in ("tools", "chat_template_kwargs", "conversations") if name in targets.column_names]
-    if args.truncation_mode != "keep_start":
-        special.append(f"truncation_mode={args.truncation_mode!r}")
-    if args.assistant_only_loss and "prompt" in targets.column_names:
-        special.append("assistant_only_loss with prompt and completion")
-    if special:
-        raise ValueError(
-            f"Raw `{argument}` rows with {', '.join(special)} cannot be tokenised here exactly as SFTTrainer does. "
-            "Let SFTTrainer do it (`eval_dataset={'rows': rows}`) and set "
-            f"`callback.{argument} = trainer.eval_dataset['rows']` before `trainer.train()`."
-        )
+    return prepared_as_training_rows(parts.trainer, rows, "eval_dataset")

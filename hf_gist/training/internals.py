@@ -40,9 +40,11 @@ INTERNALS = (
     Internal(TRAINER, "_set_signature_columns_if_needed", "the column of the sources must survive the removal"),
     Internal(TRAINER, "_signature_columns", "the column of the sources must survive the removal", "source"),
     Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
-    Internal(SFT, "_prepare_dataset", "support rows are tokenised as SFTTrainer tokenises the training rows"),
+    Internal(SFT, "_prepare_dataset", "target, evaluation and support rows are prepared as the training rows"),
     Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer does not prepare are not prepared here", "source"),
-    Internal(SFT, "_formatting_func", "support rows are formatted as SFTTrainer formats the training rows", "source"),
+    Internal(
+        SFT, "_formatting_func", "target, evaluation and support rows are formatted as the training rows", "source"
+    ),
     Internal(SFT, "_metrics", "the support pass must not count in SFTTrainer's running metrics", "source"),
     Internal(SFT, "_total_train_tokens", "the support pass must not count in SFTTrainer's token total", "source"),
     Internal(

@@ -3,7 +3,7 @@
 import sys
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model, load_peft_weights
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -12,8 +12,45 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+from transformers.utils import cached_file
 
 from hf_gist.config.warmup import WarmupSettings
+
+
+TOKENIZER_FILE = "tokenizer_config.json"
+
+
+def has_tokenizer(adapter: str) -> bool:
+    """Whether an adapter's folder or Hub repository holds a tokenizer."""
+    found = cached_file(
+        adapter,
+        TOKENIZER_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return found is not None
+
+
+def tokenizer_source(
+    model: str, revision: str | None, adapter: str | None, given: str | None
+) -> tuple[str, str | None]:
+    """Where the tokenizer is: the one given, the adapter's own, or the model's.
+
+    Args:
+        model (`str`): folder or Hub id.
+        revision (`str`, *optional*): of the model.
+        adapter (`str`, *optional*): folder or Hub id of an adapter.
+        given (`str`, *optional*): `--tokenizer_name_or_path`.
+
+    Returns:
+        `tuple[str, str | None]`: folder or Hub id, and its revision.
+    """
+    if given is not None:
+        return given, None
+    if adapter is not None and has_tokenizer(adapter):
+        return adapter, None
+    return model, revision
 
 
 def load_tokenizer(name: str, revision: str | None, trust_remote_code: bool) -> tuple[PreTrainedTokenizerBase, int]:
@@ -53,8 +90,59 @@ def positions(model: PreTrainedModel) -> int:
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or sys.maxsize
 
 
-def load_adapter(base: torch.nn.Module, adapter: str) -> PeftModel:
-    """The base model with a trained LoRA adapter, loaded as trainable."""
+def _rows_of_embeddings(base: PreTrainedModel, adapter: str) -> int:
+    """Rows that the token embeddings must have for an adapter: those it holds, or those whose tokens it trains.
+
+    Args:
+        base (`PreTrainedModel`): the base model.
+        adapter (`str`): folder or Hub id of the adapter.
+    """
+    embeddings = base.get_input_embeddings()
+    name = next(name for name, module in base.named_modules() if module is embeddings)
+    weights = load_peft_weights(adapter, device="cpu")
+    ends = (f".{name}.weight", f".{name}.modules_to_save.weight")
+    needed = [len(values) for key, values in weights.items() if key.endswith(ends)]
+    trained = getattr(PeftConfig.from_pretrained(adapter), "trainable_token_indices", None) or []
+    lists = trained.values() if isinstance(trained, dict) else [trained]
+    needed += [max(indices) + 1 for indices in lists if indices]
+    return max(needed, default=0)
+
+
+def _resize_embeddings(base: PreTrainedModel, rows: int) -> None:
+    """Give the base model more token embeddings, whose values an adapter then sets."""
+    # the values that the adapter does not set must be the same in every run
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        base.resize_token_embeddings(rows, mean_resizing=False)
+
+
+def check_vocabulary(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that a model has an embedding for every token of a tokenizer that is not its own.
+
+    Args:
+        model (`PeftModel`): with its adapter.
+        tokenizer (`PreTrainedTokenizerBase`): the adapter's, or the one that was given.
+
+    Raises:
+        ValueError: with both numbers.
+    """
+    rows = len(model.get_input_embeddings().weight)  # type: ignore[operator]
+    if len(tokenizer) > rows:
+        raise ValueError(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the model has {rows:,} embeddings, and the adapter brings "
+            "none for the added tokens. Save it with `save_pretrained(folder, save_embedding_layers=True)`, or give the "
+            "model's tokenizer with `--tokenizer_name_or_path`."
+        )
+
+
+def load_adapter(base: PreTrainedModel, adapter: str) -> PeftModel:
+    """The base model with a trained LoRA adapter, loaded as trainable.
+
+    The embeddings of the base model are resized if the adapter was trained with added tokens.
+    """
+    rows = _rows_of_embeddings(base, adapter)
+    if rows > len(base.get_input_embeddings().weight):  # type: ignore[arg-type]
+        _resize_embeddings(base, rows)
     return PeftModel.from_pretrained(base, adapter, is_trainable=True)
 
 

@@ -4,11 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from datasets import Dataset
 from torch import nn
 from torch.optim import Optimizer
 from transformers import Trainer, TrainingArguments
 
 from hf_gist.config.gist import GISTConfig
+from hf_gist.data.bad_rows import BadRows
 from hf_gist.data.rows import Collator
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.caller import calling_trainer
@@ -79,3 +81,55 @@ class TrainerParts:
         dtype = "bfloat16" if config.scoring_dtype == "auto" and self.args.bf16 else config.scoring_dtype
         progress = not self.args.disable_tqdm
         return DatasetPass(self.model, self.collator, config.scoring_tokens_per_batch, dtype, progress)
+
+
+# ---- Rows that a trainer prepares ----
+
+
+SEARCHED = 1_000
+"""Largest number of rows that are prepared one by one to find those that cannot be."""
+
+
+def prepares_rows(trainer: Trainer | None) -> bool:
+    """Whether a trainer is an `SFTTrainer` that prepares raw rows."""
+    known = hasattr(trainer, "_prepare_dataset") and hasattr(trainer, "completion_only_loss")
+    return known and not getattr(trainer, "_skip_prepare_dataset", False)
+
+
+def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
+    """Raw rows, prepared by an `SFTTrainer` as it prepares its training rows.
+
+    Args:
+        trainer (`SFTTrainer`): see [`prepares_rows`].
+        rows: a dataset, which may be tokenised already.
+        argument (`str`): its name, for messages.
+
+    Returns:
+        The rows with `input_ids`, `labels` and their other columns, without those that truncation left no label.
+
+    Raises:
+        ValueError: naming the rows that cannot be prepared.
+    """
+    try:
+        return _prepare(trainer, rows, argument)
+    except Exception:
+        if isinstance(rows, Dataset) and len(rows) <= SEARCHED:
+            _refuse_bad_rows(trainer, rows, argument)
+        raise
+
+
+def _prepare(trainer: Any, rows: Any, argument: str) -> Any:
+    formatting = getattr(trainer, "_formatting_func", None)
+    return trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, formatting, argument)
+
+
+def _refuse_bad_rows(trainer: Any, rows: Dataset, argument: str) -> None:
+    """Raise for the rows that cannot be prepared, if they fail on their own."""
+    bad = BadRows(len(rows), lambda row: f"{argument}, row {row + 1:,}")
+    for number in range(len(rows)):
+        try:
+            _prepare(trainer, rows.select([number]), argument)
+        except Exception as error:
+            text = str(error).strip().splitlines() or [type(error).__name__]
+            bad.add(number, f"SFTTrainer cannot prepare it: {type(error).__name__}: {text[0].rstrip('.')}")
+    bad.refuse()

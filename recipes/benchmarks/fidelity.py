@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from hf_gist import GISTConfig, select
-from hf_gist.data.formats import tokenize
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.provenance import RowSource
 from hf_gist.data.reading.load import load_rows
 from hf_gist.training.loading import load_adapter, load_base, load_tokenizer, padding_collator

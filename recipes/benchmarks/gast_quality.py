@@ -22,7 +22,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, PrinterCallback, TrainingArguments
 
 from hf_gist.config.gast import GASTConfig
-from hf_gist.data.formats import tokenize
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.provenance import RowSource
 from hf_gist.data.reading.load import load_rows
 from hf_gist.gradients.collect import mean_loss

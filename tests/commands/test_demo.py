@@ -28,7 +28,7 @@ from hf_gist.commands.demo.tasks import (
     reading_text,
 )
 from hf_gist.commands.demo.training import quiet_and_small
-from hf_gist.data.formats import tokenize
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.rows import IGNORE_INDEX
 
 

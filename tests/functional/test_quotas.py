@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from hf_gist.functional.budget import cut_to_budget, sampled_from_top
-from hf_gist.functional.quotas import NO_QUOTAS, Quotas
+from hf_gist.functional.selection.budget import cut_to_budget, sampled_from_top
+from hf_gist.functional.selection.quotas import NO_QUOTAS, Quotas
 
 
 def slow_pick(order, amount, sizes, sources, shares, most):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hf_gist.functional.budget import cut_to_budget, rows_in_budget, sampled_from_top
-from hf_gist.functional.ranking import group_directions, ranked, round_robin, score_candidates
+from hf_gist.functional.selection.budget import cut_to_budget, rows_in_budget, sampled_from_top
+from hf_gist.functional.selection.ranking import group_directions, ranked, round_robin, score_candidates
 from hf_gist.functional.subspace import basis_slice, captured_variance, choose_rank, spectrum, target_coordinates
 
 

@@ -9,7 +9,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
-from hf_gist.functional.ranking import length_matched_order, uniform_order
+from hf_gist.functional.selection.ranking import length_matched_order, uniform_order
 from hf_gist.functional.sketch import CountSketch
 from hf_gist.gist.checks import check_distribution
 from hf_gist.gist.scorers.base import CheckpointVectors, Scorer

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.helpers.tiny import base_model
@@ -60,3 +60,20 @@ def varied(size: int, seed: int) -> list[dict]:
         words = [f"w{(i % 4) * 20 + rng.randrange(20)}" for _ in range(rng.randint(6, 10))]
         row["messages"][0]["content"], row["messages"][1]["content"] = " ".join(words[:4]), " ".join(words[4:])
     return rows
+
+
+def chat_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:
+    """Every character is a token, of any text, so that chat templates and their markup can be tried."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: number for number, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    result = PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    result.chat_template = template
+    return result
+
+
+def user(text: str) -> dict[str, str]:
+    """A turn of the user."""
+    return {"role": "user", "content": text}

@@ -4,16 +4,17 @@ import pytest
 from datasets import Dataset
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
+from hf_gist.errors import UnusableTargetsWarning
 from hf_gist.training.inputs import prepare_evaluation, prepare_targets
 from hf_gist.training.parts import TrainerParts
 from tests.helpers.tiny import lora_model
-from tests.helpers.words import TEMPLATE, chats, tokenizer
+from tests.helpers.words import TEMPLATE, chats, tokenizer, varied
 
 
 trl = pytest.importorskip("trl", reason="TRL is not installed")
 
 
-def trainer(tmp_path, callback, rows, template=TEMPLATE, **arguments):
+def trainer(tmp_path, callback, rows, template=TEMPLATE, formatting_func=None, **arguments):
     settings = {
         "num_train_epochs": 3,
         "per_device_train_batch_size": 4,
@@ -29,6 +30,7 @@ def trainer(tmp_path, callback, rows, template=TEMPLATE, **arguments):
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer(template),
         callbacks=[callback],
+        formatting_func=formatting_func,
     )
 
 
@@ -79,26 +81,84 @@ def test_targets_follow_the_template_that_sft_trainer_trains_with(tmp_path, monk
     assert run.processing_class.chat_template == plain and {ids[0] for ids in theirs["input_ids"]} == {15}
 
 
-def test_prompt_completion_targets_match_too(tmp_path):
-    rows = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} "} for i in range(24)]
+PAIRS = [{"prompt": f"w{i} w{i + 1}", "completion": f" w{i + 2} "} for i in range(24)]
+TEXTS = [{"text": f"w{i} w{i + 1} w{i + 2} "} for i in range(24)]
+FUNCTIONS = [{"name": "w80"}]
+KINDS = {
+    "prompt and completion": (PAIRS, {}),
+    "labels on the prompt too": (PAIRS, {"completion_only_loss": False}),
+    "messages beside prompt and completion": ([a | b for a, b in zip(chats(24), PAIRS, strict=True)], {}),
+    "another column of texts": ([{"body": row["text"]} for row in TEXTS], {"dataset_text_field": "body"}),
+    "formatting_func": (TEXTS, {"formatting_func": lambda row: "w90 w91 " + row["text"]}),
+    "formatting_func, other columns": (
+        [{"question": "w1", "answer": f"w{i}"} for i in range(24)],
+        {"formatting_func": lambda row: f"{row['question']} w90 {row['answer']} "},
+    ),
+    "ShareGPT": (
+        [{"conversations": [{"from": "user", "value": "w1"}, {"from": "assistant", "value": "w2"}]}] * 24,
+        {},
+    ),
+    "tools": (
+        [row | {"tools": FUNCTIONS} for row in chats(24)],
+        {"template": "{% for t in tools or [] %}{{ t['name'] }} {% endfor %}" + TEMPLATE},
+    ),
+    "cut at the start": (chats(24), {"truncation_mode": "keep_end", "max_length": 4}),
+    "shuffled": (chats(24), {"shuffle_dataset": True}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_targets_are_what_sft_trainer_trains_on(tmp_path, kind):
+    rows, settings = KINDS[kind]
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
-    run = trainer(tmp_path, callback, rows)
-    ours = prepared(callback, run)
-    assert ours["input_ids"] == run.train_dataset["input_ids"] and ours["labels"] == run.train_dataset["labels"]
+    run = trainer(tmp_path, callback, rows, **settings)
+    ours, theirs = prepared(callback, run), run.train_dataset
+    order = sorted if kind == "shuffled" else list
+    assert order(ours["input_ids"]) == order(theirs["input_ids"])
+    assert order(ours["labels"]) == order(theirs["labels"])
+    held_out = prepare_evaluation(Dataset.from_list(rows), parts_of(run))
+    assert sorted(held_out["input_ids"]) == sorted(theirs["input_ids"])
 
 
-@pytest.mark.parametrize(
-    ("arguments", "config", "message"),
-    [
-        ({"truncation_mode": "keep_end"}, {}, "truncation_mode='keep_end' cannot be tokenised here"),
-        ({"shuffle_dataset": True}, {"source_column": "source"}, "SFTTrainer shuffles its rows"),
-    ],
-)
-def test_what_cannot_match_sft_trainers_rows_is_refused(tmp_path, arguments, config, message):
+def long_prompts(groups):
+    """Conversations, one for each group; those of groups in upper case have a prompt that fills every row."""
+    rows = varied(len(groups), 0)
+    for row, group in zip(rows, groups, strict=True):
+        row["group"] = group
+        if group.isupper():
+            row["messages"][0]["content"] = " ".join(["w1"] * 40)
+    return Dataset.from_list(rows)
+
+
+def test_target_rows_that_truncation_takes_are_named(tmp_path):
+    config = GISTConfig(budget=4, strategy="round_robin", target_group_column="group", warmup_steps=2)
+    targets = long_prompts(["a", "b", "A", "b"])
+    callback = GISTDataSelectorCallback(config, targets)
+    run = trainer(tmp_path, callback, varied(40, 1), max_length=16, assistant_only_loss=True)
+    with pytest.raises(ValueError, match=r"The target group\(s\) 'A' .* have no row with a labelled token"):
+        run.train()
+    callback.target_dataset = targets.map(lambda row: {"group": row["group"].lower()})
+    with pytest.warns(UnusableTargetsWarning, match=r"1 of 4 target rows \(group a\) have no labelled token"):
+        run.train()
+    assert callback.selection.manifest["target_dataset"]["rows"] == 3
+    assert sorted(callback.selection.group_names) == ["a", "b"]
+
+
+def test_target_rows_that_cannot_be_prepared_are_named(tmp_path):
+    rows = chats(8)
+    rows[3]["messages"] = rows[3]["messages"][:1]
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
+    run = trainer(tmp_path, callback, chats(24), assistant_only_loss=True)
+    with pytest.raises(ValueError, match=r"1 of 8 rows cannot be used:\s+target_dataset, row 4: SFTTrainer cannot"):
+        prepared(callback, run)
+
+
+def test_sources_of_shuffled_rows_are_refused(tmp_path):
     rows = Dataset.from_list(chats(40))
-    callback = GISTDataSelectorCallback(GISTConfig(budget=4, **config), rows.select(range(4)), train_dataset=rows)
-    with pytest.raises(ValueError, match=message):
-        trainer(tmp_path, callback, chats(40), **arguments).train()
+    config = GISTConfig(budget=4, source_column="source")
+    callback = GISTDataSelectorCallback(config, rows.select(range(4)), train_dataset=rows)
+    with pytest.raises(ValueError, match="SFTTrainer shuffles its rows"):
+        trainer(tmp_path, callback, chats(40), shuffle_dataset=True).train()
 
 
 @pytest.mark.parametrize("arguments", [{"packing": True}, {"padding_free": True, "max_length": None}], ids=str)

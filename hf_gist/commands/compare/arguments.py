@@ -80,10 +80,11 @@ def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]
 
 def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
     """The settings that two runs into one folder must have in common; methods and seeds may be added later."""
-    free = {"output_dir", "methods", "seeds", "scores_dir"}
+    free = {"output_dir", "methods", "seeds", "scores_dir", "show_labels"}
     values = {k: v for k, v in dataclasses.asdict(arguments).items() if k not in free}
     sources = {"train_file": arguments.pool_source, "target_file": arguments.target_source}
-    files = {name: digests_of(describe_source(source, {}, name)) for name, source in sources.items()}
+    files: dict[str, Any] = {name: digests_of(describe_source(source, {}, name)) for name, source in sources.items()}
+    files["chat_template"] = digest(arguments.chat_template)
     tests = {name: digest(file) for name, file in arguments.test_files.items()}
     digests = {"sha256": files, "sha256 of the test files": tests}
     return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)

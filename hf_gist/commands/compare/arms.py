@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.functional.budget import cut_to_budget
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.ranking import uniform_order
+from hf_gist.functional.selection.budget import cut_to_budget
+from hf_gist.functional.selection.ranking import uniform_order
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.less import LESS
 from hf_gist.gist.scorers.rds_plus import RDS_PLUS

@@ -10,7 +10,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from hf_gist.callback import GISTDataSelectorCallback
 from hf_gist.commands.bench import Bench
-from hf_gist.commands.demo.model import pretrain, train_tokenizer
+from hf_gist.commands.demo.model import CHAT_TEMPLATE, pretrain, train_tokenizer
 from hf_gist.commands.demo.printing import BASE_MODEL, POOL, TARGETS, print_data, print_outcome
 from hf_gist.commands.demo.result import GIST, RANDOM, UNTRAINED, WHOLE, DemoResult, DemoSettings
 from hf_gist.commands.demo.tasks import TARGET_TASK, DemoData, Row, make_data
@@ -18,7 +18,7 @@ from hf_gist.commands.demo.training import TARGET_TEST, demo_bench, quiet_and_sm
 from hf_gist.config.gist import GISTConfig
 from hf_gist.costs import stopwatch
 from hf_gist.costs.ledger import CostLedger
-from hf_gist.data.formats import tokenize
+from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.gist.selection import Selection
 from hf_gist.utils.disk import write, write_json
@@ -162,9 +162,9 @@ def run_demo(output_dir: str | Path, seed: int = 42, settings: DemoSettings | No
 def _measure(settings: DemoSettings, folder: Path, seed: int, result: DemoResult) -> None:
     with result.phase("data and tokenizer"):
         data, tokenizer = make_rows(settings, folder, seed)
-        pool = tokenize(as_dataset(data.pool), tokenizer, None, "pool")
-        targets = tokenize(as_dataset(data.targets), tokenizer, None, "targets")
-        test = tokenize(as_dataset(data.test), tokenizer, None, "test")
+        pool = tokenize(as_dataset(data.pool), tokenizer, None, "pool", CHAT_TEMPLATE)
+        targets = tokenize(as_dataset(data.targets), tokenizer, None, "targets", CHAT_TEMPLATE)
+        test = tokenize(as_dataset(data.test), tokenizer, None, "test", CHAT_TEMPLATE)
     result.hidden = Counter(pool["task"])[TARGET_TASK]
     result.share_by_length = share_by_length(pool, targets)
     print_data(data, result.hidden)

@@ -21,14 +21,14 @@ from hf_gist.costs.stopwatch import PREFILTER, SCORING, TARGETS, WARMUP
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import rows_of
-from hf_gist.functional.budget import rows_in_budget
+from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.forecast import plan_memory
 from hf_gist.gist.inputs import Inputs, prepare
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.passes import DatasetPass
-from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.loading import fresh_lora
 from hf_gist.training.warmup import warmup_rows
 from hf_gist.utils.terminal import say
 
@@ -120,12 +120,15 @@ def _counts(inputs: Inputs, config: GISTConfig, warmup_steps: int) -> dict[str, 
     }
 
 
-def _warmup_sample(inputs: Inputs, config: GISTConfig, warmup: WarmupSettings | None) -> list[int]:
+def _warmup_sample(
+    inputs: Inputs, workspace: Workspace, config: GISTConfig, warmup: WarmupSettings | None
+) -> list[int]:
     """The rows that the warm-up would train on; none without a warm-up."""
     if warmup is None or config.strategy in UNSCORED:
         return []
     size = len(inputs.pool)
-    return warmup_rows(config, warmup, size, excluded_rows(inputs.leaks, size, config))
+    excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, size, config))
+    return warmup_rows(config, warmup, size, excluded)
 
 
 def plan_selection(
@@ -155,7 +158,7 @@ def plan_selection(
         # the same work without the optimizer state, which exists only after a warm-up
         passes = (warmup or WarmupSettings()).less_checkpoints
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
-    sample = _warmup_sample(inputs, config, warmup)
+    sample = _warmup_sample(inputs, workspace, config, warmup)
     steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
     dataset_pass = workspace.dataset_pass(model, config)
     seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes)
@@ -181,11 +184,13 @@ def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConf
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     trained = arguments.adapter_name_or_path
     forecast = plan_selection(
-        load_adapter(base, trained) if trained else fresh_lora(base, warmup, config.seed),
+        arguments.with_adapter(base, trained, workspace.tokenizer)
+        if trained
+        else fresh_lora(base, warmup, config.seed),
         workspace,
         config,
         None if trained else warmup,
-        evaluation_rows(arguments, workspace.tokenizer, workspace.max_length),
+        evaluation_rows(arguments, workspace.preparer),
     )
     say(forecast.describe())
     return forecast.to_dict()

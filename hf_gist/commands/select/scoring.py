@@ -8,35 +8,31 @@ from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
 
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.preparing import Preparer
 from hf_gist.commands.warmed import warmed_model
 from hf_gist.commands.workspace import Workspace, open_workspace, token_columns
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import PhaseCost
-from hf_gist.data.formats import tokenize
 from hf_gist.data.provenance import RowSource, public_name
 from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.offline import select
-from hf_gist.training.loading import fresh_lora, load_adapter
+from hf_gist.training.loading import fresh_lora
 
 
-def evaluation_rows(arguments: SelectArguments, tokenizer: PreTrainedTokenizerBase, max_length: int) -> Dataset | None:
+def evaluation_rows(arguments: SelectArguments, preparer: Preparer) -> Dataset | None:
     """The rows of `--eval_file`, tokenised; `None` without the flag.
 
     Args:
         arguments (`SelectArguments`): the flags.
-        tokenizer (`PreTrainedTokenizerBase`): of the model.
-        max_length (`int`): longest row in tokens.
+        preparer (`Preparer`): tokenises rows.
     """
-    if not arguments.eval_file:
-        return None
-    raw = [arguments.read(RowSource(file), "eval_file") for file in arguments.eval_file]
-    return token_columns([tokenize(part.rows, tokenizer, max_length, "eval_file") for part in raw])
+    raw = [arguments.read(RowSource(file), "eval_file") for file in arguments.eval_file or []]
+    return token_columns([preparer.usable(part.rows, "eval_file", part.where) for part in raw])
 
 
 @dataclass(frozen=True)
@@ -65,18 +61,19 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
     """
     base = arguments.load_model()
     workspace = open_workspace(arguments, rows, base)
-    evaluation = evaluation_rows(arguments, workspace.tokenizer, workspace.max_length)
+    evaluation = evaluation_rows(arguments, workspace.preparer)
     if arguments.adapter_name_or_path is not None:
-        scoring = ScoringModel(load_adapter(base, arguments.adapter_name_or_path))
+        adapter = arguments.adapter_name_or_path
+        scoring = ScoringModel(arguments.with_adapter(base, adapter, workspace.tokenizer))
     elif config.strategy in UNSCORED:
         scoring = ScoringModel(fresh_lora(base, warmup, config.seed))
     else:
         warmed = warmed_model(workspace, base, warmup, config, evaluation)
         scoring = ScoringModel(warmed.model, warmed.checkpoints, warmed.cost)
     selection = _select(scoring, workspace, config, evaluation)
-    manifest = selection.manifest | _inputs_of(selection, arguments, warmup, config)
-    if workspace.skipped_rows:
-        manifest["skipped_rows"] = workspace.skipped_rows
+    manifest = selection.manifest | _inputs_of(selection, arguments, warmup, config) | workspace.preparer.facts()
+    if skipped := workspace.skipped_rows:
+        manifest["skipped_rows"] = skipped
     selection = dataclasses.replace(selection, manifest=manifest)
     selection.save(arguments.folder)
     return selection

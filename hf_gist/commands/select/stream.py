@@ -9,10 +9,9 @@ from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets, say_skipped
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.formats import tokenize
 from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
-from hf_gist.training.loading import load_adapter, padding_collator
+from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import write, write_json
 from hf_gist.utils.terminal import say
 
@@ -40,7 +39,7 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
     check_stream_config(config)
     stream = RowStream(arguments.pool_source, "train_file", arguments.columns, arguments.skip_bad_rows, say)
     say_skipped(stream.skipped, "train_file")
-    selection = score_stream(arguments, arguments.adapter_name_or_path, config, stream)
+    selection, facts = score_stream(arguments, arguments.adapter_name_or_path, config, stream)
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = rows_file(arguments)
@@ -52,7 +51,7 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
     content["pool_duplicates_dropped"] = selection.repeated
     if stream.skipped:
         content["skipped_rows"] = stream.skipped
-    write_json(folder / STREAM, content)
+    write_json(folder / STREAM, content | facts)
     kept = len(selection.indices)
     say(f"kept {kept:,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)")
     say(f"repeated rows left out: {selection.repeated:,}")
@@ -62,8 +61,10 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
     return counts | {"artifacts": arguments.output_dir, "selected_rows": str(path)}
 
 
-def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig, stream: RowStream) -> StreamSelection:
-    """Load the model and the targets, and score the stream.
+def score_stream(
+    arguments: SelectArguments, adapter: str, config: GISTConfig, stream: RowStream
+) -> tuple[StreamSelection, dict[str, Any]]:
+    """Load the model and the targets, and score the stream; also returns the rows that were cut or left out.
 
     Args:
         arguments (`SelectArguments`): the flags.
@@ -72,18 +73,20 @@ def score_stream(arguments: SelectArguments, adapter: str, config: GISTConfig, s
         stream (`RowStream`): the pool.
     """
     base = arguments.load_model()
-    targets, tokenizer, max_length = open_targets(arguments, base, arguments.load_targets())
+    targets, preparer = open_targets(arguments, base, arguments.load_targets())
 
     def tokenized(chunk: Dataset) -> Dataset:
-        rows, _where = stream.next_rows(chunk)
-        return tokenize(rows, tokenizer, max_length, "train_file")
+        rows, where = stream.next_rows(chunk)
+        return preparer.rows(rows, "train_file", where, quiet=True)
 
-    return select_stream(
-        load_adapter(base, adapter),
+    selection = select_stream(
+        arguments.with_adapter(base, adapter, preparer.tokenizer),
         stream,
         targets,
         config,
-        data_collator=padding_collator(tokenizer),
+        data_collator=padding_collator(preparer.tokenizer),
         tokenize=tokenized,
-        eval_dataset=evaluation_rows(arguments, tokenizer, max_length),
+        eval_dataset=evaluation_rows(arguments, preparer),
     )
+    preparer.say_cuts("train_file")
+    return selection, preparer.facts()

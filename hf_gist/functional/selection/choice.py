@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.functional.budget import rows_in_budget
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.ranking import (
+from hf_gist.functional.selection.budget import rows_in_budget
+from hf_gist.functional.selection.ranking import (
     group_directions,
     length_matched_order,
     ranked,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hf_gist.functional.quotas import NO_QUOTAS, Quotas
+from hf_gist.functional.selection.quotas import NO_QUOTAS, Quotas
 
 
 def sampled_from_top(

@@ -1,0 +1,1 @@
+"""Raw rows to `input_ids` and `labels`, as TRL's `SFTTrainer` does it."""

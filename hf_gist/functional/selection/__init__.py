@@ -1,0 +1,1 @@
+"""From scores to selected rows: order, budget, shares per source, random choice."""
