@@ -23,8 +23,8 @@ class GASTConfig(BaseConfig):
             approach `"random"`, small values `"topk"`.
         support (`str`, defaults to `"dataset"`): source of the support gradient: `"dataset"`, a small batch of the
             support set (the paper's method), or `"momentum"`, the optimizer's first moment, which needs no support
-            samples (not in the paper). Until the optimizer has a first moment, the draw is uniform. A support batch
-            is appended to the training batch where that is exact, and gets its own pass elsewhere.
+            samples (not in the paper). Until the optimizer has a first moment, the draw is uniform. On a GPU, a
+            support batch is appended to the training batch where that is exact; elsewhere it gets its own pass.
         support_batch_size (`int`, defaults to `4`): support samples per process in one support gradient.
         support_every (`int`, defaults to `1`): compute a new support gradient of the support set every this many
             optimizer steps. All batches of an accumulated step use the same support gradient.

@@ -26,6 +26,9 @@ from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, 
 
 logger = logging.get_logger(__name__)
 
+OWN_PASS_ON = ("cpu",)
+"""Devices where a pass over the support rows alone is faster than more rows in the batch: it has no launches to wait for."""
+
 
 def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any], counts: Tensor) -> str:
     """Determine how the trainer's `compute_loss_func` weights the samples, from a forward pass over one batch.
@@ -58,6 +61,8 @@ def _trainer_obstacle(trainer: Any) -> str | None:
     """What about a trainer keeps the support rows from being appended: a loss other than the model's mean over tokens."""
     accelerator = trainer.accelerator
     args = trainer.args
+    if accelerator.device.type in OWN_PASS_ON:
+        return f"a pass of their own is faster on a {accelerator.device.type}"
     if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
         # in the backward pass, a collective call would be needed for every group instead of one
         return "the support gradient is averaged over processes"

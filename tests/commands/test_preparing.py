@@ -150,7 +150,7 @@ def test_a_named_group_that_truncation_takes_is_an_error(files, tmp_path, capsys
     targets = write(tmp_path / "targets.jsonl", rows)
     more = ("--target_group_column", "group", "--strategy", "round_robin", "--max_length", "32")
     assert select(files, tmp_path / "out", *more, targets=targets) == 2
-    assert "target group(s) 'long' of `target_group_column`" in capsys.readouterr().err
+    assert "Target groups without a usable row: 'long' (1 rows)" in capsys.readouterr().err
 
 
 def test_labels_that_miss_the_answer_end_the_command(files, tmp_path, capsys):

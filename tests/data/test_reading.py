@@ -186,7 +186,7 @@ def test_bad_rows_of_all_files_are_counted_and_three_are_shown(tmp_path):
         ("pool.csv", b"text\nw1\n\xe9\n", "line 3: no UTF-8"),
         ("pool.csv", b"text,text\nw1,w2\n", "the column `text` is there twice"),
         ("pool.csv", b"text\n", "pool.csv` has no rows"),
-        ("pool.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 99)[:-9], "pool.jsonl.gz` cannot be read"),
+        ("pool.jsonl.gz", gzip.compress(b'{"text": "w1"}\n' * 99, mtime=0)[:-9], "pool.jsonl.gz` cannot be read"),
         ("pool.jsonl.zst", b"no zstd at all", "pool.jsonl.zst` cannot be read"),
         ("pool.parquet", b"no parquet at all", "pool.parquet` cannot be read: .*Parquet magic bytes"),
         ("pool.jsonl", b"{\n{\n", "2 of 2 rows cannot be used"),
@@ -283,7 +283,7 @@ def test_files_folders_and_patterns(tmp_path):
 def test_rows_of_several_files_have_their_file_as_the_source(tmp_path):
     one = lines_file(tmp_path / "code.jsonl", [b'{"text": "w1", "meta": 1}', b'{"text": "w2", "meta": 2}'])
     two = tmp_path / "chat.jsonl.gz"
-    two.write_bytes(gzip.compress(b'{"text": "w3", "meta": {"a": 0.123456789012345}}'))
+    two.write_bytes(gzip.compress(b'{"text": "w3", "meta": {"a": 0.123456789012345}}', mtime=0))
     table = Dataset.from_list(
         [{"text": "w4", "meta": "x"}], Features({"text": Value("string"), "meta": Value("string")})
     )

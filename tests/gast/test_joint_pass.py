@@ -1,6 +1,7 @@
 """Support rows appended to the training batch, against a separate pass over them."""
 
 from functools import wraps
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -22,6 +23,18 @@ from tests.helpers.gast import (
     train,
 )
 from tests.helpers.tiny import PaddingCollator, sixteen_bit
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu():
+    with support_rows_in("batch"):
+        yield
+
+
+def test_on_a_cpu_the_rows_get_a_pass(tmp_path):
+    with patch("hf_gist.training.gast_support.OWN_PASS_ON", ("cpu",)):
+        trainer, _ = train(build_model(), tmp_path, rows())
+    assert "faster on a cpu" in trainer.gast.separate_because
 
 
 def both(tmp_path, model, data=None, *, config=None, collator=collate, support=None, **changes):

@@ -10,7 +10,7 @@ from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTTrainer
-from tests.helpers.gast import arguments, build_model, collate, rows
+from tests.helpers.gast import arguments, build_model, collate, rows, support_rows_in
 
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "index", "bincount", "is_nonzero", "_unique2")
@@ -43,6 +43,12 @@ VIEWS = {
     "detach",
 }
 VIEWS |= {"permute", "split_with_sizes", "unbind", "lift_fresh", "squeeze"}
+
+
+@pytest.fixture(autouse=True)
+def as_on_a_gpu():
+    with support_rows_in("batch"):
+        yield
 
 
 class Operations(TorchDispatchMode):
