@@ -81,7 +81,7 @@ def find_target_subspace(
     if not usable.any():
         raise ValueError("No row of `target_dataset` has a labelled token and a finite gradient.")
     check_groups(usable, groups)
-    _warn_unusable((~usable).nonzero().flatten().tolist(), groups, len(usable))
+    warn_unusable(usable, groups)
     watch.record(TARGETS)
     rows = usable.nonzero().flatten()
     singular, u = _spectrum(_gram_of_rows(parts, rows), partial)
@@ -98,14 +98,20 @@ def lost_by_group(rows: Sequence[int], groups: Sequence[str] | None) -> dict[str
     return {} if groups is None else dict(sorted(Counter(groups[row] for row in rows).items()))
 
 
-def _warn_unusable(rows: Sequence[int], groups: Sequence[str] | None, size: int) -> None:
-    """Warn about the target rows that are not used, with their number in each named group."""
+def warn_unusable(usable: torch.Tensor, groups: Sequence[str] | None) -> None:
+    """Warn about the target rows that are not used, with their number in each named group.
+
+    Args:
+        usable (`Tensor`): `[M]` bool.
+        groups (`Sequence[str]`, *optional*): name of each target row's group `[M]`, if they have names.
+    """
+    rows = (~usable).nonzero().flatten().tolist()
     if not rows:
         return
     total = Counter(groups or ())
     by_group = [f"{name!r} {lost:,} of {total[name]:,}" for name, lost in lost_by_group(rows, groups).items()]
     warnings.warn(
-        f"{len(rows):,} of {size:,} target rows have no labelled token or a gradient that is not finite, and are not "
+        f"{len(rows):,} of {len(usable):,} target rows have no labelled token or a gradient that is not finite, and are not "
         f"used{': ' + ', '.join(by_group) if by_group else ''}. Check the prompt mask and the truncation length.",
         UnusableTargetsWarning,
         stacklevel=3,

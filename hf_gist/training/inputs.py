@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
 from torch.utils.data import BatchSampler
@@ -10,13 +11,13 @@ from transformers import TrainingArguments
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import keep_columns, read_column
-from hf_gist.gist.checks import check_dataset, check_distribution, check_inputs, group_columns
+from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.lost_targets import check_lost_targets
 from hf_gist.gist.scorers.less import check_optimizer
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.sources import check_quotas
+from hf_gist.gist.target_subspace import warn_unusable
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
 
@@ -83,8 +84,11 @@ def _target_columns(
     """The columns to group the target rows by, of the rows that the trainer kept."""
     columns = group_columns(target_dataset, config)
     if kept is not None:
-        lost = sorted(set(range(len(target_dataset))).difference(kept))
-        check_lost_targets(lost, len(target_dataset), columns.get(config.target_group_column or ""))
+        usable = torch.zeros(len(target_dataset), dtype=torch.bool)
+        usable[kept] = True
+        groups = columns.get(config.target_group_column or "")
+        check_groups(usable, groups)
+        warn_unusable(usable, groups)
         columns = {name: [values[row] for row in kept] for name, values in columns.items()}
     if not parts.args.push_to_hub:
         return columns

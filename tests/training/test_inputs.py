@@ -135,12 +135,11 @@ def test_target_rows_that_truncation_takes_are_named(tmp_path):
     targets = long_prompts(["a", "b", "A", "b"])
     callback = GISTDataSelectorCallback(config, targets)
     run = trainer(tmp_path, callback, varied(40, 1), max_length=16, assistant_only_loss=True)
-    with pytest.raises(ValueError, match=r"The target group\(s\) 'A' .* have no row with a labelled token"):
+    with pytest.raises(ValueError, match="Target groups without a usable row: 'A'"):
         run.train()
     callback.target_dataset = targets.map(lambda row: {"group": row["group"].lower()})
-    with pytest.warns(UnusableTargetsWarning, match=r"1 of 4 target rows \(group a\) have no labelled token"):
+    with pytest.warns(UnusableTargetsWarning, match="1 of 4 target rows have no labelled token .*: 'a' 1 of 2"):
         run.train()
-    assert callback.selection.manifest["target_dataset"]["rows"] == 3
     assert sorted(callback.selection.group_names) == ["a", "b"]
 
 
