@@ -12,12 +12,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from hf_gist.data.rows import IGNORE_INDEX
-from hf_gist.functional.token_losses import Labelled, token_losses
+from hf_gist.functional.token_losses import token_losses
 from hf_gist.gradients.models import unwrapped
 
 
@@ -71,10 +72,11 @@ def appended_rows(support: dict[str, Tensor], samples: Tensor) -> AppendedRows:
     """
     width = max(samples.shape[1], support["input_ids"].shape[1])
     # position t predicts token t + 1
-    labels = _padded(support["labels"][:, 1:], width, IGNORE_INDEX)
-    labelled = Labelled.of(labels.cpu(), IGNORE_INDEX)
-    with_loss = labelled.counts.count_nonzero().clamp(min=1)
-    weights = 1 / (labelled.divisors * with_loss)[labelled.sample]
+    labels = _padded(support["labels"][:, 1:], width, IGNORE_INDEX).cpu().numpy()
+    row, position = np.nonzero(labels != IGNORE_INDEX)
+    counts = np.bincount(row, minlength=len(labels))
+    with_loss = max(1, int(np.count_nonzero(counts)))
+    weights = 1 / (counts * with_loss)[row]
 
     def move(values: Tensor) -> Tensor:
         # only a copy from pinned memory does not wait for the device
@@ -83,9 +85,9 @@ def appended_rows(support: dict[str, Tensor], samples: Tensor) -> AppendedRows:
 
     return AppendedRows(
         inputs={name: move(_padded(support[name], width)) for name in ROW_INPUTS if name in support},
-        positions=move(labelled.index),
-        targets=move(labelled.targets),
-        weights=move(weights),
+        positions=move(torch.from_numpy(row * width + position)),
+        targets=move(torch.from_numpy(labels[row, position])),
+        weights=move(torch.from_numpy(weights).float()),
         samples=len(samples),
         tokens=samples.shape[1],
     )

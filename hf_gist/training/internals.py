@@ -69,6 +69,9 @@ INTERNALS = (
     Internal("transformers.tokenization_utils_base", "VERY_LARGE_INTEGER", "a tokenizer without a length limit"),
     Internal("accelerate.utils.memory", "should_reduce_batch_size", "distinguishes out-of-memory from other errors"),
     Internal("datasets.Dataset", "_fingerprint", "identifies a dataset in the manifest", "source"),
+    Internal(
+        "datasets.Dataset", "_indices", "columns of exact JSON are put into a table whose rows were selected", "source"
+    ),
     Internal("torch.optim.lr_scheduler.LRScheduler", "_last_lr", "the rate that is logged after a change", "source"),
     Internal("torch.nn.Module", "_parameters", "hides DoRA's magnitude from the graph without changing it", "source"),
     Internal("tqdm.auto.tqdm", "_instances", "Trainer's progress bar shows the correct number of steps", "source"),

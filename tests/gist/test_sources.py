@@ -79,10 +79,10 @@ def test_settings_survive_files_and_reselect(tmp_path):
         ({"source_shares": {"a": -0.1}}, "`source_shares` must be shares from 0 to 1"),
         ({"source_shares": {"a": float("nan")}}, "`source_shares` must be shares from 0 to 1"),
         ({"source_shares": {"a": 0.6, "b": 0.6}}, "that add up to at most 1"),
-        ({"source_shares": {"a": "many"}}, "`source_shares` must be a mapping of names to values, each value float"),
+        ({"source_shares": {"a": "many"}}, "`source_shares` must be a mapping of names, each to float"),
         ({"source_shares": {1: 0.5}}, "`source_shares` must be a mapping"),
         ({"source_shares": [0.5]}, "`source_shares` must be a mapping"),
-        ({"source_max": {"a": 1.5}}, "`source_max` must be a mapping of names to values, each value int or null"),
+        ({"source_max": {"a": 1.5}}, "`source_max` must be a mapping of names, each to int or null"),
         ({"source_max": {"a": -1}}, "`source_max` must be 0 or more rows"),
     ],
 )
@@ -188,7 +188,7 @@ def test_the_flags_are_mappings(tmp_path, capsys):
     for wrong in (["--source_shares", "a"], ["--source_max", "a=1.5"], ["--source_shares", "a="]):
         with pytest.raises(SystemExit):
             build_parser().parse_args(["select", *wrong])
-        assert "is not NAME=VALUE with a" in capsys.readouterr().err
+        assert "is not of the form NAME=NUMBER" in capsys.readouterr().err
     selection_of(sources=["a", "b"], manifest={"train_dataset": {}}).save(tmp_path / "scores")
     again = ["select", "--from_scores", str(tmp_path / "scores"), "--output_dir", str(tmp_path / "again")]
     assert main([*again, "--source_max", "a=5"]) == 0
