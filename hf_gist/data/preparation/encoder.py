@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
@@ -116,11 +116,12 @@ class Encoder:
         return self.tokenizer.apply_chat_template(messages, **(more | options))
 
     def _marked_chats(self, group: list[Request]) -> list[Tokens]:
-        assert self.template is not None
+        # only called for a template with generation marks
+        template = cast(Template, self.template)
         encoded = self._chats(
             [request.whole for request in group],
             group[0].options,
-            chat_template=self.template.text,
+            chat_template=template.text,
             tokenize=True,
             return_dict=True,
             return_assistant_tokens_mask=True,
