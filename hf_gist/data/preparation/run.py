@@ -83,13 +83,12 @@ def check_format(columns: Sequence[str], argument: str) -> None:
         )
 
 
-def _template(
-    dataset: Dataset, tokenizer: PreTrainedTokenizerBase, argument: str, given: str | None
-) -> Template | None:
+def _template(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, argument: str) -> Template | None:
     if not _is_conversational(dataset):
         return None
-    if given is None or "conversations" in dataset.column_names:
+    if "conversations" in dataset.column_names:
         check_trl(argument)
+    # needs TRL only for a template without generation marks, of which TRL may have a version with them
     return find_template(tokenizer, argument)
 
 
@@ -144,7 +143,7 @@ def prepare(
     if not len(dataset):
         raise ValueError(f"`{argument}` is empty.")
     tokenizer = with_template(tokenizer, chat_template)
-    template = _template(dataset, tokenizer, argument, chat_template)
+    template = _template(dataset, tokenizer, argument)
     encoded = _encode(dataset, Encoder(tokenizer, template, max_length, dict(dataset.features), __version__), argument)
     bad.reasons.update(_texts(encoded, REASON))
     if not skip_bad_rows:

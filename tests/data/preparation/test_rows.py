@@ -170,10 +170,13 @@ def test_a_template_of_a_file_replaces_the_tokenizers():
 def test_without_trl_texts_can_be_prepared_and_conversations_name_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "trl", None)
     assert labelled({"text": "w1 w2 "}) and labelled({"prompt": "w1", "completion": " w2 "})
-    with pytest.raises(ValueError, match=r'TRL is not installed: `pip install "hf_gist\[trl\]"`'):
-        labelled({"messages": TURNS})
-    # a template with marks that is given needs no TRL
-    assert words({"messages": TURNS}, chat_template=SPACED)
+    # TRL leaves a template with marks as it is
+    assert labelled({"messages": TURNS}) and words({"messages": TURNS}, chat_template=SPACED)
+    missing = r'TRL is not installed: `pip install "hf_gist\[trl\]"`'
+    with pytest.raises(ValueError, match=missing):
+        words({"messages": TURNS}, chat_template=PLAIN)
+    with pytest.raises(ValueError, match=missing):
+        labelled({"conversations": [{"from": "human", "value": "w1"}, {"from": "gpt", "value": "w2"}]})
 
 
 def test_columns_are_kept_and_long_rows_cut_and_counted():
