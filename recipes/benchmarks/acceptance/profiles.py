@@ -87,9 +87,10 @@ def _scoring(base: Callable[[], Any], rank: int, shape: Shape, device: str, scal
         f"scoring r{rank}: floor": lambda: score_floor(model, rows, bench.tokens_per_batch, "auto"),
         f"scoring r{rank}: library": lambda: bench.library(rows, "auto"),
     }
-    results = _results(variants, device)
-    model.unload()
-    return results
+    try:
+        return _results(variants, device)
+    finally:
+        model.unload()
 
 
 def _gast(base: Callable[[], Any], shape: Shape, device: str, small: bool) -> list[Result]:
@@ -97,9 +98,10 @@ def _gast(base: Callable[[], Any], shape: Shape, device: str, small: bool) -> li
     model = adapted(base(), PAPER_RANK, PAPER_GAST, dropout=0.05)
     bench = GASTBench(model, options_for(shape, device, small))
     variants = {"GAST: stock": bench.stock.step, "GAST: every 1": bench.variant("every 1").step}
-    results = _results(variants, device)
-    model.unload()
-    return results
+    try:
+        return _results(variants, device)
+    finally:
+        model.unload()
 
 
 def steps(base: Callable[[], Any], shape: Shape, device: str, small: bool, scale: Scale) -> Steps:

@@ -208,12 +208,15 @@ def _with_adapter(
 ) -> list[Result]:
     """The basis of a new adapter, then some workloads (name and compute dtype)."""
     model = adapted(base(), rank, ATTENTION).eval()
-    bench = Bench(model, rank, scale, shape.vocabulary)
-    results = [bench.find_basis()]
-    for name, scoring_dtype in workloads:
-        results += measure(bench, name, scoring_dtype)
-    model.unload()
-    return results
+    try:
+        bench = Bench(model, rank, scale, shape.vocabulary)
+        results = [bench.find_basis()]
+        for name, scoring_dtype in workloads:
+            results += measure(bench, name, scoring_dtype)
+        return results
+    finally:
+        # the sections share the base model
+        model.unload()
 
 
 def steps(base: Callable[[], Any], shape: Shape, scale: Scale) -> Steps:
