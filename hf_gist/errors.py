@@ -39,3 +39,7 @@ class ResumedStepWarning(UserWarning):
 
 class MislabelledRowsWarning(UserWarning):
     """The labelled tokens of some rows are not the assistant's answers."""
+
+
+class LossMismatchWarning(UserWarning):
+    """A trainer computes another loss for a row than the token cross-entropy that rows are scored by."""
