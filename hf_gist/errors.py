@@ -43,3 +43,15 @@ class MislabelledRowsWarning(UserWarning):
 
 class LossMismatchWarning(UserWarning):
     """A trainer computes another loss for a row than the token cross-entropy that rows are scored by."""
+
+
+class MaxStepsWarning(UserWarning):
+    """The epochs of the Trainer end before `max_steps`, because the callback was added after the Trainer was made."""
+
+
+class SamplerReplacedWarning(UserWarning):
+    """The order of the Trainer's own sampler is not kept."""
+
+
+class ScheduleLengthWarning(UserWarning):
+    """The learning-rate schedule does not have the length of the run."""
