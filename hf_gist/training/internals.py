@@ -40,6 +40,7 @@ INTERNALS = (
     Internal(TRAINER, "_set_signature_columns_if_needed", "the column of the sources must survive the removal"),
     Internal(TRAINER, "_signature_columns", "the column of the sources must survive the removal", "source"),
     Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
+    Internal(TRAINER, "set_initial_training_values", "patched, so that `max_steps` has enough epochs for the passes"),
     Internal(SFT, "_prepare_dataset", "target, evaluation and support rows are prepared as the training rows"),
     Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer does not prepare are not prepared here", "source"),
     Internal(
