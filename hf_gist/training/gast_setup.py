@@ -13,7 +13,7 @@ from hf_gist.gast.groups import find_groups
 from hf_gist.gast.sources import SourceCollator
 from hf_gist.gast.support import SupportSet
 from hf_gist.gradients.losses import loss_kind
-from hf_gist.training.parts import prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"
@@ -33,6 +33,7 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model)
+    check_accumulation(trainer.args)
     _, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
     if not own_weights:

@@ -19,7 +19,7 @@ from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.sources import check_quotas
 from hf_gist.gist.target_subspace import warn_unusable
 from hf_gist.gradients.models import signature_columns
-from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
 
 
 ROW = "hf_gist_row"
@@ -76,6 +76,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
             "replaced; set it to 'random'."
         )
     check_distribution(AcceleratorState().distributed_type, config)
+    check_accumulation(args)
 
 
 def _target_columns(
