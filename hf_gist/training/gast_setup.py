@@ -19,7 +19,7 @@ from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WeightedLoss, verified
 from hf_gist.training.losses.choice import TrainerBatchLoss, different_rows, own_loss_name, some_rows
 from hf_gist.training.losses.trainers import check_trainer_kind, trains_on_pairs
-from hf_gist.training.parts import prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"
@@ -39,6 +39,7 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model)
+    check_accumulation(trainer.args)
     _, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
     check_trainer_kind(trainer)

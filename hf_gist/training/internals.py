@@ -55,7 +55,6 @@ INTERNALS = (
     Internal("peft.tuners.lora.LoraLayer", "lora_variant", "distinguishes plain LoRA from DoRA and others", "source"),
     Internal("peft.tuners.lora.LoraLayer", "adapter_layer_names", "finds adapters that are loaded and not active"),
     Internal("peft.tuners.lora.dora", "DoraLinearLayer", "the magnitude of DoRA on linear layers"),
-    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_lora_weight", "the derivative for DoRA's magnitude"),
     Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_weight_norm", "the derivative for DoRA's magnitude"),
     Internal("peft.tuners.lora.layer", "ParamWrapper", "its modules are not called, so hooks do not run"),
     Internal("peft.utils.integrations", "dequantize_module_weight", "the base weights of a quantised DoRA layer"),

@@ -12,6 +12,7 @@ from peft import LoraConfig, get_peft_model
 from hf_gist import per_sample_gradients_reference
 from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.modes import checkpointing, scoring_mode
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.vectors import per_sample_backward
 from tests.helpers.checkpoints import CASES, checkpoint_blocks
 from tests.helpers.tiny import VOCABULARY, PaddingCollator, lora_model, token_rows
@@ -38,7 +39,9 @@ def test_scoring_with_any_checkpointing_function_equals_the_oracle_without(build
     functions = [block._gradient_checkpointing_func for block in blocks]
     handle = blocks[0].self_attn.q_proj.register_forward_pre_hook(lambda *_: ran.append(1))
     with scoring_mode(model), checkpointing(model):
-        per_sample_backward(model, collator(rows), find_tracked(model), lambda n, v: found.update({n: v.clone()}))
+        per_sample_backward(
+            TokenLoss(model), collator(rows), find_tracked(model), lambda n, v: found.update({n: v.clone()})
+        )
     handle.remove()
     # the forward pass and its recomputation
     assert len(ran) == 2 and all(module.training for module in model.modules())
