@@ -138,7 +138,7 @@ def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
     Raises:
         ValueError: naming the rows that cannot be prepared, or the version of TRL.
     """
-    if not hasattr(trainer, "_formatting_func"):
+    if not trains_on_pairs(trainer) and not hasattr(trainer, "_formatting_func"):
         raise ValueError(
             f"`{argument}`: SFTTrainer of TRL {version('trl')} does not say how it labels and formats its training rows, so "
             "other rows could be prepared differently. Install trl>=1.8, or tokenise all rows, with labels, and train "

@@ -5,6 +5,7 @@ Usage: `run_distributed.py FOLDER`.
 
 import json
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,7 +14,20 @@ from accelerate import PartialState
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from tests.helpers.pairs import preference_rows, preference_trainer
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
+
+
+def selected_pairs(folder: Path, processes: int) -> list[int]:
+    """The pairs that DPOTrainer selects, whose loss gathers its metrics from all processes."""
+    if find_spec("trl") is None:
+        return []
+    # a batch of 31 rows in several steps, so that the processes score different numbers of batches
+    config = GISTConfig(budget=6, warmup_steps=2, scoring_tokens_per_batch=96)
+    callback = GISTDataSelectorCallback(config, preference_rows(5, first=500))
+    batch = {"per_device_train_batch_size": 4 // processes}
+    preference_trainer("dpo", folder / "pairs", preference_rows(31), [callback], **batch).train()
+    return callback.selection.indices
 
 
 def main(folder: Path) -> None:
@@ -46,6 +60,7 @@ def main(folder: Path) -> None:
         "indices": offline.indices,
         "scores": offline.scores.tolist(),
         "trained": callback.selection.indices,
+        "pairs": selected_pairs(folder, state.num_processes),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }
     (folder / f"rank{state.process_index}.json").write_text(json.dumps(result))

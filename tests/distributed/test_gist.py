@@ -31,5 +31,6 @@ def test_two_processes_select_and_train_as_one_does(tmp_path):
     assert [rank["processes"] for rank in ranks] == [2, 2]
     for rank in ranks:
         assert rank["indices"] == alone["indices"] and rank["trained"] == alone["trained"]
+        assert rank["pairs"] == alone["pairs"]
         assert rank["scores"] == pytest.approx(alone["scores"], abs=1e-5)
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)

@@ -13,6 +13,8 @@ from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 
 ROWS = [{**row, "labels": [-100, -100, *row["input_ids"][2:]]} for row in token_rows(5, low=5, high=15)]
 
+WAY_OUT = "Use another loss."
+
 
 def labels_of(row):
     return sum(label != -100 for label in row["labels"])
@@ -91,7 +93,7 @@ def test_gradients_are_those_of_a_batch_of_one(weighting, compute):
     rows = first_label_too(ROWS) if compute is label_mean else ROWS
     two = first_label_too(TWO) if compute is label_mean else TWO
     loss = WeightedLoss("own", model, lambda inputs, labelled: compute(model, inputs, labelled))
-    loss = verified(loss, PaddingCollator(), two, find_tracked(model))
+    loss = verified(loss, PaddingCollator(), two, find_tracked(model), WAY_OUT)
     assert loss.weighting == weighting
     batch = PaddingCollator()(rows)
     found = found_gradients(loss, batch)
@@ -142,8 +144,8 @@ def shortest_counts_twice(model, inputs, labelled):
 def test_what_cannot_be_split_by_row_is_refused_by_name(compute, reason):
     model = lora_model().eval()
     loss = WeightedLoss("MyTrainer.compute_loss", model, lambda inputs, labelled: compute(model, inputs, labelled))
-    with pytest.raises(ValueError, match=f"MyTrainer.compute_loss {reason}"):
-        verified(loss, PaddingCollator(), TWO, find_tracked(model))
+    with pytest.raises(ValueError, match=f"MyTrainer.compute_loss {reason}.*{WAY_OUT}"):
+        verified(loss, PaddingCollator(), TWO, find_tracked(model), WAY_OUT)
 
 
 def test_left_padded_rows_do_not_depend_on_their_batch():
@@ -152,7 +154,7 @@ def test_left_padded_rows_do_not_depend_on_their_batch():
     def compute(inputs, labelled):
         return model(**inputs).loss
 
-    loss = verified(WeightedLoss("own", model, compute), PaddingCollator("left"), TWO, find_tracked(model))
+    loss = verified(WeightedLoss("own", model, compute), PaddingCollator("left"), TWO, find_tracked(model), WAY_OUT)
     assert loss.weighting == "mean over labelled tokens"
 
 
