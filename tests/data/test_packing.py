@@ -19,7 +19,10 @@ BLOCKS = (NUMBERED[:, :, None] == NUMBERED[:, None]) & (NUMBERED != 0)[:, None] 
 REAL = (NUMBERED != 0).long()
 
 
-def added(mask, low=torch.finfo(torch.float32).min):
+LOWEST = torch.finfo(torch.float32).min
+
+
+def added(mask, low=LOWEST):
     """A mask that is added to the scores."""
     return torch.where(mask, 0.0, low)
 

@@ -134,7 +134,9 @@ def test_every_yaml_runs_and_keeps_its_settings(path):
         settings[f"lora_{name}"] for name in ("r", "alpha", "dropout")
     )
     assert trainer.args.per_device_train_batch_size == settings["per_device_train_batch_size"]
-    assert trainer.args.learning_rate == settings["learning_rate"] and trainer.args.packing == settings.get("packing", False)
+    assert trainer.args.learning_rate == settings["learning_rate"] and trainer.args.packing == settings.get(
+        "packing", False
+    )
     trained = trainer.model.get_parameter(next(n for n, _ in trainer.model.named_parameters() if "lora_B" in n))
     assert trained.abs().sum() > 0
     files = {file.name for file in output.iterdir()}
