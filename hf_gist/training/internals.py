@@ -62,7 +62,7 @@ INTERNALS = (
     Internal(
         "transformers.modeling_layers.GradientCheckpointingLayer",
         "_gradient_checkpointing_func",
-        "checkpointing without dropout in the support pass; reentrant checkpointing is refused",
+        "checkpointing without dropout in the support pass; reentrant checkpointing is refused under FSDP2",
         "source",
     ),
     Internal("transformers.PreTrainedConfig", "_name_or_path", "the id of the base model, for the manifest", "source"),
