@@ -295,7 +295,7 @@ def test_a_dataloader_without_batches_is_refused(tmp_path):
     ("arguments", "message"),
     [
         ({"accelerator_config": {"dispatch_batches": True}}, r"`dispatch_batches=True`.*\"dispatch_batches\": False"),
-        ({"train_sampling_strategy": "batch_rebalance"}, "'batch_rebalance' fixes the rows .*'group_by_length'"),
+        ({"train_sampling_strategy": "batch_rebalance"}, "='batch_rebalance'` fixes the rows .*'group_by_length'"),
     ],
     ids=["dispatch_batches", "batch_rebalance"],
 )
