@@ -45,7 +45,7 @@ PARTS_ONLY = {"idefics3", "smolvlm"}
 """Templates that render content parts and no text: with their processors, `SFTTrainer` makes parts of texts."""
 
 COUNTS_PROMPT = not hasattr(trl.trainer.sft_trainer, "common_prefix_length")
-"""Before TRL 1.15, labels begin behind as many tokens as the prompt has alone: too late if its `<think>` is not there."""
+"""Whether labels begin at the length of the prompt alone, as before TRL 1.15, and not where the two texts differ."""
 
 PARTS = [{"role": turn["role"], "content": [{"type": "text", "text": turn["content"]}]} for turn in (QUESTION, BLUE)]
 
