@@ -147,10 +147,11 @@ def test_momentum_support_is_the_first_moment(optim, key, tmp_path):
                     all(torch.equal(support[n], optimizer.state[model.get_parameter(n)][key]) for n in support)
                 )
 
-    momentum = {"optim_args": "momentum=0.9"} if optim == "sgd" else {}
+    # `optim_args="momentum=0.9"` needs transformers 5.3 or newer
+    momentum = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})} if optim == "sgd" else {}
     trainer = GASTTrainer(
-        model=build_model(), args=arguments(tmp_path, max_steps=3, optim=optim, **momentum), train_dataset=rows(),
-        data_collator=collate, gast_config=quiet(support="momentum", support_every=5), callbacks=[Compare()],
+        model=build_model(), args=arguments(tmp_path, max_steps=3, optim=optim), train_dataset=rows(),
+        data_collator=collate, gast_config=quiet(support="momentum", support_every=5), callbacks=[Compare()], **momentum,
     )  # fmt: skip
     trainer.train()
     assert found == [True, True]

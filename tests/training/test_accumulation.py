@@ -1,5 +1,7 @@
 """Gradients of accumulated batches are divided once: versions of transformers that do it twice are refused."""
 
+from types import SimpleNamespace
+
 import pytest
 from accelerate.state import GradientState
 from accelerate.utils import DistributedType
@@ -79,5 +81,6 @@ def test_deepspeed_does_not_divide(tmp_path, monkeypatch):
     trainer = build(tmp_path, OldTrainer, 2)
     with pytest.raises(ValueError, match=REFUSED.format(2)):
         check_accumulation(trainer.args)
-    monkeypatch.setattr(parts.AcceleratorState(), "distributed_type", DistributedType.DEEPSPEED)
+    state = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    monkeypatch.setattr(parts, "AcceleratorState", lambda: state)
     check_accumulation(trainer.args)

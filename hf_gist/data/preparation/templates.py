@@ -118,8 +118,8 @@ def training_version(tokenizer: PreTrainedTokenizerBase, argument: str) -> str |
 
     try:
         return get_training_chat_template(tokenizer)
-    except (ValueError, KeyError):
-        # TRL does not know the template, or none of several is the default
+    except (ValueError, KeyError, TypeError):
+        # TRL does not know the template, or none of several is the default, or it takes only one (before TRL 1.15)
         return None
 
 

@@ -35,13 +35,16 @@ def test_a_template_that_drops_a_part_of_the_answer():
     assert "'w1 w2 w3' is not among its labelled tokens: 'w3 </s>'" in problem(
         last_word, [{"role": "user", "content": "w5"}, {"role": "assistant", "content": "w1 w2 w3"}]
     )
-    assert "'w60' is not among its labelled tokens" in problem(SPACED, DROPS_CALLS)
+    # before transformers 5.24, a space behind the mark would end the marking
+    drops_calls = SPACED.replace("{% generation %}", "{% generation %}w9 ")
+    assert "'w60' is not among its labelled tokens" in problem(drops_calls, DROPS_CALLS)
 
 
 @pytest.mark.parametrize(
     "wrong",
     [
-        "{% generation %}user {{ messages[0]['content'] }} {% endgeneration %}" + SPACED,
+        # transformers 5.2 does not count a mark at the very beginning
+        "w10 {% generation %}user {{ messages[0]['content'] }} {% endgeneration %}" + SPACED,
         SPACED.replace("user {{ m['content'] }}", "user {% generation %}{{ m['content'] }}{% endgeneration %}"),
     ],
     ids=["header", "question"],
