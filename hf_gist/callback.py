@@ -6,10 +6,12 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from hf_gist.config.gist import GISTConfig
 from hf_gist.gist.selection import Selection
+from hf_gist.training.caller import calling_trainer
 from hf_gist.training.cards import complete_cards
 from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.inputs import read_inputs
 from hf_gist.training.parts import TrainerParts
+from hf_gist.training.steps.epochs import give_epochs_for_passes
 
 
 class GISTDataSelectorCallback(TrainerCallback):
@@ -18,8 +20,9 @@ class GISTDataSelectorCallback(TrainerCallback):
     The first epoch is the warm-up on a random `warmup_ratio` of the train dataset. At its end, the LoRA gradients of
     the target set span a subspace, every row of the train dataset is scored by its alignment in this subspace, and
     each further epoch is one pass over the best `budget` of the rows: `num_train_epochs = 1 + passes`. Learning-rate
-    schedule, `max_steps`, progress bar and `state.epoch` are updated to match. Pass it to the constructor of `Trainer`
-    or TRL's `SFTTrainer`, or to `add_callback`. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv
+    schedule, progress bar and `state.epoch` are updated to match; with `max_steps`, there are as many passes as fit in
+    that number of steps. Pass it to the constructor of `Trainer` or TRL's `SFTTrainer`; after `add_callback`,
+    `max_steps` is reached only as far as the epochs allow that Trainer derived from it. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv
     2602.18584.
 
     Args:
@@ -84,6 +87,12 @@ class GISTDataSelectorCallback(TrainerCallback):
             raise RuntimeError("`on_train_begin` of GISTDataSelectorCallback was not called: no training has started.")
         return self._run
 
+    def on_init_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Give the Trainer enough epochs for `max_steps`; only called with a callback passed to the constructor."""
+        give_epochs_for_passes(calling_trainer(), self)
+
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
@@ -106,12 +115,9 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> TrainerControl:
-        """Skip evaluation and saving if an epoch of a resumed run ends in the middle of a pass."""
-        if self.run.ends_inside_a_pass(state.global_step):
-            control.should_evaluate = False
-            control.should_save = False
-        return control
+    ) -> None:
+        """Skip evaluation and saving if an epoch ends in the middle of a pass."""
+        self.run.finish_epoch(state, control)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -124,10 +130,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> TrainerControl:
         """Select at the end of the warm-up, end the epoch at the end of each pass, and check the trained rows."""
         self.run.finish_step(state)
-        if state.global_step == self.run.sampler.epoch_end:
-            control.should_epoch_stop = True
-        if state.global_step >= state.max_steps:
-            control.should_training_stop = True
+        self.run.finish_pass(args, state, control)
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -39,3 +39,15 @@ class ResumedStepWarning(UserWarning):
 
 class MislabelledRowsWarning(UserWarning):
     """The labelled tokens of some rows are not the assistant's answers."""
+
+
+class MaxStepsWarning(UserWarning):
+    """The epochs of the Trainer end before `max_steps`, because the callback was added after the Trainer was made."""
+
+
+class SamplerReplacedWarning(UserWarning):
+    """The order of the Trainer's own sampler is not kept."""
+
+
+class ScheduleLengthWarning(UserWarning):
+    """The learning-rate schedule does not have the length of the run."""

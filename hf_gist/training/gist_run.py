@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import PartialState
 from tqdm.auto import tqdm
-from transformers import TrainerState
+from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_gist.config.files import FOLDER
 from hf_gist.config.gist import GISTConfig
@@ -18,7 +18,7 @@ from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.data.leaks import excluded_rows
 from hf_gist.data.rows import row_lengths
-from hf_gist.errors import NoEffectWarning
+from hf_gist.errors import MaxStepsWarning, NoEffectWarning
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.less import adam_checkpoint
@@ -30,7 +30,8 @@ from hf_gist.report import report_at_end, report_training, summary_line, summary
 from hf_gist.training.checkpoint import InitialAdapter, checkpoint_folder, load_selection, save_selected
 from hf_gist.training.internals import resize_progress_bars
 from hf_gist.training.parts import TrainerParts
-from hf_gist.training.steps.learning_rate import adjustable, set_length
+from hf_gist.training.steps.learning_rate import Schedule
+from hf_gist.training.steps.loader import read_order, set_sampler, total_batch_size
 from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
 from hf_gist.training.steps.row_check import RowCheck
 from hf_gist.training.steps.sampler import GISTSampler
@@ -53,8 +54,14 @@ def expected_rows(config: GISTConfig, pool_size: int, excluded: int = 0) -> int:
     return max(1, min(pool_size, config.budget // 64))
 
 
-def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int) -> StepPlan:
+def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int, epochs: int) -> StepPlan:
     """The step plan of a run with this number of selected rows.
+
+    Args:
+        config (`GISTConfig`): the warm-up.
+        parts (`TrainerParts`): the trainer's objects.
+        selected_rows (`int`): rows of the selection.
+        epochs (`int`): epochs that the trainer will begin.
 
     Raises:
         ValueError: if the warm-up or the selection would have no steps.
@@ -62,11 +69,13 @@ def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int) -> St
     args = parts.args
     loader = parts.loader
     pool_size = len(parts.pool)
-    per_step = loader.total_batch_size * args.gradient_accumulation_steps
+    per_step = total_batch_size(loader) * args.gradient_accumulation_steps
     # only the full-size steps of Trainer
     in_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
     warmup = warmup_steps_of(config.warmup_ratio, config.warmup_steps, pool_size, per_step, in_epoch)
-    return plan_steps(pool_size, per_step, in_epoch, warmup, selected_rows, args.num_train_epochs, args.max_steps)
+    return plan_steps(
+        pool_size, per_step, in_epoch, warmup, selected_rows, args.num_train_epochs, args.max_steps, epochs
+    )
 
 
 class GISTRun:
@@ -94,9 +103,10 @@ class GISTRun:
         size = len(inputs.pool)
         excluded = excluded_rows(inputs.leaks, size, config)
         left_out = 0 if excluded is None else int(excluded.sum())
-        self.plan = step_plan(config, parts, expected_rows(config, size, left_out))
-        self.sampler = GISTSampler(self.plan, config.seed, excluded)
-        self.scheduler = adjustable(parts.args, parts.scheduler, state.max_steps)
+        self.trainer_epochs = state.num_train_epochs
+        self.plan = step_plan(config, parts, expected_rows(config, size, left_out), self.trainer_epochs)
+        self.sampler = GISTSampler(self.plan, config.seed, excluded, read_order(parts.loader))
+        self.schedule = Schedule(parts, state.max_steps)
         batches = parts.args.gradient_accumulation_steps
         self.row_check = RowCheck(parts.model, batches, inputs.pool, parts.collator)
         self.initial_adapter: InitialAdapter | None = None
@@ -115,8 +125,9 @@ class GISTRun:
         Raises:
             ValueError: if the checkpoint belongs to another selection.
         """
-        self.parts.loader.set_sampler(self.sampler)
+        set_sampler(self.parts.loader, self.sampler)
         self._apply(self.plan, state)
+        self._tell_length(state)
         if self.config.after_selection == "restart":
             self.initial_adapter = InitialAdapter.of(self.parts.model, self.parts.output_folder, state)
         if state.global_step > 0:
@@ -130,9 +141,33 @@ class GISTRun:
         self.sampler.plan = plan
         state.max_steps = plan.total_steps
         state.compute_steps(args, state.max_steps)
-        if self.scheduler is not None:
-            set_length(args, self.scheduler, plan, self.config.after_selection == "restart")
+        state.num_train_epochs = math.ceil(plan.epoch(plan.total_steps) - 1e-9)
+        self.schedule.set_length(plan, self.config.after_selection == "restart", state.global_step)
         resize_progress_bars(before, state.max_steps)
+
+    def _tell_length(self, state: TrainerState) -> None:
+        """Tell the user if a run with `max_steps` will have another number of steps."""
+        args = self.parts.args
+        total = self.plan.total_steps
+        if args.max_steps <= 0 or total == args.max_steps:
+            return
+        constructor = (
+            "Pass the callback to the constructor, `Trainer(..., callbacks=[callback])`, for exactly that many."
+        )
+        if not self.plan.whole_passes:
+            warnings.warn(
+                f"`max_steps={args.max_steps}` cannot be reached: the callback was added after the Trainer was made, "
+                f"and the {self.trainer_epochs} epochs that Trainer derived from it end after {total} steps. "
+                f"{constructor}",
+                MaxStepsWarning,
+                stacklevel=4,
+            )
+        elif state.is_world_process_zero:
+            tqdm.write(
+                f"GIST: `max_steps={args.max_steps}` is the length of `num_train_epochs={args.num_train_epochs:g}` "
+                "passes over the train dataset, so the run has these epochs: the warm-up, and passes over the "
+                f"selected rows (about {total} steps). {constructor}"
+            )
 
     def _resume(self, state: TrainerState) -> None:
         args = self.parts.args
@@ -147,7 +182,7 @@ class GISTRun:
     def _move_to(self, selection: Selection, state: TrainerState) -> None:
         """Make the sampler yield the selected rows from the next epoch."""
         self.sampler.selection = selection.indices
-        self._apply(step_plan(self.config, self.parts, len(selection.indices)), state)
+        self._apply(step_plan(self.config, self.parts, len(selection.indices), self.trainer_epochs), state)
 
     # ---- Epochs and steps ----
 
@@ -156,9 +191,22 @@ class GISTRun:
         self.sampler.start_epoch(step, self._skipped_steps)
         self._skipped_steps = 0
 
-    def ends_inside_a_pass(self, step: int) -> bool:
-        """Whether an epoch that ends at `step` ends in the middle of a pass; possible in a resumed run."""
-        return self.plan.whole_passes and step != self.plan.epoch_end(step - 1)
+    def finish_pass(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        """Log, evaluate and save as at the end of an epoch, if a pass ends in the middle of one; and end epochs."""
+        step = state.global_step
+        if step == self.sampler.epoch_end:
+            control.should_epoch_stop = True
+        elif self.plan.ends_pass(step):
+            DefaultFlowCallback().on_epoch_end(args, state, control)
+        if step >= state.max_steps:
+            control.should_training_stop = True
+
+    def finish_epoch(self, state: TrainerState, control: TrainerControl) -> None:
+        """Skip what is due at the end of an epoch, if it ends in the middle of a pass."""
+        if not self.plan.ends_pass(state.global_step):
+            control.should_evaluate = False
+            control.should_log = False
+            control.should_save = False
 
     def start_step(self) -> None:
         """Record the rows of the first step after the swap."""

@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from torch.utils.data import BatchSampler
 from transformers import TrainingArguments
 
 from hf_gist.config.gist import GISTConfig
@@ -20,6 +19,7 @@ from hf_gist.gist.sources import check_quotas
 from hf_gist.gist.target_subspace import warn_unusable
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
+from hf_gist.training.steps.loader import check_loader
 
 
 ROW = "hf_gist_row"
@@ -69,12 +69,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
             "`packing` or `padding_free` is on: several examples share one row, so their gradients cannot be "
             "separated. Set both to False."
         )
-    batch_sampler = getattr(parts.loader, "batch_sampler", None)
-    if not isinstance(batch_sampler, BatchSampler) or args.train_sampling_strategy == "batch_rebalance":
-        raise ValueError(
-            f"`train_sampling_strategy={args.train_sampling_strategy!r}` uses a batch sampler whose order cannot be "
-            "replaced; set it to 'random'."
-        )
+    check_loader(parts.loader, args)
     check_distribution(AcceleratorState().distributed_type, config)
 
 

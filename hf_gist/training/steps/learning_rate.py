@@ -1,91 +1,221 @@
 """The learning-rate schedule of a run whose length the callback sets."""
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
-from transformers import TrainingArguments, get_scheduler
+from transformers import Trainer, get_scheduler
 
+from hf_gist.errors import ScheduleLengthWarning
+from hf_gist.training.parts import TrainerParts
 from hf_gist.training.steps.plan import StepPlan
 
 
 Factor = Callable[[int], float]
 """From optimizer step to a factor of the learning rate."""
 
+WITHOUT_LENGTH = ("ReduceLROnPlateau", "GreedyLR")
+"""Schedulers that follow a metric."""
 
-def _lambdas(args: TrainingArguments, like: LambdaLR, steps: int) -> list[Factor]:
-    """The factors that `Trainer` would use for a run of `steps` steps; empty if they do not depend on the length."""
-    parameters = [{"params": [torch.nn.Parameter(torch.zeros(()))]} for _ in like.lr_lambdas]
-    scheduler = get_scheduler(
-        args.lr_scheduler_type,
-        # schedules with a given final rate read the initial rate
-        optimizer=torch.optim.SGD(parameters, lr=like.optimizer.defaults["lr"]),
-        num_warmup_steps=args.get_warmup_steps(steps),
-        num_training_steps=steps,
-        scheduler_specific_kwargs=cast(dict[str, Any] | None, args.lr_scheduler_kwargs),
-    )
-    return scheduler.lr_lambdas if isinstance(scheduler, LambdaLR) else []
+
+class StandIn(Optimizer):
+    """Has the groups and options of another optimizer at its first step, and one parameter in each group.
+
+    Args:
+        optimizer (`Optimizer`): the optimizer of the run; it is not changed.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        groups = []
+        for group in optimizer.param_groups:
+            options = {name: value for name, value in group.items() if name not in ("params", "initial_lr")}
+            rate = group.get("initial_lr", group["lr"])
+            groups.append(options | {"params": [torch.nn.Parameter(torch.zeros(()))], "lr": rate})
+        super().__init__(groups, dict(optimizer.defaults))
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Do nothing."""
+
+
+class ScheduleMaker:
+    """Makes the schedule that the Trainer creates for any number of steps, by its own `create_scheduler`.
+
+    It is asked on copies of the trainer and its arguments, with a [`StandIn`] for the optimizer, so nothing of the run
+    is changed.
+
+    Args:
+        parts (`TrainerParts`): the trainer's objects.
+        horizon (`int`): optimizer steps that the trainer's own scheduler was created for.
+    """
+
+    def __init__(self, parts: TrainerParts, horizon: int) -> None:
+        self.args = parts.args
+        self.trainer = parts.trainer
+        self.optimizer = parts.optimizer
+        given: dict[str, Any] = dict(parts.args.lr_scheduler_kwargs or {})  # type: ignore[arg-type]
+        lengths = {name for name, value in given.items() if "steps" in name and isinstance(value, int)}
+        filled = self._filled(horizon, {name: value for name, value in given.items() if name not in lengths})
+        self.fixed = {name: given[name] for name in sorted(lengths) if filled.get(name) != given[name]}
+        """Numbers of steps in `lr_scheduler_kwargs` that do not depend on the number of steps of the run."""
+        self._kwargs = {name: value for name, value in given.items() if name not in lengths or name in self.fixed}
+
+    def _filled(self, steps: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The `lr_scheduler_kwargs` after `create_scheduler` of a subclass may have filled in numbers of steps."""
+        if self.trainer is None or type(self.trainer).create_scheduler is Trainer.create_scheduler:
+            return {}
+        asked = self._copy(self.trainer, kwargs)
+        try:
+            asked.create_scheduler(num_training_steps=steps)
+        except (TypeError, ValueError):
+            # it needs the numbers of steps that were left out, so it does not fill them in itself
+            return {}
+        return asked.args.lr_scheduler_kwargs or {}  # type: ignore[return-value]
+
+    def _copy(self, trainer: Trainer, kwargs: dict[str, Any]) -> Trainer:
+        asked = copy.copy(trainer)
+        asked.args = copy.copy(trainer.args)
+        asked.args.lr_scheduler_kwargs = copy.deepcopy(kwargs)
+        asked.optimizer = StandIn(self.optimizer)
+        asked.lr_scheduler = None
+        return asked
+
+    def make(self, steps: int) -> tuple[LRScheduler, dict[str, Any]]:
+        """The schedule for a run of `steps` steps, and the `lr_scheduler_kwargs` that it was made with."""
+        if self.trainer is None:
+            scheduler = get_scheduler(
+                self.args.lr_scheduler_type,
+                optimizer=StandIn(self.optimizer),
+                num_warmup_steps=self.args.get_warmup_steps(steps),
+                num_training_steps=steps,
+                scheduler_specific_kwargs=self._kwargs,
+            )
+            return scheduler, self._kwargs
+        asked = self._copy(self.trainer, self._kwargs)
+        made = asked.create_scheduler(num_training_steps=steps)
+        # an override may set the attribute without returning it
+        return made or asked.lr_scheduler, asked.args.lr_scheduler_kwargs or {}  # type: ignore[return-value]
 
 
 def _then(first: Factor, second: Factor, at: int) -> Factor:
     return lambda step: first(step) if step < at else second(step - at)
 
 
-def is_trainers_own(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> bool:
-    """Whether the scheduler is the one that `Trainer` creates from its arguments for `horizon` steps."""
-    if not isinstance(scheduler, LambdaLR):
-        return False
-    own = _lambdas(args, scheduler, horizon)
+def _same_rates(one: LambdaLR, other: LambdaLR, horizon: int) -> bool:
+    """Whether two schedules have the same factors, at up to 17 of the steps."""
     steps = range(0, horizon + 1, max(1, horizon // 16))
-    return bool(own) and all(
+    return all(
         math.isclose(a(step), b(step), abs_tol=1e-12)
-        for a, b in zip(own, scheduler.lr_lambdas, strict=True)
+        for a, b in zip(one.lr_lambdas, other.lr_lambdas, strict=True)
         for step in steps
     )
 
 
-def adjustable(args: TrainingArguments, scheduler: LRScheduler, horizon: int) -> LambdaLR | None:
-    """The scheduler if `Trainer` created it, so that its length may be changed; otherwise `None`, with a warning.
+class Schedule:
+    """The learning-rate scheduler of a run, whose length follows the step plan.
 
     Args:
-        args (`TrainingArguments`): the run's arguments.
-        scheduler (`LRScheduler`): the run's scheduler.
-        horizon (`int`): optimizer steps that it was created for.
+        parts (`TrainerParts`): the trainer's objects.
+        horizon (`int`): optimizer steps that the trainer's own scheduler was created for.
     """
-    if isinstance(scheduler, LambdaLR) and is_trainers_own(args, scheduler, horizon):
-        return scheduler
-    if type(scheduler).__name__ not in ("ReduceLROnPlateau", "GreedyLR"):
+
+    def __init__(self, parts: TrainerParts, horizon: int) -> None:
+        self.parts = parts
+        self.horizon = horizon
+        self.scheduler = parts.scheduler
+        self.maker = ScheduleMaker(parts, horizon)
+        self.adjustable = self._is_made_by_trainer()
+
+    def _is_made_by_trainer(self) -> bool:
+        """Whether the trainer's `create_scheduler` made the scheduler, so that its length may be changed."""
+        scheduler: Any = self.scheduler
+        if type(scheduler).__name__ in WITHOUT_LENGTH:
+            return False
+        made: Any = self.maker.make(self.horizon)[0]
+        if type(made) is type(scheduler) and made is not scheduler:
+            if not isinstance(scheduler, LambdaLR) or _same_rates(made, scheduler, self.horizon):
+                return True
         warnings.warn(
-            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by Trainer from its arguments, so "
-            "its length was not changed. Create it for the number of steps in the log.",
-            stacklevel=4,
+            f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by the Trainer's "
+            "`create_scheduler`, so its length was not changed. Create it for the number of steps in the log, or "
+            "override `create_scheduler` in a subclass of the Trainer, which is called with that number.",
+            ScheduleLengthWarning,
+            stacklevel=5,
         )
+        return False
+
+    def set_length(self, plan: StepPlan, restart: bool, step: int) -> None:
+        """Set the length of the schedule to that of the plan, and the learning rate of the current step.
+
+        Args:
+            plan (`StepPlan`): the step plan of the run.
+            restart (`bool`): one schedule over the warm-up and a new one after it, instead of one over both.
+            step (`int`): optimizer steps done.
+        """
+        if not self.adjustable:
+            return
+        start = plan.warmup_steps if restart else 0
+        length = plan.total_steps - start
+        made, kwargs = self.maker.make(length)
+        if self.maker.fixed:
+            self._warn_of_fixed_lengths(kwargs, length)
+        if isinstance(made, LambdaLR):
+            before = self.maker.make(start)[0].lr_lambdas if restart else made.lr_lambdas  # type: ignore[attr-defined]
+            self._set_factors([_then(a, b, start) for a, b in zip(before, made.lr_lambdas, strict=True)])
+        elif step < start:
+            self._load(self.maker.make(start)[0], step)
+        else:
+            self._load(made, step - start)
+
+    def _set_factors(self, factors: list[Factor]) -> None:
+        scheduler = self.scheduler
+        scheduler.lr_lambdas = factors
+        rates = [base * f(scheduler.last_epoch) for base, f in zip(scheduler.base_lrs, factors, strict=True)]
+        for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+        scheduler._last_lr = rates
+
+    def _load(self, made: LRScheduler, step: int) -> None:
+        """Copy the state of another scheduler of this type after `step` steps, with the options that it sets."""
+        # a scheduler warns if it is stepped before its optimizer
+        made.optimizer.step()
+        for _ in range(step):
+            made.step()
+        self.scheduler.load_state_dict(made.state_dict())
+        for group, options in zip(self.scheduler.optimizer.param_groups, made.optimizer.param_groups, strict=True):
+            group.update({name: value for name, value in options.items() if name != "params"})
+
+    def _warn_of_fixed_lengths(self, kwargs: dict[str, Any], length: int) -> None:
+        """Warn if numbers of steps that the user fixed do not fit a schedule of `length` steps."""
+        problem = None
+        if self.parts.args.lr_scheduler_type == "warmup_stable_decay":
+            problem = _misfit(self.parts.args.get_warmup_steps(length), kwargs, length)
+        elif length != self.horizon:
+            problem = f"the schedule has {length} steps instead of {self.horizon}"
+        if problem is not None:
+            fixed = ", ".join(f"{name}={value}" for name, value in self.maker.fixed.items())
+            warnings.warn(
+                f"`lr_scheduler_kwargs` fixes {fixed}, but {problem}. Set them to numbers of steps that fit.",
+                ScheduleLengthWarning,
+                stacklevel=5,
+            )
+
+
+def _misfit(warmup: int, kwargs: dict[str, Any], length: int) -> str | None:
+    """How the parts of a warmup-stable-decay schedule do not fit `length` steps; `None` if they do."""
+    decay = kwargs["num_decay_steps"]
+    stable = kwargs.get("num_stable_steps")
+    start = length - decay if stable is None else warmup + stable
+    if start < warmup:
+        return f"the schedule has {length} steps, fewer than {warmup} of warm-up and {decay} of decay"
+    if start >= length:
+        return f"the schedule has {length} steps, so the learning rate never decays: the decay starts after {start}"
+    if start + decay > length:
+        return f"the schedule has {length} steps, so only {length - start} of {decay} steps of decay are done"
+    if start + decay < length:
+        return f"the schedule has {length} steps, the last {length - start - decay} of them after the decay"
     return None
-
-
-def set_length(args: TrainingArguments, scheduler: LambdaLR, plan: StepPlan, restart: bool) -> None:
-    """Set the length of a scheduler to that of the plan, and set the learning rate of the current step.
-
-    Args:
-        args (`TrainingArguments`): the run's arguments.
-        scheduler (`LambdaLR`): the scheduler of the `Trainer`, changed in place.
-        plan (`StepPlan`): the step plan of the run.
-        restart (`bool`): one schedule over the warm-up and a new one after it, instead of one over both.
-    """
-    if restart:
-        warmup = _lambdas(args, scheduler, plan.warmup_steps)
-        passes = _lambdas(args, scheduler, plan.total_steps - plan.warmup_steps)
-        factors = [_then(a, b, plan.warmup_steps) for a, b in zip(warmup, passes, strict=True)]
-    else:
-        factors = _lambdas(args, scheduler, plan.total_steps)
-    scheduler.lr_lambdas = factors
-    rates = [
-        base * factor(scheduler.last_epoch)
-        for base, factor in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    ]
-    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
-    scheduler._last_lr = rates

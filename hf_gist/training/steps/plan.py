@@ -1,12 +1,12 @@
 """The step plan of a run: the number of optimizer steps, and where its passes over the selection end.
 
-`Trainer` and accelerate fix the length of a run before the first event that a callback gets; only the three modules of
+`Trainer` and accelerate fix the length of a run before the first event that a callback gets; only the modules of
 this package depend on how they use a dataloader (checked with transformers 5.6 to 5.24 and accelerate 1.12 to 1.15).
 Every row order is a function of the optimizer step, so a resumed run gives the same results as an uninterrupted run.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class StepPlan:
         total_steps (`int`): steps of the whole run.
         epoch_limit (`int`): maximum number of full-size steps in one epoch of the `Trainer`, without a shorter last
             step if the number of batches is not a multiple of the gradient accumulation.
-        whole_passes (`bool`): end an epoch at the end of each pass; otherwise (`max_steps` given) passes follow one
-            another until `epoch_limit`.
+        whole_passes (`bool`): end an epoch at the end of each pass; otherwise (too few epochs for `max_steps`) passes
+            follow one another until `epoch_limit`.
     """
 
     pool_size: int
@@ -41,6 +41,12 @@ class StepPlan:
             passes = (step - self.warmup_steps) // self.steps_per_pass + 1
             return min(self.warmup_steps + passes * self.steps_per_pass, self.total_steps)
         return min(step + self.epoch_limit, self.total_steps)
+
+    def ends_pass(self, step: int) -> bool:
+        """Whether the warm-up, a pass or the run ends after `step` steps."""
+        if step <= self.warmup_steps:
+            return step == self.warmup_steps
+        return step >= self.total_steps or (step - self.warmup_steps) % self.steps_per_pass == 0
 
     def epoch(self, step: int) -> float:
         """The epoch to show in logs after `step` steps: the warm-up is the first epoch, each pass is one more."""
@@ -67,6 +73,17 @@ def warmup_steps_of(
     return wanted
 
 
+def is_passes_over_pool(max_steps: int, num_train_epochs: float, pool_size: int, samples_per_step: int) -> bool:
+    """Whether `max_steps` is the length of `num_train_epochs` passes over the pool, however its last step is rounded.
+
+    Frameworks that compute it themselves round once for the whole run; `Trainer` rounds every pass up, and with
+    `dataloader_drop_last` down.
+    """
+    shortest = math.floor(num_train_epochs * (pool_size // samples_per_step))
+    longest = math.ceil(num_train_epochs * math.ceil(pool_size / samples_per_step))
+    return shortest <= max_steps <= longest
+
+
 def plan_steps(
     pool_size: int,
     samples_per_step: int,
@@ -75,8 +92,13 @@ def plan_steps(
     selected_rows: int,
     num_train_epochs: float,
     max_steps: int,
+    epochs: int,
 ) -> StepPlan:
-    """Create the step plan of a run: `num_train_epochs = 1 + passes over the selection`.
+    """Create the step plan of a run: `max_steps` in all, or `num_train_epochs = 1 + passes over the selection`.
+
+    With fewer epochs than steps, `Trainer` derived them from `max_steps` and the size of the pool. If `max_steps` is
+    the length of `num_train_epochs` passes over the pool, these epochs are what was asked for. Otherwise the run has
+    `max_steps`, or as many steps as the epochs allow.
 
     Args:
         pool_size (`int`): rows of the pool.
@@ -86,28 +108,40 @@ def plan_steps(
         selected_rows (`int`): rows of the selection.
         num_train_epochs (`float`): from the `TrainingArguments`.
         max_steps (`int`): from the `TrainingArguments`; -1 if not set.
+        epochs (`int`): epochs that the `Trainer` will begin; only read with `max_steps`.
 
     Raises:
         ValueError: if there would be no step on the selection.
     """
     # with `dataloader_drop_last` an epoch of the Trainer may be a step shorter than the whole pool
     steps_per_pass = min(math.ceil(selected_rows / samples_per_step), steps_in_epoch)
-    if max_steps <= 0:
-        if num_train_epochs <= 1:
-            raise ValueError(
-                f"`num_train_epochs={num_train_epochs}` leaves no epoch for the selected rows: the first epoch is the "
-                "warm-up, and each further one is a pass over the selection. Set `num_train_epochs` to 1 + the number "
-                "of passes, for instance 4."
-            )
+    plan = StepPlan(pool_size, samples_per_step, warmup_steps, steps_per_pass, max_steps, steps_in_epoch)
+    meant = epochs < max_steps and is_passes_over_pool(max_steps, num_train_epochs, pool_size, samples_per_step)
+    if max_steps <= 0 or (meant and epochs >= math.ceil(num_train_epochs)):
+        _check_epochs(num_train_epochs)
         total = warmup_steps + math.ceil((num_train_epochs - 1) * steps_per_pass - 1e-9)
-        return StepPlan(pool_size, samples_per_step, warmup_steps, steps_per_pass, total, steps_in_epoch)
-    epochs = math.ceil(max_steps / steps_in_epoch)
-    reachable = warmup_steps + (epochs - 1) * steps_in_epoch
-    if max_steps <= warmup_steps or max_steps > reachable:
-        passes = max(1, math.ceil((max_steps - warmup_steps) / steps_per_pass))
+        return replace(plan, total_steps=total)
+    if max_steps <= warmup_steps:
         raise ValueError(
-            f"`max_steps={max_steps}` is not possible: Trainer converts it to {epochs} epoch(s) of the whole pool, "
-            f"the first of which is the warm-up of {warmup_steps} steps. Leave `max_steps` out and set "
-            f"`num_train_epochs={1 + passes}`, which gives {warmup_steps + passes * steps_per_pass} steps."
+            f"`max_steps={max_steps}` leaves no step for the selected rows: the warm-up alone takes {warmup_steps} "
+            "steps. Raise `max_steps`, or lower `warmup_ratio` or `warmup_steps` of the GISTConfig."
         )
-    return StepPlan(pool_size, samples_per_step, warmup_steps, steps_per_pass, max_steps, steps_in_epoch, False)
+    if epochs >= max_steps:
+        return plan
+    if epochs == 1:
+        raise ValueError(
+            f"`max_steps={max_steps}` is not possible with a callback that was added after the Trainer was made: "
+            f"Trainer converts it to one epoch of the whole pool, which is the warm-up. Pass the callback to the "
+            f"constructor, `Trainer(..., callbacks=[callback])`, or set `num_train_epochs` instead."
+        )
+    reachable = warmup_steps + (epochs - 1) * steps_in_epoch
+    return replace(plan, total_steps=min(max_steps, reachable), whole_passes=False)
+
+
+def _check_epochs(num_train_epochs: float) -> None:
+    if num_train_epochs <= 1:
+        raise ValueError(
+            f"`num_train_epochs={num_train_epochs}` leaves no epoch for the selected rows: the first epoch is the "
+            "warm-up, and each further one is a pass over the selection. Set `num_train_epochs` to 1 + the number "
+            "of passes, for instance 4."
+        )

@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Iterator
 from functools import cached_property
 
-import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from hf_gist.errors import ResumedStepWarning
+from hf_gist.training.steps.order import RowOrder
 from hf_gist.training.steps.plan import StepPlan
 
 
@@ -19,12 +19,15 @@ class GISTSampler(Sampler[int]):
         plan (`StepPlan`): the step plan of the run.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
         excluded (`Tensor`, *optional*): `[N]` bool, rows that are not used for the warm-up either.
+        order (`RowOrder`): the order of the rows inside the warm-up sample, which is random, and inside each pass.
 
     Raises:
         ValueError: if all rows are excluded.
     """
 
-    def __init__(self, plan: StepPlan, seed: int, excluded: Tensor | None = None) -> None:
+    def __init__(
+        self, plan: StepPlan, seed: int, excluded: Tensor | None = None, order: RowOrder | None = None
+    ) -> None:
         if excluded is not None and bool(excluded.all()):
             raise ValueError(
                 "Every row of the pool is in `target_dataset` or `eval_dataset` too; no rows are left to train on."
@@ -32,32 +35,41 @@ class GISTSampler(Sampler[int]):
         self.plan = plan
         self.seed = seed
         self.excluded = excluded
+        self.order = order or RowOrder()
         self.selection: list[int] = []
         self.epoch_end = plan.epoch_end(0)
         self._first_step = 0
         self._skipped_steps = 0
         self._drawn: tuple[tuple[int, int], list[int]] = ((0, -1), [])
 
-    def _permutation(self, size: int, offset: int) -> list[int]:
-        if self._drawn[0] != (size, offset):
-            generator = torch.Generator().manual_seed(self.seed + offset)
-            self._drawn = (size, offset), torch.randperm(size, generator=generator).tolist()
-        return self._drawn[1]
-
     @cached_property
     def _warmup_order(self) -> list[int]:
-        order = self._permutation(self.plan.pool_size, 0)
-        return order if self.excluded is None else [row for row in order if not self.excluded[row]]
+        order = RowOrder("random").arrange(range(self.plan.pool_size), self.seed, self.plan.samples_per_step)
+        if self.excluded is not None:
+            order = [row for row in order if not self.excluded[row]]
+        if self.order.kind == "random":
+            return order
+        needed = self.plan.warmup_steps * self.plan.samples_per_step
+        sample = [order[at % len(order)] for at in range(needed)]
+        return self.order.arrange(sample, self.seed, self.plan.samples_per_step)
+
+    def _pass_order(self, number: int) -> list[int]:
+        drawn = (len(self.selection), number)
+        if self._drawn[0] != drawn:
+            order = self.order.arrange(self.selection, self.seed + 1 + number, self.plan.samples_per_step)
+            self._drawn = (drawn, order)
+        return self._drawn[1]
 
     def rows_of_step(self, step: int) -> list[int]:
         """The rows of one optimizer step, over all processes; a pass's last step is padded with its first rows."""
         size = self.plan.samples_per_step
         if step < self.plan.warmup_steps:
+            within = step
             order = self._warmup_order
-            return [order[at % len(order)] for at in range(step * size, (step + 1) * size)]
-        number, within = divmod(step - self.plan.warmup_steps, self.plan.steps_per_pass)
-        order = self._permutation(len(self.selection), 1 + number)
-        return [self.selection[order[at % len(order)]] for at in range(within * size, (within + 1) * size)]
+        else:
+            number, within = divmod(step - self.plan.warmup_steps, self.plan.steps_per_pass)
+            order = self._pass_order(number)
+        return [order[at % len(order)] for at in range(within * size, (within + 1) * size)]
 
     def start_epoch(self, step: int, skipped_steps: int = 0) -> None:
         """Set the start of the next epoch.
