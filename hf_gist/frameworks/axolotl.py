@@ -22,7 +22,6 @@ from axolotl.utils.dict import DictDefault
 from axolotl.utils.schemas.datasets import SFTDataset
 from datasets import Dataset, concatenate_datasets
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from torch import Tensor
 from transformers import Trainer, TrainerCallback
 
 from hf_gist.callback import GISTDataSelectorCallback
@@ -106,7 +105,9 @@ class GASTSection(BaseModel):
     def check(self) -> "GASTSection":
         """Check the fields of GASTConfig, and refuse the one that needs a column that axolotl drops."""
         if self.config().source_column is not None:
-            raise ValueError("`source_column` needs a column of the training rows, of which axolotl keeps only the tokens.")
+            raise ValueError(
+                "`source_column` needs a column of the training rows, of which axolotl keeps only the tokens."
+            )
         return self
 
 
@@ -126,7 +127,9 @@ class GISTArgs(BaseModel):
         used = NAME in (getattr(self, "plugins", None) or [])
         problems = _problems(self) if self.gist or self.gast else []
         if used and not (self.gist or self.gast):
-            problems = [f"`plugins:` names {NAME}, but there is neither a section `gist:` nor `gast:`; add one of them"]
+            problems = [
+                f"`plugins:` names {NAME}, but there is neither a section `gist:` nor `gast:`; add one of them"
+            ]
         if problems:
             raise ValueError("; ".join(problems) + ".")
         return self
@@ -143,11 +146,19 @@ def _problems(cfg: Any) -> list[str]:
         ("rl", f"trains on other rows than `target_datasets` describes; {PRESELECT}"),
         ("reward_model", f"trains on other rows than `target_datasets` describes; {PRESELECT}"),
         ("process_reward_model", f"trains on other rows than `target_datasets` describes; {PRESELECT}"),
-        *((name, "fuses the LoRA matrices into one function without hooks. Set it to false") for name in KERNELS),
+        *(
+            (
+                name,
+                "computes the LoRA matrices in a fused kernel, which gives no gradients of single rows. Set it to false",
+            )
+            for name in KERNELS
+        ),
     ]
     problems = [f"`{name}: {_shown(cfg, name)}` {reason}" for name, reason in checks if getattr(cfg, name, None)]
     if getattr(cfg, "adapter", None) not in ("lora", "qlora"):
-        problems.append(f"`adapter: {_shown(cfg, 'adapter')}`: the plugin needs the gradients of LoRA matrices; set 'lora'")
+        problems.append(
+            f"`adapter: {_shown(cfg, 'adapter')}`: the plugin needs the gradients of LoRA matrices; set 'lora'"
+        )
     if cfg.gast and getattr(cfg, "trainer_cls", None):
         problems.append(f"`trainer_cls: {cfg.trainer_cls}` would not be used with `gast:`; leave one of the two out")
     return problems
@@ -188,7 +199,14 @@ def _config_of(cfg: DictDefault, entry: dict[str, Any]) -> DictDefault:
     """The configuration with one dataset that is used whole, in its order, and is not uploaded."""
     own = DictDefault(deepcopy(cfg.to_dict()))
     own.datasets = [DictDefault(deepcopy(dict(entry)))]
-    for name in ("test_datasets", "push_dataset_to_hub", "dataset_shard_num", "dataset_shard_idx", "max_steps", "debug"):
+    for name in (
+        "test_datasets",
+        "push_dataset_to_hub",
+        "dataset_shard_num",
+        "dataset_shard_idx",
+        "max_steps",
+        "debug",
+    ):
         own[name] = None
     own.val_set_size = 0.0
     own.shuffle_merged_datasets = False
@@ -224,7 +242,7 @@ class GISTPlugin(BasePlugin):
             return
         for name in KERNELS:
             cfg[name] = False
-        logger.warning("%s are set to false: fused LoRA kernels have no hooks for gradients of rows.", ", ".join(KERNELS))
+        logger.warning("%s are set to false: fused LoRA kernels give no gradients of single rows.", ", ".join(KERNELS))
 
     def get_training_args(self, cfg: DictDefault) -> dict[str, Any] | None:
         """The number of steps and of warm-up steps, which axolotl derives from the size of the whole pool."""
@@ -275,9 +293,5 @@ def gast_trainer(config: GASTConfig, support: Dataset | None) -> type[Trainer]:
 
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, gast_config=config, support_dataset=support, **kwargs)
-
-        def sample_weights(self, inputs: dict[str, Any]) -> Tensor:
-            """See [`GASTMixin`]; outside of ORPO, `AxolotlTrainer.compute_loss` returns the loss of `Trainer`."""
-            return super().sample_weights(inputs)
 
     return AxolotlGASTTrainer

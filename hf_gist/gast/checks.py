@@ -106,7 +106,15 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
 
 
-KNOWN_LOSSES = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.trainer.sft_trainer")
+KNOWN_LOSSES = (
+    "transformers.trainer",
+    "transformers.trainer_seq2seq",
+    "trl.trainer.sft_trainer",
+    "axolotl.core.trainers.base",
+    # written by Unsloth in place of trl.trainer.sft_trainer
+    "UnslothSFTTrainer",
+)
+"""Modules whose `compute_loss` returns the loss of `Trainer` or `SFTTrainer`, whatever else it does."""
 
 
 def check_loss_owner(trainer: type) -> None:
