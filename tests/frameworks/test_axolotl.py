@@ -13,8 +13,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from tests import ROOT
-from hf_gist.data.rows import PaddingCollator
-from tests.helpers.tiny import lora_model, token_rows
+from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 
 
 pydantic = pytest.importorskip("pydantic", reason="axolotl's configuration is a pydantic model")
@@ -194,7 +193,9 @@ def test_gist_from_the_configuration(axolotl, tmp_path):
     trainer = trained(plugin, cfg, tmp_path)
     selection = plugin.callback.selection
     assert len(selection.indices) == 8 and trainer.state.global_step == 1 + 2 * 2
-    assert plugin.callback.run.inputs.targets["input_ids"] == [r["input_ids"] for r in FILES["a.jsonl"] + FILES["b.jsonl"]]
+    assert plugin.callback.run.inputs.targets["input_ids"] == [
+        r["input_ids"] for r in FILES["a.jsonl"] + FILES["b.jsonl"]
+    ]
     assert not set(selection.indices) & set(range(5)), "evaluation rows are not selected"
     assert [cfg.datasets[0].path for cfg in loaded] == ["a.jsonl", "b.jsonl"]
     assert all(cfg.datasets[0].chat_template == "tokenizer_default" for cfg in loaded)
@@ -314,8 +315,16 @@ def test_a_run_of_axolotl(tmp_path):
         (tmp_path / name).write_text("\n".join(lines), encoding="utf-8")
     own = {"base_model": str(tmp_path / "model"), "dataset_prepared_path": str(tmp_path / "prepared")}
     own |= {"datasets": [{"path": str(tmp_path / "pool.jsonl"), "type": None}], "bf16": False, "fp16": False}
-    own |= {"micro_batch_size": 4, "gradient_accumulation_steps": 1, "sequence_len": 64, "output_dir": str(tmp_path / "out")}
-    values |= own | {"chat_template": None, "gist": {"budget": 4, "target_datasets": [{"path": str(tmp_path / "targets.jsonl")}]}}
+    own |= {
+        "micro_batch_size": 4,
+        "gradient_accumulation_steps": 1,
+        "sequence_len": 64,
+        "output_dir": str(tmp_path / "out"),
+    }
+    values |= own | {
+        "chat_template": None,
+        "gist": {"budget": 4, "target_datasets": [{"path": str(tmp_path / "targets.jsonl")}]},
+    }
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values), encoding="utf-8")
     command = [sys.executable, "-m", "axolotl.cli.train", str(tmp_path / "run.yaml")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -331,4 +340,6 @@ def word_tokenizer():
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, 99)}}
     raw = Tokenizer(models.WordLevel(words, unk_token="w3"))
     raw.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3")
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="w3"
+    )
