@@ -29,6 +29,7 @@ ORDER = [
     "hub",  # cards and uploads
     "training",  # inside a running Trainer
     "callback | trainer | offline",  # GISTDataSelectorCallback, GASTTrainer, select()
+    "frameworks",  # other people's training programs
     "commands",  # hf-gist
     "__main__",
     "__init__",

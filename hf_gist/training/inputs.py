@@ -29,6 +29,13 @@ ROW = "hf_gist_row"
 """Column with the number of a target row, while `SFTTrainer` prepares the rows: it drops and shuffles some."""
 
 
+TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "assistant_masks")
+"""Columns that `SFTTrainer` makes from a raw row."""
+
+ROWS_COMPARED = 4
+"""Rows of the train dataset that are prepared again, to compare."""
+
+
 def read_inputs(
     parts: TrainerParts, config: GISTConfig, target_dataset: Any, train_dataset: Any, eval_dataset: Any
 ) -> Inputs:
@@ -121,14 +128,55 @@ def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int]
     if not prepares_rows(parts.trainer):
         return _with_columns_of_pool(targets, parts), None
     _check_pairs(targets, parts)
+    _check_preparation(targets, parts)
     numbered = targets.add_column(ROW, list(range(len(targets))))
     prepared = prepared_as_training_rows(parts.trainer, numbered, "target_dataset")
     if not len(prepared):
         raise ValueError(
             "No row of `target_dataset` has a labelled token: truncation cuts all answers off. Raise `max_length`."
         )
+    if ROW not in prepared.column_names:
+        _check_all_kept(targets, prepared, parts)
+        return _with_columns_of_pool(prepared, parts), None
     prepared = prepared.sort(ROW)
     return _with_columns_of_pool(prepared, parts), list(prepared[ROW])
+
+
+def _check_all_kept(targets: Dataset, prepared: Dataset, parts: TrainerParts) -> None:
+    """Check that a trainer that keeps only the tokens of its rows, as Unsloth's does, has kept all of them.
+
+    Raises:
+        ValueError: with the numbers of rows.
+    """
+    if len(prepared) != len(targets):
+        raise ValueError(
+            f"{type(parts.trainer).__name__} keeps {len(prepared)} of the {len(targets)} rows of `target_dataset`, and "
+            "does not tell which. Pass rows with `input_ids` and `labels`."
+        )
+
+
+def _check_preparation(targets: Dataset, parts: TrainerParts) -> None:
+    """Check on a few rows that the train dataset still is as the trainer prepares it, as raw targets will be.
+
+    Raises:
+        ValueError: if the tokens or labels were changed afterwards.
+    """
+    rows = getattr(parts.trainer, "train_dataset", None)
+    content = {"messages", "conversations", "prompt", "text", getattr(parts.args, "dataset_text_field", "text")}
+    if trains_on_pairs(parts.trainer) or "input_ids" in targets.column_names or not isinstance(rows, Dataset):
+        return
+    if not content & set(targets.column_names) & set(rows.column_names):
+        return
+    some = rows.select(range(min(ROWS_COMPARED, len(rows))))
+    raw = some.select_columns([name for name in some.column_names if name not in TOKEN_COLUMNS])
+    again = prepared_as_training_rows(parts.trainer, raw, "train_dataset")
+    made = [name for name in ("input_ids", "labels") if name in some.column_names and name in again.column_names]
+    if len(again) == len(some) and any(list(again[name]) != list(some[name]) for name in made):
+        raise ValueError(
+            f"The rows of the train dataset were changed after {type(parts.trainer).__name__} prepared them (as by "
+            "Unsloth's `train_on_responses_only`), but the raw rows of `target_dataset` would not be. Pass "
+            "`target_dataset` with `input_ids` and `labels` made in the same way."
+        )
 
 
 def _check_pairs(targets: Dataset, parts: TrainerParts) -> None:

@@ -24,7 +24,14 @@ from hf_gist.training.losses.trainers import trains_on_pairs
 from hf_gist.training.parts import TrainerParts
 
 
-PLAIN_OWNERS = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.trainer.sft_trainer")
+PLAIN_OWNERS = (
+    "transformers.trainer",
+    "transformers.trainer_seq2seq",
+    "trl.trainer.sft_trainer",
+    "axolotl.core.trainers.base",
+    # written by Unsloth in place of trl.trainer.sft_trainer
+    "UnslothSFTTrainer",
+)
 """Modules whose `compute_loss` is that of the model, but for the settings that [`own_loss_name`] reads."""
 
 PLAIN_LOSS_TYPES = ("nll", "chunked_nll")

@@ -1,0 +1,1 @@
+"""Plugins for training programs with a configuration of their own; each module imports its program."""
