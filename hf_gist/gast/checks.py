@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainingArguments
 
 from hf_gist.gradients.models import unwrapped
+from hf_gist.gradients.modes import checkpointed_blocks
 
 
 UNSUPPORTED_DISTRIBUTION = {
@@ -61,19 +62,31 @@ def _model_problems(model: nn.Module) -> list[str]:
             "the router loss mixes the samples of a batch; set `output_router_logits=False` in the model's config, and "
             "with TRL `router_aux_loss_coef=0` in `SFTConfig`, which otherwise turns it on"
         )
-    for module in model.modules():
-        if getattr(module, "gradient_checkpointing", False):
-            function = getattr(module, "_gradient_checkpointing_func", None)
-            if getattr(function, "keywords", {}).get("use_reentrant"):
-                problems.append(_REENTRANT)
-                break
     return problems
 
 
-_REENTRANT = (
-    "reentrant activation checkpointing runs a separate backward pass in each block; set "
-    "`gradient_checkpointing_kwargs={'use_reentrant': False}`"
-)
+def _is_reentrant(checkpoint: Any) -> bool:
+    """Whether a checkpointing function, or one that it wraps, has `use_reentrant=True`."""
+    while checkpoint is not None:
+        if getattr(checkpoint, "keywords", {}).get("use_reentrant"):
+            return True
+        checkpoint = getattr(checkpoint, "__wrapped__", None) or getattr(checkpoint, "func", None)
+    return False
+
+
+def _checkpointing_problems(args: TrainingArguments, accelerator: Any, model: nn.Module) -> list[str]:
+    """Under FSDP2 reentrant checkpointing recomputes a block after its parameters were sharded again."""
+    if accelerator.distributed_type != DistributedType.FSDP:
+        return []
+    functions = [getattr(block, "_gradient_checkpointing_func", None) for block in checkpointed_blocks(model)]
+    options = args.gradient_checkpointing_kwargs
+    wanted = args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant")
+    if wanted or any(_is_reentrant(function) for function in functions):
+        return [
+            "FSDP2 does not work with reentrant activation checkpointing; set "
+            "`gradient_checkpointing_kwargs={'use_reentrant': False}`"
+        ]
+    return []
 
 
 def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module) -> None:
@@ -88,9 +101,7 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
         ValueError: naming every problem and what to change.
     """
     problems = [*_argument_problems(args), *_distribution_problems(accelerator), *_model_problems(model)]
-    options = args.gradient_checkpointing_kwargs
-    if args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant"):
-        problems.append(_REENTRANT)
+    problems += _checkpointing_problems(args, accelerator, model)
     if problems:
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
 

@@ -21,6 +21,7 @@ from hf_gist.gast.gate import BatchMasks
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
+from hf_gist.gradients.hooks import unreached
 from hf_gist.utils.disk import read_json, write_json
 
 
@@ -147,13 +148,10 @@ class GASTRun:
         """
         self.batches += 1
         self.reported |= batch.reported
-        missing = sorted(self.names - self.reported)
+        missing = self.names - self.reported
         if missing:
-            raise ValueError(
-                f"No gradient was reported for {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}, so "
-                "it would not be masked. Either the loss does not use the module (take it out of the adapter's "
-                "`target_modules`), or a fused kernel replaced its forward (turn that kernel off)."
-            )
+            own = [group.parameters() for group in self.groups]
+            raise ValueError(unreached({n: p for parameters in own for n, p in parameters.items() if n in missing}))
         if batch.appended:
             self.set_support(batch.support, step)
         masks, cosines, log_p = batch.drawn()

@@ -5,7 +5,7 @@ detached leaf for passes that must not change `p.grad` (scoring, the support pas
 steps of GAST).
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any, cast
@@ -62,10 +62,48 @@ def check_report(
     if len(d) != batch_size + support_rows:
         samples = f"{batch_size} samples" + (f" and {support_rows} support samples" if support_rows else "")
         raise ValueError(
-            f"{tracked.name} gets {len(d)} rows for a batch of {samples} (packed rows, flattened tokens or "
-            "experts), so per-sample gradients cannot be computed. Turn packing off, or leave the module out of the "
-            "adapter's `target_modules`."
+            f"{tracked.name} gets {len(d)} rows for a batch of {samples}, so per-sample gradients cannot be computed: "
+            f"{_why_not_samples(tracked, d)}"
         )
+
+
+def _why_not_samples(tracked: TrackedModule, d: Tensor) -> str:
+    """Why the rows of an output gradient are not samples, and what to change."""
+    adapted = tracked.name.partition(".lora_")[0].rpartition(".")[2]
+    leave_out = f"leave '{adapted}' out of the adapter's `target_modules`."
+    if d.dim() == 2:
+        return f"its rows are tokens of all samples (as in routers and experts, or if it flattens the batch); {leave_out}"
+    return f"the samples are packed into fewer rows, or split; turn packing off, or {leave_out}"
+
+
+FUSED_KERNELS = (
+    "Unsloth: set `lora_dropout` above 0, and `UNSLOTH_FUSED_LORA_DROPOUT=0` in the environment for releases that also "
+    "fuse dropout; axolotl: set `lora_mlp_kernel`, `lora_qkv_kernel` and `lora_o_kernel` to false"
+)
+"""How to turn off kernels that use the LoRA matrices without calling their modules."""
+
+
+def unreached(parameters: Mapping[str, Tensor], otherwise: str = "") -> str:
+    """The error message for parameters whose modules reported nothing in a forward and backward pass.
+
+    A fused kernel takes the parameters themselves, so the backward pass has set their gradients, which the hooks keep
+    it from doing for modules that are called.
+
+    Args:
+        parameters (`Mapping[str, Tensor]`): name to parameter, of those modules.
+        otherwise (`str`): what else can be done about a fused kernel than to turn it off.
+    """
+    names = list(dict.fromkeys(name.partition(".lora_")[0] for name in parameters))
+    found = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    if any(parameter.grad is not None for parameter in parameters.values()):
+        return (
+            f"A fused LoRA kernel uses the adapter of {found} without calling its modules, so there are no per-sample "
+            f"gradients. Turn it off ({FUSED_KERNELS}){otherwise}."
+        )
+    return (
+        f"No gradient reached the adapter of {found}: the module is not used by the loss, or its output is detached. "
+        "Remove or freeze its adapter."
+    )
 
 
 # ---- Linear modules ----

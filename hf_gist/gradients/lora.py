@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
+from peft import PeftType
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import ParamWrapper
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 
 OUTSIDE_BLOCKS = ""
@@ -57,10 +60,7 @@ def block_of(model: nn.Module, name: str) -> str:
     return OUTSIDE_BLOCKS
 
 
-def _kind_of(module: nn.Module, owner: nn.Module | None = None) -> str | None:
-    if isinstance(owner, ParamWrapper):
-        # it uses the weights of its linear modules without calling them, so hooks do not run
-        return None
+def _kind_of(module: nn.Module) -> str | None:
     if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
         return "linear"
     # subclasses, for embeddings and convolutions, scale other outputs
@@ -118,25 +118,175 @@ def _prefixes(name: str) -> Iterator[str]:
     return (".".join(parts[: end + 1]) for end in range(len(parts)))
 
 
-def _check_supported(owners: dict[str, dict[str, str]], refused: list[str]) -> None:
-    """Check that there is a trainable LoRA parameter, and that all trainable parameters are supported.
+# ---- Refusals ----
+
+
+EXACT_VARIANTS = ("DoraLinearVariant", "MiCALinearVariant")
+"""Classes of peft's LoRA variants that call their matrices on the samples, as plain LoRA does."""
+
+VARIANT_SETTINGS = {
+    "ALoraLinearVariant": "aLoRA (`alora_invocation_tokens`)",
+    "ArrowLinearVariant": "Arrow (`arrow_config`)",
+    "BdLoraLinearVariant": "BD-LoRA (`use_bdlora`)",
+    "KasaLinearVariant": "KaSA (`kasa_config`)",
+    "MontecloraLinearVariant": "MonteCLoRA (`monteclora_config`)",
+    "QALoraLinearVariant": "QA-LoRA (`use_qalora`)",
+    "VeloraLinearVariant": "VeLoRA (`velora_config`)",
+}
+"""Classes of the other variants to their names and settings of `LoraConfig`."""
+
+BASE_LAYERS = {
+    (nn.Embedding,): "embedding",
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d): "convolution",
+    (nn.MultiheadAttention,): "attention",
+}
+"""Base layers on which LoRA has no per-sample gradients, to the key of their sentence in `REFUSALS`."""
+
+REFUSALS = {
+    "parameter": "LoRA on parameters of experts or routers ({found}) has no per-sample gradients, because its matrices "
+    "are multiplied with the parameter instead of being called; set {attention}.",
+    "expert": "LoRA on experts ({found}) has no per-sample gradients, because an expert gets some tokens of every "
+    "sample; set {attention}.",
+    "embedding": "LoRA on embeddings ({found}) has no per-sample gradients, because it looks its matrices up instead of "
+    "calling them; leave {last} out of `target_modules`.",
+    "convolution": "LoRA on convolutions ({found}) has no per-sample gradients here; leave {last} out of "
+    "`target_modules`.",
+    "attention": "LoRA on `nn.MultiheadAttention` ({found}) has no per-sample gradients, because its matrices are added "
+    "to the weights instead of being called; leave {last} out of `target_modules`.",
+    "token": "Single trained tokens ({found}) have no per-sample gradients here; leave `trainable_token_indices` out of "
+    "the `LoraConfig`.",
+    "saved": "Only the linear layers of `modules_to_save` have per-sample gradients here; leave {last} out of it "
+    "({found}).",
+    "variant": "The adapter is {variant} (on {found}), a variant of LoRA without exact per-sample gradients; leave "
+    "the setting out of the `LoraConfig`.",
+    "other": "These parameters are trained and are no LoRA on linear layers, so they have no per-sample gradients: "
+    "{found}; freeze them (`requires_grad_(False)`, and `bias='none'` in the `LoraConfig`).",
+}
+"""From what is trained to the sentence with the reason and the way out, in the order in which they are checked."""
+
+
+def _check_method(model: nn.Module) -> None:
+    """Check that the active adapters of a peft model are LoRA.
+
+    Raises:
+        ValueError: naming the other method.
+    """
+    configs = getattr(model, "peft_config", None)
+    if not isinstance(configs, dict):
+        return
+    active: Any = getattr(model, "active_adapters", list(configs))
+    for adapter in active() if callable(active) else active:
+        config = configs[adapter]
+        if config.peft_type != PeftType.LORA:
+            raise ValueError(
+                f"The adapter {adapter!r} is {PeftType(config.peft_type).value} (`{type(config).__name__}`), and "
+                "per-sample gradients are computed for LoRA adapters only. Wrap the base model with "
+                "`peft.get_peft_model(model, LoraConfig(...))` instead."
+            )
+
+
+def _check_has_lora(model: nn.Module, trained: list[str]) -> None:
+    """Check that a LoRA parameter is among the trained parameters.
+
+    Raises:
+        ValueError: distinguishing full fine-tuning from an adapter that is frozen.
+    """
+    if any(".lora_" in name for name in trained):
+        return
+    if any(isinstance(module, LoraLayer) for module in model.modules()):
+        raise ValueError(
+            "The model has no trainable LoRA parameter: its adapter is frozen. Load it with `is_trainable=True`, as in "
+            "`PeftModel.from_pretrained(model, folder, is_trainable=True)`."
+        )
+    raise ValueError(
+        f"{type(model).__name__} has no trainable LoRA parameter: per-sample gradients are computed for LoRA only, not "
+        "for full fine-tuning. Wrap the model with `peft.get_peft_model(model, LoraConfig(task_type=...))`, or pass "
+        "`peft_config=LoraConfig(...)` to TRL's trainer."
+    )
+
+
+def _attention_linears(model: nn.Module) -> list[str]:
+    """Names for `target_modules`: the linear layers of the attention, in the order of the model."""
+    names: dict[str, None] = {}
+    for name, module in model.named_modules():
+        *path, last = name.removesuffix(".base_layer").split(".")
+        in_attention = any("attn" in part.lower() or "attention" in part.lower() for part in path)
+        if in_attention and isinstance(module, nn.Linear | Conv1D) and ".lora_" not in name:
+            names[last] = None
+    return list(names)
+
+
+def _is_in_experts(model: nn.Module, name: str) -> bool:
+    """Whether a module is in a list of experts that are modules of their own."""
+    return any(
+        "expert" in path.rpartition(".")[2] and isinstance(model.get_submodule(path), nn.ModuleList)
+        for path in _prefixes(name)
+    )
+
+
+def _obstacle(model: nn.Module, owner: str) -> str | None:
+    """Why a module with a trainable parameter has no per-sample gradients: a key of `REFUSALS`; `None` if it has."""
+    name = owner.partition(".lora_")[0]
+    layer = model.get_submodule(name)
+    if isinstance(layer, ParamWrapper):
+        return "parameter"
+    if isinstance(layer, LoraLayer):
+        for kinds, key in BASE_LAYERS.items():
+            if isinstance(layer.get_base_layer(), kinds):
+                return key
+        if _inexact_variant(layer):
+            return "variant"
+    if any(isinstance(model.get_submodule(path), nn.MultiheadAttention) for path in _prefixes(name)):
+        return "attention"
+    if _is_in_experts(model, name):
+        return "expert"
+    if "trainable_tokens" in owner:
+        return "token"
+    if _kind_of(model.get_submodule(owner)) is None:
+        return "saved" if ".modules_to_save." in owner else "other"
+    return None
+
+
+def _inexact_variant(layer: Any) -> str | None:
+    """The class of the variant of an active adapter, if its gradients are not exact."""
+    variants = (type(layer.lora_variant[a]).__name__ for a in layer.active_adapters if a in layer.lora_variant)
+    return next((name for name in variants if name not in EXACT_VARIANTS), None)
+
+
+def _refusal(model: nn.Module, key: str, refused: list[str]) -> str:
+    """The sentence about the trainable parameters `refused`."""
+    names = list(dict.fromkeys(re.split(r"\.lora_|\.modules_to_save\.|\.token_adapter", name)[0] for name in refused))
+    shown = names
+    if key == "other":
+        shown = [f"{name} (in {type(model.get_submodule(name.rpartition('.')[0])).__name__})" for name in refused]
+    linears = _attention_linears(model)
+    attention = f"`target_modules={linears}` without `target_parameters`" if linears else "other `target_modules`"
+    variant = str(_inexact_variant(model.get_submodule(names[0]))) if key == "variant" else ""
+    return REFUSALS[key].format(
+        found=", ".join(shown[:4]) + (f" and {len(shown) - 4} more" if len(shown) > 4 else ""),
+        last=", ".join(dict.fromkeys(f"'{name.rpartition('.')[2]}'" for name in names)),
+        attention=attention,
+        variant=VARIANT_SETTINGS.get(variant, variant),
+    )
+
+
+def _check_supported(model: nn.Module, trained: list[str]) -> None:
+    """Check that all trainable parameters have per-sample gradients.
 
     Args:
-        owners (`dict`): name of each supported module to its trainable parameters.
-        refused (`list[str]`): the other trainable parameters.
+        model (`nn.Module`): a peft model.
+        trained (`list[str]`): names of its trainable parameters.
+
+    Raises:
+        ValueError: with one sentence for each kind of those that have none.
     """
-    if not any(".lora_" in name for name in (*owners, *refused)):
-        raise ValueError(
-            "The model has no trainable LoRA parameter. Wrap it with `peft.get_peft_model(model, LoraConfig(...))`, or "
-            "load the adapter with `is_trainable=True`."
-        )
+    refused: dict[str, list[str]] = {}
+    for name in trained:
+        key = _obstacle(model, name.rpartition(".")[0])
+        if key is not None:
+            refused.setdefault(key, []).append(name)
     if refused:
-        raise ValueError(
-            "Per-sample gradients are supported for LoRA, rsLoRA and DoRA on linear layers and for linear layers in "
-            f"`modules_to_save`. These trainable parameters are neither: {', '.join(refused[:8])}"
-            f"{' and more' if len(refused) > 8 else ''}. Freeze them (`requires_grad_(False)`) or leave them out of "
-            "the adapter's `target_modules`, `modules_to_save` and `trainable_token_indices`."
-        )
+        raise ValueError(" ".join(_refusal(model, key, refused[key]) for key in REFUSALS if key in refused))
 
 
 def find_tracked(model: nn.Module) -> list[TrackedModule]:
@@ -149,31 +299,29 @@ def find_tracked(model: nn.Module) -> list[TrackedModule]:
         `list[TrackedModule]`: in the order of the model.
 
     Raises:
-        ValueError: if no LoRA parameter is trainable, if the adapter is merged or disabled, or if a trainable
-            parameter belongs to a module whose per-sample gradients are not supported, naming each.
+        ValueError: for an adapter of another method than LoRA, if no LoRA parameter is trainable, if the adapter is
+            merged or disabled, or if a trainable parameter belongs to a module whose per-sample gradients are not
+            supported, naming each with the way out.
     """
+    _check_method(model)
     _check_active(model)
     inactive = set(_inactive_adapters(model))
+    trained = [
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad and not inactive.intersection(_prefixes(name))
+    ]
+    _check_has_lora(model, trained)
+    _check_supported(model, trained)
     owners: dict[str, dict[str, str]] = {}
-    kinds: dict[str, str] = {}
-    refused = []
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad or inactive.intersection(_prefixes(name)):
-            continue
+    for name in trained:
         owner, _, attribute = name.rpartition(".")
-        module = model.get_submodule(owner)
-        kind = _kind_of(module, _layer_of(model, owner))
-        if kind is None:
-            refused.append(f"{name} (in {type(module).__name__})")
-        else:
-            owners.setdefault(owner, {})[attribute] = name
-            kinds[owner] = kind
-    _check_supported(owners, refused)
+        owners.setdefault(owner, {})[attribute] = name
     return [
         TrackedModule(
             name,
             model.get_submodule(name),
-            kinds[name],
+            str(_kind_of(model.get_submodule(name))),
             block_of(model, name),
             attributes,
             _casting_layer(model, name),

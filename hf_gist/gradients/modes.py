@@ -3,6 +3,8 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial, wraps
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -32,18 +34,35 @@ def checkpointed_blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
 
 
+def _in_eval_mode(function: Callable, block: nn.Module) -> Callable:
+    """A function that computes with the block in eval mode, of the kind that the given one is.
+
+    Checkpointing functions inspect theirs: LLaMA-Factory and axolotl read the module from `function.__self__` of a
+    bound method, or from `function.func.__self__` of a `functools.partial`, others its signature. So a partial stays a
+    partial with the same arguments, and a bound method stays bound to the same object.
+    """
+    if isinstance(function, partial):
+        return partial(_in_eval_mode(function.func, block), *function.args, **function.keywords)
+    if isinstance(function, MethodType):
+        return MethodType(_in_eval_mode(function.__func__, block), function.__self__)
+
+    @wraps(function)
+    def in_eval_mode(*args: Any, **kwargs: Any) -> Any:
+        block.training = False
+        try:
+            return function(*args, **kwargs)
+        finally:
+            block.training = True
+
+    return in_eval_mode
+
+
 def _without_dropout(block: nn.Module, checkpoint: Callable) -> Callable:
     """The checkpointing function of a block, with the block in eval mode in the forward pass and the recomputation."""
 
-    def run(forward: Callable, *args: Any, **kwargs: Any) -> Any:
-        def in_eval_mode(*inner: Any, **named: Any) -> Any:
-            block.training = False
-            try:
-                return forward(*inner, **named)
-            finally:
-                block.training = True
-
-        return checkpoint(in_eval_mode, *args, **kwargs)
+    @wraps(checkpoint)
+    def run(function: Callable, *args: Any, **kwargs: Any) -> Any:
+        return checkpoint(_in_eval_mode(function, block), *args, **kwargs)
 
     return run
 

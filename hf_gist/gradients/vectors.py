@@ -6,7 +6,7 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from hf_gist.functional.per_sample import flat_gradients
-from hf_gist.gradients.hooks import check_report, reporting
+from hf_gist.gradients.hooks import check_report, reporting, unreached
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
 from hf_gist.gradients.losses import sample_losses
 
@@ -31,11 +31,19 @@ class _Reporter:
             self.gradients(name, flat_gradients(tracked.kind, attribute, a, d))
 
     def finish(self) -> None:
-        missing = [tracked.name for tracked in self.tracked if tracked not in self.seen]
+        missing = {
+            name: tracked.module.get_parameter(attribute)
+            for tracked in self.tracked
+            if tracked not in self.seen
+            for attribute, name in tracked.parameters.items()
+        }
         if missing:
             raise ValueError(
-                f"No gradient reached {', '.join(missing[:5])}{' and more' if len(missing) > 5 else ''}: the module is "
-                "not used by the loss, or its output is detached. Remove or freeze its adapter."
+                unreached(
+                    missing,
+                    ", or select first with `hf-gist select`, which loads the model without such kernels, and train on "
+                    "the selected rows",
+                )
             )
 
 

@@ -15,6 +15,12 @@ from tests.helpers.gast import build_model, rows, train
 
 KINDS = {
     "ddp": {},
+    # stock DDP needs the third setting too: it marks a parameter as unused before the block is computed again
+    "ddp_reentrant": {
+        "gradient_checkpointing": True,
+        "gradient_checkpointing_kwargs": {"use_reentrant": True},
+        "ddp_find_unused_parameters": False,
+    },
     "fsdp2": FSDP2,
 }
 CONFIG = GASTConfig(keep=2, support_batch_size=2, seed=5)

@@ -28,7 +28,10 @@ def batches_of(tensors):
     return [{name: tensors[f"batch/{number}/{name}"] for name in names} for number in range(2)]
 
 
-@pytest.mark.parametrize(("kind", "wrapper"), [("ddp", "DistributedDataParallel"), ("fsdp2", "FSDP")])
+@pytest.mark.parametrize(
+    ("kind", "wrapper"),
+    [("ddp", "DistributedDataParallel"), ("ddp_reentrant", "DistributedDataParallel"), ("fsdp2", "FSDP")],
+)
 def test_two_processes_give_the_gradients_of_the_same_masks_in_one(kind, wrapper, tmp_path):
     ranks, output = launch(kind, tmp_path)
     assert f"wrapped by {wrapper}" in output
