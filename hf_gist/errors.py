@@ -41,6 +41,10 @@ class MislabelledRowsWarning(UserWarning):
     """The labelled tokens of some rows are not the assistant's answers."""
 
 
+class LossMismatchWarning(UserWarning):
+    """A trainer computes another loss for a row than the token cross-entropy that rows are scored by."""
+
+
 class MaxStepsWarning(UserWarning):
     """The epochs of the Trainer end before `max_steps`, because the callback was added after the Trainer was made."""
 

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.copies import DIGEST, Copies, beyond_tokens, digest
-from hf_gist.data.rows import fetch_rows
+from hf_gist.data.rows import fetch_rows, token_columns
 from hf_gist.errors import DuplicateRowsWarning, LeakWarning
 
 
@@ -92,7 +92,8 @@ def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Ite
     """The digests of every row; without a tokenizer, and for rows without a word, tokens stand for the words."""
     for start in range(0, len(dataset), CHUNK_ROWS):
         rows = fetch_rows(dataset, range(start, min(start + CHUNK_ROWS, len(dataset))))
-        ids = [[int(token) for token in row["input_ids"]] for row in rows]
+        columns = token_columns(rows[0])
+        ids = [[int(token) for name in columns for token in row[name]] for row in rows]
         tokens = [digest(repr(row).encode()) for row in ids]
         texts = [""] * len(rows) if tokenizer is None else tokenizer.batch_decode(ids, skip_special_tokens=True)
         for row, own, key, text in zip(rows, ids, tokens, texts, strict=True):
@@ -102,7 +103,7 @@ def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Ite
 
 def _has_tokens(dataset: Any) -> bool:
     row = dataset[0]
-    return isinstance(row, Mapping) and "input_ids" in row
+    return isinstance(row, Mapping) and bool(token_columns(row))
 
 
 def _evaluation_sets(evaluation: Any) -> dict[str, Any]:

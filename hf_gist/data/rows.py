@@ -1,7 +1,7 @@
 """Rows of a dataset: reading, selecting columns, lengths and digests."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -84,15 +84,41 @@ def content_digest(dataset: Any) -> str:
     return digest.hexdigest()
 
 
+PAIR = ("prompt_ids", "chosen_ids", "rejected_ids")
+"""Columns of the tokens of a preference pair; the prompt may be part of both answers instead."""
+
+
+def token_columns(names: Iterable[str]) -> tuple[str, ...]:
+    """The columns, of those with these names, that hold the tokens of a row; none if the collator tokenizes the rows."""
+    names = set(names)
+    if "input_ids" in names:
+        return ("input_ids",)
+    return tuple(name for name in PAIR if name in names) if names >= set(PAIR[1:]) else ()
+
+
 def row_lengths(dataset: Any) -> np.ndarray | None:
-    """Number of `input_ids` of every row `[N]` int32; `None` if the rows have none (the collator tokenizes them)."""
+    """Number of tokens of every row `[N]` int32; `None` if the rows have none (the collator tokenizes them).
+
+    The length of a preference pair is what it takes in a batch: twice that of the longer one of its two sequences.
+    """
     if isinstance(dataset, Dataset):
-        if "input_ids" not in dataset.column_names:
+        columns = token_columns(dataset.column_names)
+        if not columns:
             return None
-        column = dataset.select_columns(["input_ids"]).with_format("arrow")
-        parts = [compute.list_value_length(table["input_ids"]) for table in column.iter(batch_size=10_000)]
-        return np.concatenate([part.to_numpy() for part in parts]).astype(np.int32)
+        tables = dataset.select_columns(columns).with_format("arrow").iter(batch_size=10_000)
+        counts = [[compute.list_value_length(table[name]).to_numpy() for name in columns] for table in tables]
+        return _length_in_batch(columns, [np.concatenate(parts) for parts in zip(*counts, strict=True)])
     rows = [dataset[i] for i in range(len(dataset))]
-    if not all(isinstance(row, dict) and "input_ids" in row for row in rows):
+    if not rows or not all(isinstance(row, dict) for row in rows):
         return None
-    return np.array([len(row["input_ids"]) for row in rows], dtype=np.int32)
+    columns = token_columns(set.intersection(*(set(row) for row in rows)))
+    lengths = [np.array([len(row[name]) for row in rows]) for name in columns]
+    return _length_in_batch(columns, lengths) if columns else None
+
+
+def _length_in_batch(columns: Sequence[str], lengths: Sequence[np.ndarray]) -> np.ndarray:
+    """Tokens of every row `[N]` int32 from those of its columns."""
+    if len(columns) == 1:
+        return lengths[0].astype(np.int32)
+    prompt = lengths[0] if len(columns) == len(PAIR) else 0
+    return (2 * (prompt + np.maximum(lengths[-2], lengths[-1]))).astype(np.int32)

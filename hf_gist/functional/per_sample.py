@@ -64,6 +64,18 @@ def as_batch_of_sequences(x: Tensor) -> Tensor:
     return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
 
 
+def joined_sequences(x: Tensor, sequences: int) -> Tensor:
+    """One row `[B, sequences * T, n]` for the sequences of each sample, from all first ones, then all second ones.
+
+    Per-sample gradients are sums over tokens, so the gradient of a sample of several sequences is that of this row.
+
+    Args:
+        x (`Tensor`): `[sequences * B, ..., n]`.
+        sequences (`int`): sequences of each sample.
+    """
+    return x if sequences == 1 else torch.cat(as_batch_of_sequences(x).chunk(sequences), dim=1)
+
+
 def weight_gradients(a: Tensor, d: Tensor) -> Tensor:
     """Per-sample gradients of a linear weight.
 

@@ -8,18 +8,17 @@ import numpy as np
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset
-from torch import nn
 from torch.utils.data import IterableDataset
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
-from hf_gist.gradients.losses import labelled_tokens, prepared
 from hf_gist.gradients.models import check_dtype, model_device, to_device
 from hf_gist.gradients.modes import checkpointing, scoring_mode
+from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.gradients.vectors import per_sample_backward
 
 
@@ -74,9 +73,7 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is empty.")
 
 
-def check_labels(
-    dataset: Any, collator: Collator, model: nn.Module, argument: str, rows: Sequence[int]
-) -> torch.Tensor:
+def check_labels(dataset: Any, collator: Collator, loss: RowLoss, argument: str, rows: Sequence[int]) -> torch.Tensor:
     """Collate some rows; check that each row is one sample and that at least one has a labelled token.
 
     Returns:
@@ -89,8 +86,8 @@ def check_labels(
     for start in range(0, len(rows), 16):
         chunk = rows[start : start + 16]
         batch = collator(fetch_rows(dataset, chunk))
-        check_batch(batch, len(chunk), f"`{argument}`")
-        counts.append(labelled_tokens(model, batch).cpu())
+        loss.check(batch, len(chunk), f"`{argument}`")
+        counts.append(loss.counts(batch).cpu())
     found = torch.cat(counts)
     if not found.any():
         raise ValueError(
@@ -137,18 +134,14 @@ def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
 
 
 def check_inputs(
-    model: nn.Module,
-    pool: Any,
-    targets: Any,
-    config: GISTConfig,
-    collator: Collator,
-    groups: Sequence[str] | None = None,
+    dataset_pass: DatasetPass, pool: Any, targets: Any, config: GISTConfig, groups: Sequence[str] | None = None
 ) -> None:
     """Check all inputs before any work starts; `groups` are the names of the targets' groups, if they have names.
 
     Raises:
         ValueError: naming the argument, its value and how to fix it.
     """
+    model = dataset_pass.model
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
     _check_prefilter(config, len(pool))
@@ -156,14 +149,16 @@ def check_inputs(
         raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
-    labelled = check_labels(targets, collator, model, "target_dataset", range(len(targets)))
+    collator = dataset_pass.collator
+    loss = dataset_pass.loss
+    labelled = check_labels(targets, collator, loss, "target_dataset", range(len(targets)))
     if config.strategy not in UNSCORED:
         check_groups(labelled > 0, groups)
     generator = torch.Generator().manual_seed(config.seed)
     some = torch.randperm(len(pool), generator=generator)[:ROWS_LOOKED_AT].tolist()
-    check_labels(pool, collator, model, "train_dataset", some)
+    check_labels(pool, collator, loss, "train_dataset", some)
     for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
-        _try_longest(model, dataset, collator, tracked, argument, config.scoring_tokens_per_batch)
+        _try_longest(dataset_pass, dataset, tracked, argument)
 
 
 def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
@@ -180,30 +175,25 @@ def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
         )
 
 
-def _try_longest(
-    model: nn.Module,
-    dataset: Any,
-    collator: Collator,
-    tracked: Sequence[TrackedModule],
-    argument: str,
-    tokens_per_batch: int,
-) -> None:
+def _try_longest(dataset_pass: DatasetPass, dataset: Any, tracked: Sequence[TrackedModule], argument: str) -> None:
     """One backward pass on the longest row, or the two longest if they fit in a batch, so that failures occur early.
 
     Raises:
         ValueError: naming the argument.
     """
     lengths = row_lengths(dataset)
-    together = 1 if lengths is None or 2 * lengths.max() > tokens_per_batch else 2
+    together = 1 if lengths is None or 2 * lengths.max() > dataset_pass.tokens_per_batch else 2
     rows = [0] if lengths is None else np.argsort(-lengths, kind="stable")[:together].tolist()
-    batch = collator(fetch_rows(dataset, rows))
-    if not labelled_tokens(model, batch).any():
+    batch = dataset_pass.collator(fetch_rows(dataset, rows))
+    loss = dataset_pass.loss
+    if not loss.counts(batch).any():
         return
-    batch = to_device(prepared(model, batch), model_device(model))
+    model = dataset_pass.model
+    batch = to_device(loss.prepared(batch), model_device(model))
     try:
         # scoring uses checkpointing if memory runs out
         with scoring_mode(model), checkpointing(model):
-            per_sample_backward(model, batch, tracked, lambda name, gradient: None)
+            per_sample_backward(loss, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         raise ValueError(
             f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model "

@@ -13,6 +13,8 @@ from hf_gist.gist.checks import check_dataset, check_inputs, group_columns
 from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gist.sources import check_quotas
 from hf_gist.gradients.models import signature_columns
+from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.row_losses.base import RowLoss
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Inputs:
         sources (`list[str]`, *optional*): the source of each candidate.
         leaks (`Leaks`, *optional*): rows of the pool that are also in the target or evaluation set.
         checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
+        loss (`RowLoss`, *optional*): a trainer's own loss; by default token cross-entropy.
     """
 
     pool: Any
@@ -34,6 +37,7 @@ class Inputs:
     sources: list[str] | None = None
     leaks: Leaks | None = None
     checkpoints: Sequence[AdamCheckpoint] = ()
+    loss: RowLoss | None = None
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
@@ -57,5 +61,6 @@ def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig,
     accepted = signature_columns(model)
     pool = keep_columns(candidates, accepted)
     targets = keep_columns(targets, accepted)
-    check_inputs(model, pool, targets, config, collator, columns.get(config.target_group_column or ""))
+    dataset_pass = DatasetPass(model, collator, config.scoring_tokens_per_batch, config.scoring_dtype)
+    check_inputs(dataset_pass, pool, targets, config, columns.get(config.target_group_column or ""))
     return Inputs(pool, targets, columns, sources)

@@ -61,6 +61,7 @@ def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -
         "adapter": weights_digest(dataset_pass.model, trainable=True),
         "tokenizer": getattr(getattr(dataset_pass.collator, "tokenizer", None), "name_or_path", None),
         "compute dtype": dataset_pass.scoring_dtype,
+        "loss": dataset_pass.loss.name,
         "checkpoints": [(c.steps, c.learning_rate) for c in inputs.checkpoints],
         "train_dataset": content_digest(inputs.pool),
         "target_dataset": content_digest(inputs.targets),
@@ -140,7 +141,7 @@ def chunk_measurements(
 
 def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
     """Measurements for strategies without scores: only labels are counted."""
-    counts = LabelCounts(dataset_pass.model)
+    counts = LabelCounts()
     facts = dataset_pass.scan(inputs.pool, "counting labels", counts)
     wanted = dataset_pass.scan(inputs.targets, "counting labels", counts).label_tokens
     empty = torch.zeros(0, dtype=torch.float64)
@@ -264,6 +265,7 @@ def measure_and_choose(
     warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)
     manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
+    manifest["loss"] = dataset_pass.loss.name
     manifest["memory_plan"] = None if plan is None else plan.to_dict()
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
     manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)

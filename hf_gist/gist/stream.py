@@ -119,9 +119,9 @@ def select_stream(
     columns = group_columns(targets, config)
     accepted = signature_columns(model)
     targets = keep_columns(targets, accepted)
-    labelled = check_labels(targets, data_collator, model, "target_dataset", range(len(targets)))
-    check_groups(labelled > 0, columns.get(config.target_group_column or ""))
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
+    labelled = check_labels(targets, data_collator, dataset_pass.loss, "target_dataset", range(len(targets)))
+    check_groups(labelled > 0, columns.get(config.target_group_column or ""))
     per_checkpoint = vectors_per_checkpoint(model, config, ())
     subspace = find_target_subspace(
         dataset_pass, per_checkpoint, targets, Stopwatch(), None, columns.get(config.target_group_column or "")

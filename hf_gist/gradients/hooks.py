@@ -72,7 +72,9 @@ def _why_not_samples(tracked: TrackedModule, d: Tensor) -> str:
     adapted = tracked.name.partition(".lora_")[0].rpartition(".")[2]
     leave_out = f"leave '{adapted}' out of the adapter's `target_modules`."
     if d.dim() == 2:
-        return f"its rows are tokens of all samples (as in routers and experts, or if it flattens the batch); {leave_out}"
+        return (
+            f"its rows are tokens of all samples (as in routers and experts, or if it flattens the batch); {leave_out}"
+        )
     return f"the samples are packed into fewer rows, or split; turn packing off, or {leave_out}"
 
 

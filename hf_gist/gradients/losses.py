@@ -63,7 +63,7 @@ def labelled_tokens(model: nn.Module, batch: dict[str, Any]) -> Tensor:
     return count_labels(labels[:, 1:] if kind == "causal" else labels)
 
 
-def _with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
+def with_positions(base: nn.Module, inputs: dict[str, Any]) -> dict[str, Any]:
     """Add position ids that make left-padded rows independent of the padding of their batch.
 
     Raises:
@@ -149,7 +149,7 @@ def prepared(model: nn.Module, batch: dict[str, Any]) -> dict[str, Any]:
     labels = batch["labels"]
     inputs = _accepted(base, {name: value for name, value in batch.items() if name != "labels"})
     if kind != "seq2seq":
-        inputs = _with_positions(base, inputs)
+        inputs = with_positions(base, inputs)
     if kind == "classification":
         return {**batch, **inputs, LABELLED: None}
     if kind == "causal":

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from hf_gist.data.provenance import public_name
-from hf_gist.functional.token_losses import Labelled
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
@@ -87,7 +86,8 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         if isinstance(value, Tensor):
             sent[name] = move(value)
         else:
-            sent[name] = value.moved(move) if isinstance(value, Labelled) else value
+            # what a loss derives from a batch on the host
+            sent[name] = value.moved(move) if hasattr(value, "moved") else value
     return sent
 
 

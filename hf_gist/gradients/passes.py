@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_gist.data.batches import Batches, check_batch, plan_batches
+from hf_gist.data.batches import Batches, plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.functional.subspace import BatchTotals
-from hf_gist.gradients.losses import prepared
 from hf_gist.gradients.models import is_sharded, model_device, to_device
 from hf_gist.gradients.modes import checkpointed_blocks, checkpointing, scoring_mode, scoring_precision
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.processes import sum_over_ranks, together
+from hf_gist.gradients.row_losses.base import RowLoss, TokenLoss
 from hf_gist.gradients.transfers import BasisSlices, HostCopy, one_behind
 from hf_gist.gradients.vectors import Gradients, Vectors
 
@@ -83,12 +83,14 @@ class RowVectors:
 
     Args:
         vectors (`Vectors`): row representation.
+        loss (`RowLoss`): the loss of the pass.
         basis (`BasisSlices`, *optional*): keep the coordinates in this basis.
         rank (`int`): `q`, the rank of the basis.
         new_sink (`NewSink`, *optional*): receives the vectors themselves.
     """
 
     vectors: Vectors
+    loss: RowLoss
     basis: BasisSlices | None = None
     rank: int = 0
     new_sink: NewSink | None = None
@@ -103,7 +105,7 @@ class RowVectors:
             if keep is not None:
                 keep(name, values)
 
-        losses, counts = self.vectors(batch, gradients)
+        losses, counts = self.vectors(batch, gradients, self.loss)
         return QueuedRows(indices, counts, totals.with_losses(losses))
 
 
@@ -119,6 +121,7 @@ class DatasetPass:
         progress (`bool`): show a progress bar on the main process.
         basis_device (`torch.device`, *optional*): where target vectors and basis are kept; by default the model's
             device.
+        own_loss (`RowLoss`, *optional*): a trainer's own loss; by default token cross-entropy.
     """
 
     model: nn.Module
@@ -127,6 +130,12 @@ class DatasetPass:
     scoring_dtype: str = "auto"
     progress: bool = True
     basis_device: torch.device | None = None
+    own_loss: RowLoss | None = None
+
+    @property
+    def loss(self) -> RowLoss:
+        """The loss that rows are scored by."""
+        return self.own_loss or TokenLoss(self.model)
 
     def scan(
         self,
@@ -159,7 +168,7 @@ class DatasetPass:
         plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
-        wanted = RowVectors(vectors, slices, rank, new_sink)
+        wanted = RowVectors(vectors, self.loss, slices, rank, new_sink)
         # a failed process cannot reach others that are blocked in a collective pass; the launcher terminates them
         with nullcontext() if is_sharded(self.model) else together():
             self._batches(dataset, what, wanted, facts, plan, shards)
@@ -199,18 +208,19 @@ class DatasetPass:
     def _run_padding_passes(self, dataset: Any, vectors: Vectors, passes: int) -> None:
         """Run passes and discard the results: a sharded model's passes are collective; others may run one more."""
         for _ in range(passes):
-            vectors(self._sent(self.collator(fetch_rows(dataset, [0])), vectors), lambda name, values: None)
+            batch = self._sent(self.collator(fetch_rows(dataset, [0])), vectors)
+            vectors(batch, lambda name, values: None, self.loss)
 
     def _sent(self, batch: dict[str, Any], vectors: Vectors) -> dict[str, Any]:
         """A collated batch, ready for `vectors`."""
-        return to_device(prepared(self.model, batch), model_device(self.model)) if vectors.sizes else batch
+        return to_device(self.loss.prepared(batch), model_device(self.model)) if vectors.sizes else batch
 
     def _batch(
         self, dataset: Any, indices: list[int], what: str, wanted: RowVectors, checkpointed: bool = False
     ) -> Iterator[QueuedRows]:
         """One batch; if it does not fit into memory, its halves; for a single row, with activation checkpointing."""
         batch = self.collator(fetch_rows(dataset, indices))
-        check_batch(batch, len(indices), what)
+        self.loss.check(batch, len(indices), what)
         smaller: list[list[int]] = []
         try:
             with checkpointing(self.model) if checkpointed else nullcontext():

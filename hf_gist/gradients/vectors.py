@@ -5,10 +5,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
-from hf_gist.functional.per_sample import flat_gradients
+from hf_gist.functional.per_sample import flat_gradients, joined_sequences
 from hf_gist.gradients.hooks import check_report, reporting, unreached
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
-from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.row_losses.base import RowLoss
 
 
 Gradients = Callable[[str, Tensor], None]
@@ -18,17 +18,24 @@ Gradients = Callable[[str, Tensor], None]
 class _Reporter:
     """Turns the `(a, d)` of a backward pass into per-sample gradients; checks that every module reported once."""
 
-    def __init__(self, tracked: Sequence[TrackedModule], gradients: Gradients, batch_size: int) -> None:
+    def __init__(
+        self, tracked: Sequence[TrackedModule], gradients: Gradients, batch: dict[str, Any], loss: RowLoss
+    ) -> None:
         self.tracked = tracked
         self.gradients = gradients
-        self.batch_size = batch_size
+        self.sequences = loss.sequences
+        self.scales = loss.scales(batch)
+        self.expected = loss.rows(batch) * loss.sequences
         self.seen: set[TrackedModule] = set()
 
     def __call__(self, tracked: TrackedModule, a: Tensor, d: Tensor) -> None:
-        check_report(tracked, d, self.batch_size, repeated=tracked in self.seen)
+        check_report(tracked, d, self.expected, repeated=tracked in self.seen)
         self.seen.add(tracked)
+        a = joined_sequences(a, self.sequences)
+        d = joined_sequences(d, self.sequences)
         for attribute, name in tracked.parameters.items():
-            self.gradients(name, flat_gradients(tracked.kind, attribute, a, d))
+            values = flat_gradients(tracked.kind, attribute, a, d)
+            self.gradients(name, values if self.scales is None else values * self.scales[:, None])
 
     def finish(self) -> None:
         missing = {
@@ -48,29 +55,27 @@ class _Reporter:
 
 
 def per_sample_backward(
-    model: nn.Module, batch: dict[str, Any], tracked: Sequence[TrackedModule], gradients: Gradients
+    loss: RowLoss, batch: dict[str, Any], tracked: Sequence[TrackedModule], gradients: Gradients
 ) -> tuple[Tensor, Tensor]:
     """One forward and one backward pass that pass each sample's gradient of every tracked parameter to `gradients`.
 
     Args:
-        model (`nn.Module`): in eval mode; `p.grad` is not changed.
-        batch (`dict`): a collated batch of `B` samples on the model's device, see [`sample_losses`].
+        loss (`RowLoss`): of a model in eval mode; `p.grad` is not changed.
+        batch (`dict`): a batch of `B` samples on the model's device, see [`RowLoss.backward`].
         tracked (`Sequence[TrackedModule]`): see [`hf_gist.gradients.lora.find_tracked`].
         gradients (`Gradients`): called with a parameter name and `[B, numel]` fp32, once per parameter.
 
     Returns:
-        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, see [`sample_losses`].
+        `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`, see [`RowLoss.backward`].
 
     Raises:
         ValueError: if a tracked module did not report exactly once.
     """
-    reporter = _Reporter(tracked, gradients, len(batch["labels"]))
+    reporter = _Reporter(tracked, gradients, batch, loss)
     with reporting(tracked, reporter):
-        losses, counts = sample_losses(model, batch)
-        # Summing over samples leaves each sample's gradient unscaled: no division by the batch's tokens.
-        losses.sum().backward()
+        losses, counts = loss.backward(batch)
     reporter.finish()
-    return losses.detach(), counts
+    return losses, counts
 
 
 class Vectors(Protocol):
@@ -79,12 +84,18 @@ class Vectors(Protocol):
     sizes: dict[str, int]
     """From part name to number of values; without parts, the model is not run and batches stay on the host."""
 
-    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
-        """Pass every part `[B, n]` fp32 to `gradients` once; returns losses `[B]` and labelled tokens `[B]`."""
+    def __call__(self, batch: dict[str, Any], gradients: Gradients, loss: RowLoss) -> tuple[Tensor, Tensor]:
+        """Pass every part `[B, n]` fp32 to `gradients` once; returns losses `[B]` and labelled tokens `[B]`.
+
+        Args:
+            batch (`dict`): prepared by the loss, on the model's device.
+            gradients (`Gradients`): receives the parts.
+            loss (`RowLoss`): the loss of the pass.
+        """
 
 
 class GradientVectors:
-    """Each sample's gradient of its own mean token loss, for all tracked parameters (paper GIST).
+    """Each sample's gradient of its own loss, for all tracked parameters (paper GIST).
 
     Args:
         model (`nn.Module`): a peft model.
@@ -106,12 +117,12 @@ class GradientVectors:
             for attribute, name in tracked.parameters.items()
         }
 
-    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: dict[str, Any], gradients: Gradients, loss: RowLoss) -> tuple[Tensor, Tensor]:
         """See [`Vectors`]."""
         for parameter in self._left_out:
             parameter.requires_grad_(False)
         try:
-            return per_sample_backward(self.model, batch, self.tracked, gradients)
+            return per_sample_backward(loss, batch, self.tracked, gradients)
         finally:
             for parameter in self._left_out:
                 parameter.requires_grad_(True)

@@ -62,6 +62,8 @@ def selection_facts(selection: Selection) -> Facts:
         if config.target_group_column is not None:
             groups = f"{len(selection.group_names):,} groups by {code(config.target_group_column)}"
         facts.append(("Target set", f"{len(m.target_coordinates):,} rows, {groups}"))
+        if (loss := selection.manifest.get("loss")) is not None and not scorer_of(config).forward_only:
+            facts.append(("Loss of a row", loss))
         facts += _subspace(selection)
     facts += _left_out(selection)
     facts.append(("Seed", str(config.seed)))

@@ -48,6 +48,7 @@ def _asked(selection: Selection) -> list[list[str]]:
         rows += [
             ["score", score_sentence(config)],
             ["row representation", scorer_of(config).sentence],
+            *([] if scorer_of(config).forward_only else [["loss of a row", str(selection.manifest.get("loss", ""))]]),
             ["target groups", _groups(selection)],
             ["rank", _rank(selection)],
         ]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hf_gist.config.gist import UNSCORED
-from hf_gist.data.rows import IGNORE_INDEX, fetch_rows
+from hf_gist.data.rows import IGNORE_INDEX, fetch_rows, token_columns
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.selection import Selection
 from hf_gist.report.parts import TextSpan
@@ -103,8 +103,10 @@ def text_spans(row: Any, tokenizer: Any = None) -> list[TextSpan]:
     """
     if not isinstance(row, dict):
         return []
-    if "input_ids" in row:
-        return _decoded_spans(row, tokenizer) if hasattr(tokenizer, "decode") else []
+    if token_columns(row):
+        if not hasattr(tokenizer, "decode"):
+            return []
+        return _decoded_spans(row, tokenizer) if "input_ids" in row else _decoded_pair(row, tokenizer)
     if isinstance(row.get("messages"), list):
         return _message_spans(row["messages"])
     if "prompt" in row and "completion" in row:
@@ -129,6 +131,12 @@ def _message_spans(messages: Sequence[Any]) -> list[TextSpan]:
         _span("answer" if message.get("role") == "assistant" else "prompt", str(message.get("content") or ""))
         for message in messages
     ]
+
+
+def _decoded_pair(row: dict[str, Any], tokenizer: Any) -> list[TextSpan]:
+    """Spans of a preference pair: its prompt, and both answers."""
+    kinds = {"prompt_ids": "prompt", "chosen_ids": "answer", "rejected_ids": "text"}
+    return [_decoded_span(kinds[name], _as_list(row[name]), tokenizer) for name in token_columns(row)]
 
 
 def _decoded_spans(row: dict[str, Any], tokenizer: Any) -> list[TextSpan]:
@@ -282,5 +290,5 @@ def _collect_texts(
 def _why_missing(rows: Sequence[Any], tokenizer: Any) -> str:
     if not rows:
         return NO_ROWS
-    tokens_only = isinstance(rows[0], dict) and "input_ids" in rows[0] and not hasattr(tokenizer, "decode")
+    tokens_only = isinstance(rows[0], dict) and token_columns(rows[0]) and not hasattr(tokenizer, "decode")
     return NO_TOKENIZER if tokens_only else NO_TEXT

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
 
 
@@ -32,7 +33,7 @@ def summary_table(selection: Selection) -> str:
         _line("kept labelled tokens", f"{tokens:,}", f"of {int(m.label_tokens.sum()):,}"),
     ]
     if selection.rank:
-        lines += _subspace_lines(selection)
+        lines += [*_subspace_lines(selection), *_loss_line(selection)]
     if m.scored is not None:
         lines.append(_line("passed the prefilter", f"{int(m.scored.sum()):,}"))
     unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
@@ -57,6 +58,14 @@ def _copies_lines(selection: Selection) -> list[str]:
         return [_line("repeated rows left out", f"{selection.copies_dropped:,}")]
     kept = copy_of[selection.indices]
     return [_line("repeated rows kept", f"{len(kept) - len(kept.unique()):,}", "drop_pool_duplicates is off")]
+
+
+def _loss_line(selection: Selection) -> list[str]:
+    """The loss that rows were scored by; selections of older versions do not name it."""
+    loss = selection.manifest.get("loss")
+    return (
+        [] if loss is None or scorer_of(selection.config).forward_only else [f"{'scored by the loss':<28}{loss:>12}"]
+    )
 
 
 def _subspace_lines(selection: Selection) -> list[str]:

@@ -1,8 +1,7 @@
 """The support gradient of a GAST trainer: from rows appended to the training batch, or from a pass of their own."""
 
-import copy
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -22,6 +21,7 @@ from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
+from hf_gist.training.losses.side_effects import without_metrics
 
 
 logger = logging.get_logger(__name__)
@@ -203,18 +203,6 @@ def support_gradient(
     if accelerator.num_processes == 1:
         return gradients
     return average_over_ranks(gradients, lambda flat: accelerator.reduce(flat, "mean"))
-
-
-@contextmanager
-def without_metrics(trainer: Trainer) -> Iterator[None]:
-    """Exclude the support samples from the running metrics that TRL's `compute_loss` updates."""
-    names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
-    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in kept.items():
-            setattr(trainer, name, value)
 
 
 def sum_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:

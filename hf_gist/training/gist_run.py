@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_gist.config.files import FOLDER
-from hf_gist.config.gist import GISTConfig
+from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.clock import RunClock
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TRAINING, WARMUP
@@ -29,6 +29,7 @@ from hf_gist.gradients.partial import PARTIAL, PartialScores
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
 from hf_gist.training.checkpoint import InitialAdapter, checkpoint_folder, load_selection, save_selected
 from hf_gist.training.internals import resize_progress_bars
+from hf_gist.training.losses.choice import verified_loss
 from hf_gist.training.parts import TrainerParts
 from hf_gist.training.steps.learning_rate import Schedule
 from hf_gist.training.steps.loader import read_order, set_sampler, total_batch_size
@@ -254,7 +255,11 @@ class GISTRun:
             inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
         self.clock.record(WARMUP)
         warmup = self._cost(WARMUP, range(self.plan.warmup_steps))
-        selection = measure_and_choose(parts.dataset_pass(self.config), inputs, self.config, partial)
+        dataset_pass = parts.dataset_pass(self.config, inputs.loss)
+        if inputs.loss is not None and self.config.strategy not in UNSCORED:
+            # before the first step, rows that a loss mixes may still have parallel gradients
+            verified_loss(inputs.loss, dataset_pass, parts, self.config.seed)
+        selection = measure_and_choose(dataset_pass, inputs, self.config, partial)
         self.clock.record(None)
         if len(selection.indices) == len(inputs.pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=5)

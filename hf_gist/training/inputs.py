@@ -7,7 +7,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset
 from transformers import TrainingArguments
 
-from hf_gist.config.gist import GISTConfig
+from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
@@ -18,6 +18,9 @@ from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.sources import check_quotas
 from hf_gist.gist.target_subspace import warn_unusable
 from hf_gist.gradients.models import signature_columns
+from hf_gist.gradients.row_losses.base import RowLoss
+from hf_gist.training.losses.choice import own_loss, verified_loss
+from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
 from hf_gist.training.steps.loader import check_loader
 
@@ -41,19 +44,24 @@ def read_inputs(
     Raises:
         ValueError: for invalid inputs, before the first step.
     """
+    check_trainer_kind(parts.trainer)
     check_trainer(parts, config)
     pool = parts.pool
     targets, kept = _prepared_targets(target_dataset, parts)
     columns = _target_columns(parts, config, target_dataset, kept)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
     check_quotas(config, sources)
-    check_inputs(parts.model, pool, targets, config, parts.collator, columns.get(config.target_group_column or ""))
+    loss: RowLoss | None = own_loss(parts, config)
+    dataset_pass = parts.dataset_pass(config, loss)
+    check_inputs(dataset_pass, pool, targets, config, columns.get(config.target_group_column or ""))
+    if config.strategy not in UNSCORED:
+        loss = verified_loss(loss, dataset_pass, parts, config.seed)
     if scorer_of(config).needs_adam:
         check_optimizer(parts.optimizer)
-    forecast_memory(parts.dataset_pass(config), len(pool), len(targets), config)
+    forecast_memory(dataset_pass, len(pool), len(targets), config)
     evaluation = prepare_evaluation(eval_dataset, parts)
     leaks = find_leaks(pool, targets, evaluation, parts.tokenizer)
-    return Inputs(pool, targets, columns, sources, leaks)
+    return Inputs(pool, targets, columns, sources, leaks, loss=loss)
 
 
 def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
@@ -111,6 +119,7 @@ def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int]
         return targets, None
     if not prepares_rows(parts.trainer):
         return _with_columns_of_pool(targets, parts), None
+    _check_pairs(targets, parts)
     numbered = targets.add_column(ROW, list(range(len(targets))))
     prepared = prepared_as_training_rows(parts.trainer, numbered, "target_dataset")
     if not len(prepared):
@@ -121,6 +130,29 @@ def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int]
     return _with_columns_of_pool(prepared, parts), list(prepared[ROW])
 
 
+def _check_pairs(targets: Dataset, parts: TrainerParts) -> None:
+    """Check that the targets of a trainer of preference pairs are pairs, too.
+
+    Raises:
+        ValueError: naming the columns.
+    """
+    names = set(targets.column_names)
+    tokens = {f"{name}_ids" for name in PAIR_COLUMNS}
+    if trains_on_pairs(parts.trainer) and not (names >= set(PAIR_COLUMNS) or names >= tokens):
+        raise ValueError(
+            f"{type(parts.trainer).__name__} trains on preference pairs, so `target_dataset` needs the columns "
+            f"{' and '.join(PAIR_COLUMNS)}, in the format of the train dataset; it has {', '.join(targets.column_names)}."
+        )
+
+
+def columns_of_batches(parts: TrainerParts) -> list[str]:
+    """The columns that a trainer passes to its collator."""
+    columns: list[str] | None = getattr(parts.trainer, "_signature_columns", None)
+    if trains_on_pairs(parts.trainer) and columns is not None:
+        return columns
+    return signature_columns(parts.model)
+
+
 def _with_columns_of_pool(targets: Dataset, parts: TrainerParts) -> Dataset:
     """The target rows with the columns that the pool has and the model takes.
 
@@ -128,7 +160,7 @@ def _with_columns_of_pool(targets: Dataset, parts: TrainerParts) -> Dataset:
         ValueError: if one is missing.
     """
     pool = parts.pool
-    used = signature_columns(parts.model)
+    used = columns_of_batches(parts)
     if not isinstance(pool, Dataset):
         return keep_columns(targets, used)
     needed = [name for name in pool.column_names if name in used]

@@ -45,6 +45,7 @@ INTERNALS = (
     Internal(
         SFT, "_formatting_func", "target, evaluation and support rows are formatted as the training rows", "source"
     ),
+    Internal("trl.DPOTrainer", "_is_vision_dataset", "pairs with images are refused", "source"),
     Internal(SFT, "_metrics", "the support pass must not count in SFTTrainer's running metrics", "source"),
     Internal(SFT, "_total_train_tokens", "the support pass must not count in SFTTrainer's token total", "source"),
     Internal(

@@ -13,7 +13,9 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.bad_rows import BadRows
 from hf_gist.data.rows import Collator
 from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.training.caller import calling_trainer
+from hf_gist.training.losses.trainers import trains_on_pairs
 
 
 def output_folder(args: TrainingArguments) -> Path:
@@ -76,11 +78,12 @@ class TrainerParts:
         """The collator's tokenizer, otherwise the trainer's."""
         return getattr(self.collator, "tokenizer", None) or self.processing_class
 
-    def dataset_pass(self, config: GISTConfig) -> DatasetPass:
-        """The settings of the scoring passes."""
+    def dataset_pass(self, config: GISTConfig, loss: RowLoss | None = None) -> DatasetPass:
+        """The settings of the scoring passes; `loss` is the trainer's own, by default token cross-entropy."""
         dtype = "bfloat16" if config.scoring_dtype == "auto" and self.args.bf16 else config.scoring_dtype
         progress = not self.args.disable_tqdm
-        return DatasetPass(self.model, self.collator, config.scoring_tokens_per_batch, dtype, progress)
+        tokens = config.scoring_tokens_per_batch
+        return DatasetPass(self.model, self.collator, tokens, dtype, progress, own_loss=loss)
 
 
 # ---- Rows that a trainer prepares ----
@@ -91,21 +94,21 @@ SEARCHED = 1_000
 
 
 def prepares_rows(trainer: Trainer | None) -> bool:
-    """Whether a trainer is an `SFTTrainer` that prepares raw rows."""
-    known = hasattr(trainer, "_prepare_dataset") and hasattr(trainer, "completion_only_loss")
-    return known and not getattr(trainer, "_skip_prepare_dataset", False)
+    """Whether a trainer is one of TRL's that prepares raw rows: `SFTTrainer`, or one of preference pairs."""
+    known = hasattr(trainer, "completion_only_loss") or trains_on_pairs(trainer)
+    return known and hasattr(trainer, "_prepare_dataset") and not getattr(trainer, "_skip_prepare_dataset", False)
 
 
 def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
-    """Raw rows, prepared by an `SFTTrainer` as it prepares its training rows.
+    """Raw rows, prepared by a trainer as it prepares its training rows.
 
     Args:
-        trainer (`SFTTrainer`): see [`prepares_rows`].
+        trainer (`SFTTrainer`, `DPOTrainer` or `RewardTrainer`): see [`prepares_rows`].
         rows: a dataset, which may be tokenised already.
         argument (`str`): its name, for messages.
 
     Returns:
-        The rows with `input_ids`, `labels` and their other columns, without those that truncation left no label.
+        The rows with the columns of tokens and their other columns, without those that the trainer drops.
 
     Raises:
         ValueError: naming the rows that cannot be prepared.
@@ -119,6 +122,8 @@ def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
 
 
 def _prepare(trainer: Any, rows: Any, argument: str) -> Any:
+    if trains_on_pairs(trainer):
+        return trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, argument)
     formatting = getattr(trainer, "_formatting_func", None)
     return trainer._prepare_dataset(rows, trainer.processing_class, trainer.args, False, formatting, argument)
 
@@ -131,5 +136,6 @@ def _refuse_bad_rows(trainer: Any, rows: Dataset, argument: str) -> None:
             _prepare(trainer, rows.select([number]), argument)
         except Exception as error:
             text = str(error).strip().splitlines() or [type(error).__name__]
-            bad.add(number, f"SFTTrainer cannot prepare it: {type(error).__name__}: {text[0].rstrip('.')}")
+            reason = f"{type(error).__name__}: {text[0].rstrip('.')}"
+            bad.add(number, f"{type(trainer).__name__} cannot prepare it: {reason}")
     bad.refuse()

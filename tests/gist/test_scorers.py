@@ -19,6 +19,7 @@ from hf_gist.gist.scorers.table import SCORERS
 from hf_gist.gist.stream import check_stream_config
 from hf_gist.gist.wording import SCORES, STRATEGIES
 from hf_gist.gradients.models import adapter_parameters
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.hub.card_facts import is_gist, select_command, selection_facts
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.report.asked import asked
@@ -92,7 +93,7 @@ def test_rds_plus_is_computed_in_fp32_under_autocast():
         dtypes.append((values.dtype, (values @ values.T).dtype))
 
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        vectors(COLLATOR(token_rows(3)), sink)
+        vectors(COLLATOR(token_rows(3)), sink, TokenLoss(model))
     assert dtypes == [(torch.float32, torch.float32)]
     exact, rounded = (selected(GISTConfig(scorer="rds_plus", budget=4, scoring_dtype=d)) for d in ("auto", "bfloat16"))
     torch.testing.assert_close(rounded.scores, exact.scores, atol=0.03, rtol=0)
@@ -368,7 +369,7 @@ class FirstTokens:
         self.model = model
         self.sizes = {"first": 40}
 
-    def __call__(self, batch, gradients):
+    def __call__(self, batch, gradients, loss):
         gradients("first", torch.nn.functional.one_hot(batch["input_ids"][:, 0] % 40, 40).float())
         labelled = (batch["labels"] != -100).sum(1)
         return torch.zeros(len(labelled)), labelled

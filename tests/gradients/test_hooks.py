@@ -12,6 +12,7 @@ from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import unwrapped
 from hf_gist.gradients.modes import checkpointing, scoring_mode
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.vectors import per_sample_backward
 from tests.helpers.inputs import InputsKept
 from tests.helpers.tiny import LINEARS, PaddingCollator, lora_model, sixteen_bit, token_rows
@@ -23,7 +24,9 @@ def gradients_and_inputs(model, tracked, batch, forwards=1):
     mlp = unwrapped(model).model.layers[0].mlp
     handle = mlp.register_forward_pre_hook(lambda *_: ran.append(1))
     with scoring_mode(model), checkpointing(model), InputsKept() as kept:
-        per_sample_backward(model, batch, tracked, lambda name, values: found.update({name: values.clone()}))
+        per_sample_backward(
+            TokenLoss(model), batch, tracked, lambda name, values: found.update({name: values.clone()})
+        )
     handle.remove()
     assert len(ran) == forwards
     return found, kept
@@ -95,7 +98,9 @@ def test_sums_are_those_of_the_per_sample_gradients():
     with scoring_mode(model):
         with hooks.summing(tracked, scales) as sums:
             sample_losses(model, batch)[0].sum().backward()
-        per_sample_backward(model, batch, tracked, lambda name, values: gradients.update({name: values.clone()}))
+        per_sample_backward(
+            TokenLoss(model), batch, tracked, lambda name, values: gradients.update({name: values.clone()})
+        )
     assert set(sums) == set(gradients)
     for name, values in sums.items():
         torch.testing.assert_close(values.flatten(), scales @ gradients[name], rtol=1e-4, atol=1e-6)

@@ -67,9 +67,9 @@ def interrupted(tmp_path):
 def test_finished_batches_are_not_scored_again(interrupted, monkeypatch):
     scored, original = [], GradientVectors.__call__
 
-    def noting(self, batch, gradients):
+    def noting(self, batch, gradients, loss):
         scored.extend(tuple(row[row != 0].tolist()) for row in batch["input_ids"])
-        return original(self, batch, gradients)
+        return original(self, batch, gradients, loss)
 
     monkeypatch.setattr(GradientVectors, "__call__", noting)
     shards = list((interrupted / "partial").glob("stage0-*.safetensors"))
@@ -218,11 +218,11 @@ class FitsRows:
         self.inner, self.rows, self.refused = GradientVectors(model), rows, 0
         self.sizes = self.inner.sizes
 
-    def __call__(self, batch, gradients):
+    def __call__(self, batch, gradients, loss):
         if len(batch["labels"]) > self.rows:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.inner(batch, gradients)
+        return self.inner(batch, gradients, loss)
 
 
 def test_a_batch_that_does_not_fit_is_split_and_tried_again():
@@ -248,12 +248,12 @@ def test_a_row_that_does_not_fit_alone_is_named():
 class FitsCheckpointed(FitsRows):
     """Gradients that run out of memory unless the blocks keep no activations."""
 
-    def __call__(self, batch, gradients):
+    def __call__(self, batch, gradients, loss):
         blocks = [m for m in self.inner.model.modules() if getattr(m, "gradient_checkpointing", False)]
         if not blocks or not all(block.training for block in blocks):
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return self.inner(batch, gradients)
+        return self.inner(batch, gradients, loss)
 
 
 def test_a_row_that_does_not_fit_is_scored_with_the_checkpointing_of_the_training():

@@ -17,6 +17,7 @@ from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import unwrapped
 from hf_gist.gradients.modes import checkpointing, scoring_mode
 from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.vectors import per_sample_backward
 from tests.helpers.tiny import ARCHITECTURES, VOCABULARY, PaddingCollator, base_model, lora_model, token_rows
 
@@ -145,7 +146,9 @@ def test_checkpointing_in_eval_mode_drops_nothing_out():
             .self_attn.q_proj.register_forward_pre_hook(lambda *_, r=ran: r.append(1))
         )
         with scoring_mode(model), checkpointing(model):
-            per_sample_backward(model, batch, find_tracked(model), lambda n, v, p=parts: p.update({n: v.clone()}))
+            per_sample_backward(
+                TokenLoss(model), batch, find_tracked(model), lambda n, v, p=parts: p.update({n: v.clone()})
+            )
         handle.remove()
         assert len(ran) == 1 + checkpointed and model.training
         found.append(parts)
@@ -215,7 +218,10 @@ def test_nothing_of_size_batch_times_d_is_handed_over():
     sizes = []
     with scoring_mode(model):
         per_sample_backward(
-            model, PaddingCollator()(token_rows(4)), find_tracked(model), lambda name, g: sizes.append(g.shape[1])
+            TokenLoss(model),
+            PaddingCollator()(token_rows(4)),
+            find_tracked(model),
+            lambda name, g: sizes.append(g.shape[1]),
         )
     assert sum(sizes) == total and max(sizes) < total / 4
 

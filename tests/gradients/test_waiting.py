@@ -24,6 +24,7 @@ from hf_gist.gradients.models import adapter_parameters, model_device, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowVectors
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.transfers import BasisSlices, HostCopy, _CopiedAhead, one_behind
 from hf_gist.gradients.vectors import GradientVectors
 from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
@@ -78,7 +79,7 @@ def batch_of(model, vectors, collator=None, rows=ROWS[:6]):
     device = model_device(model)
     generator = torch.Generator().manual_seed(0)
     basis = {name: torch.randn(3, size, generator=generator).to(device) for name, size in vectors.sizes.items()}
-    wanted = RowVectors(vectors, BasisSlices(basis, device), 3)
+    wanted = RowVectors(vectors, TokenLoss(model), BasisSlices(basis, device), 3)
     return to_device(prepared(model, (collator or PaddingCollator())(rows)), device), wanted
 
 
@@ -207,7 +208,7 @@ class RunsOutHalfway:
         self.inner, self.failed = GradientVectors(model), 0
         self.sizes = self.inner.sizes
 
-    def __call__(self, batch, gradients):
+    def __call__(self, batch, gradients, loss):
         left = len(self.sizes) if len(batch["labels"]) <= 2 else len(self.sizes) - 1
 
         def some(name, values):
@@ -218,7 +219,7 @@ class RunsOutHalfway:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             gradients(name, values)
 
-        return self.inner(batch, some)
+        return self.inner(batch, some, loss)
 
 
 def test_late_results_of_split_batches_are_complete_in_every_shard(tmp_path, monkeypatch):

@@ -58,7 +58,7 @@ def _timed(dataset_pass: DatasetPass, pool: Any, lengths: np.ndarray, config: GI
 def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray) -> float:
     """Share of the tokens that have a label, measured on some rows."""
     rows = list(range(0, len(lengths), math.ceil(len(lengths) / LABELS_LOOKED_AT)))
-    counts = LabelCounts(dataset_pass.model)
+    counts = LabelCounts()
     facts = dataset_pass.scan(rows_of(dataset, rows), "counting labels", counts)
     return int(facts.label_tokens.sum()) / max(1, int(lengths[rows].sum()))
 

@@ -12,6 +12,7 @@ from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.gist.scorers.base import AdamCheckpoint, CheckpointVectors, Scorer
 from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.models import unwrapped
+from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.gradients.vectors import Gradients
 
 
@@ -46,7 +47,7 @@ class HiddenStateVectors:
         self.head = _output_head(model)
         self.sizes = {"hidden": self.head.in_features}
 
-    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: dict[str, Any], gradients: Gradients, loss: RowLoss) -> tuple[Tensor, Tensor]:
         """See [`hf_gist.gradients.vectors.Vectors`]."""
         seen: list[Tensor] = []
         # registered before the hook of the loss, which reduces the input to the labelled positions

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hf_gist.functional.sketch import CountSketch
 from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gradients.models import model_device
+from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.gradients.vectors import Gradients, GradientVectors
 
 
@@ -38,14 +39,14 @@ class SketchedVectors:
         self.sizes = {"sketch": sketch.size}
         self.device = model_device(model)
 
-    def __call__(self, batch: dict[str, Any], gradients: Gradients) -> tuple[Tensor, Tensor]:
+    def __call__(self, batch: dict[str, Any], gradients: Gradients, loss: RowLoss) -> tuple[Tensor, Tensor]:
         """See [`hf_gist.gradients.vectors.Vectors`]."""
-        sketches = torch.zeros(len(batch["labels"]), self.sketch.size, device=self.device)
+        sketches = torch.zeros(loss.rows(batch), self.sketch.size, device=self.device)
 
         def add(name: str, values: Tensor) -> None:
             self.sketch.add(sketches, name, values if self.adam is None else self.adam.update(name, values))
 
-        losses, counts = self.gradient(batch, add)
+        losses, counts = self.gradient(batch, add, loss)
         if self.length is not None:
             sketches = nn.functional.normalize(sketches, dim=1) * self.length
         gradients("sketch", sketches)

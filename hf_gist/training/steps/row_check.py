@@ -84,7 +84,9 @@ class RowRecorder:
         self._handle = model.register_forward_pre_hook(self._look, with_kwargs=True)
 
     def _look(self, module: torch.nn.Module, args: tuple, kwargs: dict) -> None:
-        if module.training and isinstance(kwargs.get("input_ids"), torch.Tensor):
+        # the reference model of a preference trainer may be the same module
+        trained = module.training and torch.is_grad_enabled()
+        if trained and isinstance(kwargs.get("input_ids"), torch.Tensor):
             self.rows += token_rows(kwargs)
             self._left -= 1
             if not self._left:
@@ -120,6 +122,6 @@ def is_one_of(row: tuple[int, ...], allowed: set[tuple[int, ...]]) -> bool:
 
 def rows_as_collated(rows: Sequence[dict], collator: Callable) -> set[tuple[int, ...]] | None:
     """The token rows of collated dataset rows; `None` if collating twice gives different tokens (random masking)."""
-    first = [token_rows(collator([dict(row)]))[0] for row in rows]
-    second = [token_rows(collator([dict(row)]))[0] for row in rows[:8]]
-    return set(first) if first[: len(second)] == second else None
+    first = [token_rows(collator([dict(row)])) for row in rows]
+    second = [token_rows(collator([dict(row)])) for row in rows[:8]]
+    return {tokens for row in first for tokens in row} if first[: len(second)] == second else None

@@ -1,0 +1,160 @@
+"""Which loss the rows of a trainer are scored by."""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer
+
+from hf_gist.config.gist import GISTConfig
+from hf_gist.data.rows import fetch_rows
+from hf_gist.errors import LossMismatchWarning
+from hf_gist.gast.checks import KNOWN_LOSSES
+from hf_gist.gist.checks import ROWS_LOOKED_AT
+from hf_gist.gradients.lora import find_tracked
+from hf_gist.gradients.losses import sample_losses
+from hf_gist.gradients.models import model_device, to_device
+from hf_gist.gradients.modes import scoring_mode, scoring_precision
+from hf_gist.gradients.passes import DatasetPass
+from hf_gist.gradients.row_losses.base import RowLoss, TokenLoss
+from hf_gist.gradients.row_losses.weighted import WeightedLoss, verified
+from hf_gist.training.losses.side_effects import computing_one_loss
+from hf_gist.training.losses.trainers import trains_on_pairs
+from hf_gist.training.parts import TrainerParts
+
+
+PLAIN_LOSS_TYPES = ("nll", "chunked_nll")
+"""Values of TRL's `loss_type` that are token cross-entropy."""
+
+AGREEMENT = 0.02
+"""Largest relative difference of the loss of one row that is not a warning."""
+
+
+def own_loss_name(trainer: Any) -> str | None:
+    """Description of the loss of a trainer; `None` if it is the model's own (token cross-entropy)."""
+    name = type(trainer).__name__
+    kind = getattr(trainer.args, "loss_type", "nll")
+    if trains_on_pairs(trainer):
+        return f"{name} on preference pairs" + ("" if kind == "nll" else f" with loss_type={kind!r}")
+    owner = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
+    if owner.__module__ not in KNOWN_LOSSES:
+        return f"{owner.__name__}.compute_loss"
+    if trainer.compute_loss_func is not None:
+        function = trainer.compute_loss_func
+        return f"compute_loss_func={getattr(function, '__name__', type(function).__name__)}"
+    if trainer.args.label_smoothing_factor:
+        return f"{name} with label_smoothing_factor={trainer.args.label_smoothing_factor}"
+    if kind not in PLAIN_LOSS_TYPES:
+        return f"{name} with loss_type={kind!r}"
+    return None
+
+
+class TrainerBatchLoss:
+    """The loss of a trainer for one batch, see [`computing_one_loss`].
+
+    Args:
+        trainer (`Trainer`): whose `compute_loss` is called as in training.
+        model: without accelerate's wrappers.
+    """
+
+    def __init__(self, trainer: Trainer, model: Any) -> None:
+        self.trainer: Any = trainer
+        self.model = model
+
+    def __call__(self, inputs: dict[str, Any], labelled: int) -> Tensor:
+        """The loss, with `labelled` as the number of items if the trainer counts them."""
+        trainer = self.trainer
+        counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
+        items = torch.tensor(labelled, device=model_device(self.model)) if counted and "labels" in inputs else None
+        with computing_one_loss(trainer, self.model):
+            return trainer.compute_loss(self.model, dict(inputs), num_items_in_batch=items)
+
+
+def own_loss(parts: TrainerParts, config: GISTConfig) -> WeightedLoss | None:
+    """The loss of a trainer that has one of its own, not yet verified; `None` for token cross-entropy.
+
+    Raises:
+        ValueError: for settings that need the model's own loss.
+    """
+    trainer = parts.trainer
+    name = None if trainer is None else own_loss_name(trainer)
+    if trainer is None or name is None:
+        return None
+    pairs = trains_on_pairs(trainer)
+    if pairs:
+        _check_pair_settings(type(trainer).__name__, config)
+    compute = TrainerBatchLoss(trainer, parts.model)
+    return WeightedLoss(name, parts.model, compute, sequences=2 if pairs else 1)
+
+
+def _check_pair_settings(name: str, config: GISTConfig) -> None:
+    """Check that no setting reads a single sequence of each row.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    single = {"scorer": config.scorer == "rds_plus", "prefilter": config.prefilter is not None}
+    for setting in (setting for setting, used in single.items() if used):
+        raise ValueError(
+            f"`{setting}={getattr(config, setting)!r}` compares the hidden states of one sequence, and a row of {name} "
+            "is a pair of sequences; leave it at its default."
+        )
+
+
+def _probe_rows(dataset_pass: DatasetPass, pool: Any, seed: int) -> list[dict[str, Any]]:
+    """Two rows with a loss, with the smallest and the largest number of labelled tokens among some rows."""
+    some = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:ROWS_LOOKED_AT].tolist()
+    counts = {row: int(dataset_pass.loss.counts(dataset_pass.collator(fetch_rows(pool, [row])))) for row in some}
+    by_count = sorted((row for row in some if counts[row]), key=counts.__getitem__)
+    return fetch_rows(pool, [by_count[0], by_count[-1]])
+
+
+def verified_loss(loss: RowLoss | None, dataset_pass: DatasetPass, parts: TrainerParts, seed: int) -> RowLoss | None:
+    """The loss with the weights of its rows, after a comparison with batches of one row.
+
+    Args:
+        loss (`RowLoss`, *optional*): see [`own_loss`].
+        dataset_pass (`DatasetPass`): with this loss, for model, collator and precision.
+        parts (`TrainerParts`): the trainer's objects.
+        seed (`int`): seed of the rows looked at.
+
+    Raises:
+        ValueError: if the loss cannot be split by row.
+
+    Warns:
+        LossMismatchWarning: if a trainer that has no loss of its own computes another loss than token cross-entropy.
+    """
+    rows = _probe_rows(dataset_pass, parts.pool, seed)
+    model = dataset_pass.model
+    with scoring_mode(model), scoring_precision(model, dataset_pass.scoring_dtype):
+        if isinstance(loss, WeightedLoss):
+            return verified(loss, dataset_pass.collator, rows, find_tracked(model))
+        if parts.trainer is not None:
+            _compare_losses(parts.trainer, dataset_pass, rows)
+    return None
+
+
+def _compare_losses(trainer: Trainer, dataset_pass: DatasetPass, rows: list[dict[str, Any]]) -> None:
+    """Warn if the loss of a trainer is not the one that its rows are scored by.
+
+    Warns:
+        LossMismatchWarning: with both losses of a row.
+    """
+    model = dataset_pass.model
+    for row in rows:
+        batch = dataset_pass.collator([dict(row)])
+        inputs = to_device(TokenLoss(model).prepared(batch), model_device(model))
+        with torch.no_grad():
+            losses, counts = sample_losses(model, inputs)
+            theirs = TrainerBatchLoss(trainer, model)(to_device(dict(batch), model_device(model)), int(counts.sum()))
+        ours = float(losses[0])
+        if abs(ours - float(theirs)) > AGREEMENT * max(abs(ours), 1.0):
+            warnings.warn(
+                f"Rows are scored by token cross-entropy ({ours:.4f} for one row), but {type(trainer).__name__} trains this "
+                f"row with a loss of {float(theirs):.4f}: the model or a setting adds a term (a router loss, for "
+                "example) or replaces the loss.",
+                LossMismatchWarning,
+                stacklevel=4,
+            )
+            return

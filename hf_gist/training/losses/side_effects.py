@@ -1,0 +1,62 @@
+"""Calls of a trainer's `compute_loss` outside of training, without effects on its metrics or other processes."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+
+@contextmanager
+def without_metrics(trainer: Trainer) -> Iterator[None]:
+    """Exclude samples from the running metrics that TRL's `compute_loss` updates."""
+    names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
+    kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(trainer, name, value)
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Set an attribute of an instance; on exit the instance is as before."""
+    own = vars(owner)
+    kept = own.get(name)
+    had = name in own
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if had:
+            setattr(owner, name, kept)
+        else:
+            delattr(owner, name)
+
+
+def _as_is(values: Any, *args: Any, **kwargs: Any) -> Any:
+    return values
+
+
+@contextmanager
+def computing_one_loss(trainer: Trainer, model: nn.Module) -> Iterator[None]:
+    """While active, `compute_loss` of a trainer computes the training loss of this process's batch alone.
+
+    - The outermost module is in training mode, because losses may differ between training and evaluation; the modules
+      inside stay in eval mode, without dropout.
+    - Metrics do not count the batch. Collective calls for metrics return their argument, and the loss is not scaled by
+      the number of processes, because the processes may score different numbers of batches.
+    - The model runs in the precision of scoring, without the autocast that accelerate wraps around its forward.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(without_metrics(trainer))
+        stack.enter_context(_attribute(model, "training", True))
+        for name in ("gather", "gather_for_metrics", "reduce"):
+            stack.enter_context(_attribute(trainer.accelerator, name, _as_is))
+        stack.enter_context(_attribute(trainer.args, "average_tokens_across_devices", False))
+        if "_original_forward" in vars(model):
+            stack.enter_context(_attribute(model, "forward", vars(model)["_original_forward"]))
+        yield
