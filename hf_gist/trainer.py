@@ -13,14 +13,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.rows import read_column
 from hf_gist.gast.checks import check_supported
-from hf_gist.gast.loss_probe import LossFunctionProbe
 from hf_gist.gast.loss_weights import loss_weights, report_counts
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.support import SupportSet
 from hf_gist.report import report_at_end
 from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
-from hf_gist.training.gast_setup import SOURCE_KEY, carrying_sources, check_trainer, new_support_set
-from hf_gist.training.gast_support import masked_step, probe_loss, sum_over_ranks
+from hf_gist.training.gast_setup import (
+    SOURCE_KEY,
+    carrying_sources,
+    check_trainer,
+    new_support_set,
+    sample_weighting,
+)
+from hf_gist.training.gast_support import masked_step, sum_over_ranks
 from hf_gist.training.parts import output_folder
 
 
@@ -59,9 +64,9 @@ class GASTMixin(_Base):
         self._gast_checkpoint: str | None = None
         self._gast_support_set: SupportSet | None = None
         self._gast_sources: list[str] | None = None
+        self._gast_weighting: str | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(CardCallback(self))
-        self._gast_probe = LossFunctionProbe(self.compute_loss_func) if self.compute_loss_func else None
         if self.gast_config.mode != "all":
             own_weights = type(self).sample_weights is not GASTMixin.sample_weights
             check_trainer(self, self.gast_config, own_weights)
@@ -81,7 +86,7 @@ class GASTMixin(_Base):
     def sample_weights(self, inputs: dict[str, Any]) -> Tensor:
         """Weight of each sample's own mean loss in the loss of a batch, up to a factor common to all samples.
 
-        Override it together with `compute_loss`.
+        Found on two training rows if the trainer has a loss of its own; override it for a loss with other weights.
 
         Args:
             inputs (`dict`): a collated batch on the device.
@@ -90,10 +95,9 @@ class GASTMixin(_Base):
             `Tensor`: `[B]` float32; zero for a sample that has no loss.
         """
         model = self.accelerator.unwrap_model(self.model_wrapped)
-        counts = loss_weights(inputs, model, "tokens")
-        if self._gast_probe is None:
-            return counts
-        return loss_weights(inputs, model, probe_loss(self, self._gast_probe, inputs, counts))
+        if self._gast_weighting is None:
+            self._gast_weighting = sample_weighting(self, self.gast_config.seed)
+        return loss_weights(inputs, model, self._gast_weighting)
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 
 from tests.helpers.hub_fixtures import hub  # noqa: F401  (a fixture)
 
@@ -19,3 +20,18 @@ from tests.helpers.hub_fixtures import hub  # noqa: F401  (a fixture)
 def quiet_and_single_threaded():
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+
+
+DIVIDES_TWICE = Version("5.2.0") <= Version(transformers.__version__) < Version("5.5.4")
+"""These versions of transformers divide accumulated gradients twice; see `hf_gist.training.parts.check_accumulation`."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    """Skip a test that accumulates batches, on a version of transformers that is refused for it."""
+    try:
+        return (yield)
+    except ValueError as error:
+        if not DIVIDES_TWICE or "so does Trainer, so they would be" not in str(error):
+            raise
+        pytest.skip(str(error))

@@ -13,83 +13,8 @@ from hf_gist import GISTConfig, GISTDataSelectorCallback, Selection, select
 from hf_gist.errors import NoEffectWarning, ResumedStepWarning, SelectionNotVerifiedWarning
 from hf_gist.gist.scorers.less import adam_checkpoint
 from hf_gist.training.gist_run import GISTRun
+from tests.helpers.callback_runs import expected_rates, numbered_rows, train
 from tests.helpers.tiny import VOCABULARY, PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
-
-
-def numbered_rows(size):
-    """Rows that carry their own number in their first two tokens."""
-    rows = token_rows(size, seed=7, low=6, high=10)
-    for number, row in enumerate(rows):
-        row["input_ids"][:2] = [3 + number // 90, 3 + number % 90]
-    return rows
-
-
-class Recorder(TrainerCallback):
-    """Notes the row numbers that reach the model, step by step, and the learning rate used for each step."""
-
-    def __init__(self, model):
-        self.rows, self.rates, self.epochs = [[]], [], []
-        model.register_forward_pre_hook(self.look, with_kwargs=True)
-
-    def look(self, module, args, kwargs):
-        if module.training:
-            self.rows[-1] += [(a - 3) * 90 + b - 3 for a, b in kwargs["input_ids"][:, :2].tolist()]
-
-    def on_pre_optimizer_step(self, args, state, control, optimizer=None, **kwargs):
-        self.rates.append(optimizer.param_groups[0]["lr"])
-
-    def on_step_end(self, args, state, control, **kwargs):
-        self.rows.append([])
-        self.epochs.append(state.epoch)
-
-
-def train(
-    tmp_path,
-    config=None,
-    rows=None,
-    callback=None,
-    add=False,
-    trainer_class=Trainer,
-    resume=None,
-    extra=(),
-    **arguments,
-):
-    model = lora_model()
-    callback = callback or GISTDataSelectorCallback(config or GISTConfig(budget=20), as_dataset(token_rows(4, seed=5)))
-    recorder = Recorder(model)
-    settings = {
-        "per_device_train_batch_size": 4,
-        "num_train_epochs": 3,
-        "learning_rate": 1e-2,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 1,
-        "disable_tqdm": True,
-        "dataloader_pin_memory": False,
-        "max_grad_norm": 0.0,
-    } | arguments
-    trainer = trainer_class(
-        model=model,
-        args=TrainingArguments(str(tmp_path), **settings),
-        train_dataset=as_dataset(rows or numbered_rows(150)),
-        data_collator=PaddingCollator(),
-        callbacks=[*extra, recorder] if add else [*extra, callback, recorder],
-    )
-    if add:
-        trainer.add_callback(callback)
-    trainer.train(resume_from_checkpoint=resume)
-    return trainer, callback, recorder
-
-
-def expected_rates(steps, warmup_steps=0, kind="linear"):
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(()))], lr=1e-2)
-    scheduler = get_scheduler(kind, optimizer, warmup_steps, steps)
-    rates = []
-    for _ in range(steps):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    return rates
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -194,17 +119,6 @@ def test_other_schedules_have_the_true_length_too(tmp_path, arguments):
         optimizer.step()
         scheduler.step()
     assert recorder.rates == pytest.approx(expected)
-
-
-def test_a_scheduler_of_the_users_own_is_left_alone(tmp_path):
-    class Constant(Trainer):
-        def create_scheduler(self, num_training_steps, optimizer=None):
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda step: 0.5)
-            return self.lr_scheduler
-
-    with pytest.warns(UserWarning, match="was not made by Trainer from its arguments"):
-        _, _, recorder = train(tmp_path, trainer_class=Constant)
-    assert set(recorder.rates) == {0.005}
 
 
 def test_restart_begins_again_from_the_initial_adapter(tmp_path):
@@ -461,8 +375,7 @@ class Stream(IterableDataset):
     ("change", "message"),
     [
         ({"num_train_epochs": 1}, r"`num_train_epochs=1.*Set `num_train_epochs` to 1 \+"),
-        ({"max_steps": 30}, "`max_steps=30` is not possible.*set `num_train_epochs="),
-        ({"max_steps": 2}, "`max_steps=2` is not possible"),
+        ({"max_steps": 2}, "`max_steps=2` leaves no step for the selected rows"),
         ({"config": {"warmup_steps": 100}}, "`warmup_steps=100` gives a warm-up of 100"),
         ({"config": {"budget": 0.001}}, "selects nothing"),
         ({"config": {"budget": 151}}, "more than the 150 rows"),

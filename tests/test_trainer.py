@@ -12,6 +12,7 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
+from hf_gist.training.gast_setup import check_trainer
 from tests.helpers.gast import (
     Recorder,
     arguments,
@@ -22,6 +23,7 @@ from tests.helpers.gast import (
     support_rows_in,
     train,
 )
+from tests.helpers.pairs import preference_rows, preference_trainer
 
 
 LONG = {"max_steps": 20, "gradient_accumulation_steps": 2, "optim": "adamw_torch", "max_grad_norm": 1.0}
@@ -188,19 +190,12 @@ def refused(match, *, model=None, config=None, trainer_class=GASTTrainer, data=N
 
 def test_setups_that_cannot_be_masked_are_refused(tmp_path):
     refused("per_device_train_batch_size", folder=tmp_path, per_device_train_batch_size=1)
-    refused(
-        "use_reentrant", folder=tmp_path, gradient_checkpointing=True,
-        gradient_checkpointing_kwargs={"use_reentrant": True},
-    )  # fmt: skip
     refused("torch_compile", folder=tmp_path, torch_compile=True)
-    model = build_model()
-    model.get_base_model().gradient_checkpointing_enable({"use_reentrant": True})
-    refused("use_reentrant", folder=tmp_path, model=model)
 
 
 def test_models_that_cannot_be_masked_are_refused(tmp_path):
     bare = build_model().unload()
-    refused("no trainable LoRA parameter", folder=tmp_path, model=bare.requires_grad_(False))
+    refused("not for full fine-tuning", folder=tmp_path, model=bare.requires_grad_(False))
     model = build_model()
     model.get_base_model().model.layers[1].input_layernorm.weight.requires_grad_(True)
     refused("input_layernorm.weight", folder=tmp_path, model=model)
@@ -219,10 +214,6 @@ def test_trainable_embeddings_outside_the_blocks_stay_unmasked(tmp_path):
     refused("embed_tokens", folder=tmp_path, model=model, config=quiet(outside_blocks="masked"))
 
 
-def contrastive(outputs, labels, num_items_in_batch=None):
-    return torch.nn.functional.cross_entropy(outputs["logits"][:, -1] @ outputs["logits"][:, -1].T, torch.arange(8))
-
-
 def weighted(outputs, labels, num_items_in_batch=None):
     token = torch.nn.functional.cross_entropy(
         outputs["logits"][:, :-1].transpose(1, 2), labels[:, 1:], reduction="none", ignore_index=-100
@@ -231,23 +222,45 @@ def weighted(outputs, labels, num_items_in_batch=None):
 
 
 def test_losses_that_cannot_be_split_are_refused(tmp_path):
-    refused("mixes the samples", folder=tmp_path, trainer_kwargs={"compute_loss_func": contrastive_of_rows})
-    refused("neither equally nor", folder=tmp_path, trainer_kwargs={"compute_loss_func": weighted})
+    way_out = r"Override `sample_weights\(inputs\)`.*or set `mode='all'`"
+    refused(f"cannot be split by row. {way_out}", folder=tmp_path, trainer_kwargs={"compute_loss_func": contrastive})
+    refused(f"a rule that is not known.*{way_out}", folder=tmp_path, trainer_kwargs={"compute_loss_func": weighted})
 
-    class Own(GASTTrainer):
+    class Mixing(GASTTrainer):
         def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            outputs = model(**inputs)
+            return outputs.loss + 1000 * outputs.logits.mean((1, 2)).var(correction=0)
 
-    refused("override `sample_weights`|Override `sample_weights", folder=tmp_path, trainer_class=Own)
+    refused(f"Mixing.compute_loss mixes the rows of a batch.*{way_out}", folder=tmp_path, trainer_class=Mixing)
 
-    class Split(Own):
+    class Split(Mixing):
         def sample_weights(self, inputs):
             return (inputs["labels"][:, 1:] != -100).sum(1).float()
 
     train(build_model(), tmp_path, rows(), config=quiet(), trainer_class=Split)
 
 
-def contrastive_of_rows(outputs, labels, num_items_in_batch=None):
+def test_a_loss_that_calls_the_stock_loss_is_masked_like_it(tmp_path):
+    class Own(GASTTrainer):
+        def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+
+    trainer, own = train(build_model(), tmp_path / "a", rows(), config=quiet(), trainer_class=Own)
+    _, stock = train(build_model(), tmp_path / "b", rows(), config=quiet())
+    assert trainer._gast_weighting == "mean over labelled tokens"
+    for name, gradient in stock.gradients[0].items():
+        torch.testing.assert_close(own.gradients[0][name], gradient, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", ["dpo", "reward"])
+def test_preference_pairs_are_refused_with_the_callback_as_way_out(tmp_path, kind):
+    pytest.importorskip("trl", reason="preference trainers are TRL's")
+    trainer = preference_trainer(kind, tmp_path, preference_rows(8))
+    with pytest.raises(ValueError, match="a row of .* is a pair of sequences. Use GISTDataSelectorCallback"):
+        check_trainer(trainer, GASTConfig(), False)
+
+
+def contrastive(outputs, labels, num_items_in_batch=None):
     pooled = outputs["logits"].mean(1)
     return torch.nn.functional.cross_entropy(pooled @ pooled.T, torch.arange(len(labels)))
 

@@ -1,15 +1,21 @@
 """The oldest releases that `setup.cfg` declares are the ones that the job `oldest` of `.ci/run` installs."""
 
 import configparser
+import subprocess
+import sys
 
 import pytest
+import torch
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from hf_gist.gradients import modes
 from tests import ROOT
 
 
-OLDEST = ROOT / ".ci" / "oldest.txt"
+CONSTRAINTS = sorted(ROOT.glob(".ci/oldest*.txt"))
+BY_HAND = {"torch"}
+"""Their lower bound is not installed in CI."""
 
 
 def declared() -> dict[str, set[Version]]:
@@ -26,14 +32,53 @@ def declared() -> dict[str, set[Version]]:
     return bounds
 
 
-def pinned() -> dict[str, Version]:
-    """What the constraints file pins."""
-    lines = [line.split("#")[0].strip() for line in OLDEST.read_text(encoding="utf-8").splitlines()]
-    requirements = [Requirement(line) for line in lines if line]
-    assert all([s.operator for s in r.specifier] == ["=="] for r in requirements)
-    return {r.name: Version(next(iter(r.specifier)).version) for r in requirements}
+def pinned() -> dict[str, set[Version]]:
+    """What the constraints files pin."""
+    lines = [line.split("#")[0].strip() for path in CONSTRAINTS for line in path.read_text("utf-8").splitlines()]
+    pins: dict[str, set[Version]] = {}
+    for requirement in (Requirement(line) for line in lines if line):
+        assert [s.operator for s in requirement.specifier] == ["=="], requirement
+        pins.setdefault(requirement.name, set()).add(Version(next(iter(requirement.specifier)).version))
+    return pins
 
 
-@pytest.mark.skipif(not OLDEST.exists(), reason="installed without a checkout")
+@pytest.mark.skipif(not CONSTRAINTS, reason="installed without a checkout")
 def test_the_oldest_versions_are_the_lower_bounds_of_setup_cfg():
-    assert declared() == {name: {version} for name, version in pinned().items()}
+    bounds, pins = declared(), pinned()
+    assert bounds.keys() == pins.keys()
+    assert all(min(bounds[name]) <= min(pins[name]) for name in BY_HAND)
+    assert {name: min(found) for name, found in bounds.items() if name not in BY_HAND} == {
+        name: min(found) for name, found in pins.items() if name not in BY_HAND
+    }
+    # what an extra raises is what is installed with it
+    assert all(found <= pins[name] for name, found in bounds.items() if name not in BY_HAND)
+
+
+WITHOUT_JSON = """
+import datasets
+vars(datasets).pop("Json", None)
+import hf_gist.callback, hf_gist.offline, hf_gist.trainer
+for name in ("hf_gist.commands.main", "hf_gist.gist.stream"):
+    try:
+        __import__(name)
+    except ImportError as error:
+        print(error)
+"""
+
+
+def test_only_what_reads_files_needs_json_columns():
+    """`datasets` has them from 4.7; LLaMA-Factory takes no `datasets` above 4.0."""
+    done = subprocess.run([sys.executable, "-c", WITHOUT_JSON], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("install datasets>=4.7") == 2 and "`hf-gist`" in done.stdout
+
+
+def test_scoring_works_with_a_torch_that_cannot_set_tf32_apart(monkeypatch):
+    """torch before 2.9 has no `fp32_precision`."""
+
+    class Older:
+        """`torch.backends.cuda.matmul` has the settings as properties, and raises for others."""
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Older())
+    with modes._tf32():
+        assert not hasattr(torch.backends.cuda.matmul, "fp32_precision")

@@ -106,24 +106,6 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module)
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
 
 
-KNOWN_LOSSES = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.trainer.sft_trainer")
-
-
-def check_loss_owner(trainer: type) -> None:
-    """Check that the weight of each sample in the loss is known.
-
-    Raises:
-        ValueError: for a class that overrides `compute_loss`, naming what else to override.
-    """
-    owner = next(cls for cls in trainer.__mro__ if "compute_loss" in vars(cls))
-    if owner.__module__ not in KNOWN_LOSSES:
-        raise ValueError(
-            f"{owner.__name__} overrides `compute_loss`, so the weight of each sample in the loss is not known. "
-            "Override `sample_weights(inputs)` as well, to return the weight `[B]` of each sample's own mean loss "
-            "(proportional to its labelled tokens for a token mean, 1 for a mean over samples)."
-        )
-
-
 def check_unmasked(accelerator: Any, unmasked: Sequence[str], support: str) -> None:
     """Check that under FSDP2 no parameter without a hook would get a gradient in the support pass.
 

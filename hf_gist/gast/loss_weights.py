@@ -9,7 +9,7 @@ a Trainer's loss is `L = Σ_b w_b ℓ_b`, so the gradient that reaches a matrix 
 | token mean of the batch, over `A` accumulation steps | `n_b / (A Σ_b n_b)` | `n_b` |
 | either of them with label smoothing (`l_t` is then the smoothed loss) | the same | `n_b` |
 | sequence classification, smoothed or not, any problem type | `1 / (A B)` | 1 |
-| `compute_loss_func` | measured on the first batches, see [`LossFunctionProbe`] | `n_b` or 1 |
+| a loss of the Trainer's own | measured on two rows, see [`hf_gist.gradients.row_losses.weighted`] | |
 
 (`A` is 1 for models that accept any keyword but ignore `num_items_in_batch`, for example T5: the Trainer then assumes
 that the model has already divided.) Only the proportions matter: alignments are standardised over the batch before the
@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from hf_gist.data.batches import check_batch
 from hf_gist.gradients.losses import count_labels, labelled_tokens
+from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WEIGHTINGS
 
 
 def report_counts(inputs: dict[str, Any], weights: Tensor) -> Tensor:
@@ -44,11 +45,14 @@ def loss_weights(inputs: dict[str, Any], model: nn.Module, weighting: str) -> Te
     Args:
         inputs (`dict`): a collated batch.
         model (`nn.Module`): the model, without wrappers.
-        weighting (`str`): `"tokens"` (`w_b = n_b`) or `"samples"` (`w_b = 1`).
+        weighting (`str`): key of `WEIGHTINGS`.
 
     Raises:
         ValueError: if the rows of the batch are not samples.
     """
     check_batch(inputs, len(inputs["labels"]) if isinstance(inputs.get("labels"), Tensor) else 0, "training set")
     counts = labelled_tokens(model, inputs).float()
-    return counts if weighting == "tokens" else (counts > 0).float()
+    if weighting == LABELLED_TOKENS:
+        return counts
+    weights = WEIGHTINGS[weighting](inputs, counts).to(counts.device)
+    return torch.where(counts > 0, weights, 0.0)

@@ -182,7 +182,9 @@ def scale_derivative(module: nn.Module, args: tuple, kwargs: dict) -> Tensor:
         base = nn.functional.linear(x, transpose(weight, layer.fan_in_fan_out))
     elif kwargs["base_layer"].bias is not None:
         base = base - kwargs["base_layer"].bias
-    delta = layer.get_lora_weight(lora_A=lora_a, lora_B=lora_b).to(x.dtype)
+    # as in DoRA's forward pass: calling the modules, instead of multiplying their weights, also works if they are sharded
+    identity = torch.eye(lora_a.in_features, device=lora_a.weight.device, dtype=lora_a.weight.dtype)
+    delta = lora_b(lora_a(identity)).T.to(x.dtype)
     norm = layer.get_weight_norm(weight=weight, lora_weight=delta, scaling=scaling)
     return (base + lora_b(lora_a(x)) * scaling) / norm
 

@@ -255,7 +255,8 @@ def _inexact_variant(layer: Any) -> str | None:
 
 def _refusal(model: nn.Module, key: str, refused: list[str]) -> str:
     """The sentence about the trainable parameters `refused`."""
-    names = list(dict.fromkeys(re.split(r"\.lora_|\.modules_to_save\.|\.token_adapter", name)[0] for name in refused))
+    parts = r"\.lora_|\.modules_to_save\.|\.token_adapter|\.base_layer\b"
+    names = list(dict.fromkeys(re.split(parts, name)[0] for name in refused))
     shown = names
     if key == "other":
         shown = [f"{name} (in {type(model.get_submodule(name.rpartition('.')[0])).__name__})" for name in refused]

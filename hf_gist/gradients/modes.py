@@ -113,6 +113,9 @@ def scoring_precision(model: nn.Module, scoring_dtype: str) -> Iterator[None]:
 
 @contextmanager
 def _tf32() -> Iterator[None]:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # before torch 2.9; it only saves time
+        yield
+        return
     before = torch.backends.cuda.matmul.fp32_precision
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     try:

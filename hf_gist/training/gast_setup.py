@@ -8,12 +8,18 @@ import datasets
 from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
-from hf_gist.gast.checks import check_loss_owner, check_supported, check_unmasked
+from hf_gist.data.rows import Collator
+from hf_gist.gast.checks import check_supported, check_unmasked
 from hf_gist.gast.groups import find_groups
 from hf_gist.gast.sources import SourceCollator
 from hf_gist.gast.support import SupportSet
+from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.losses import loss_kind
-from hf_gist.training.parts import prepared_as_training_rows, prepares_rows
+from hf_gist.gradients.modes import scoring_mode
+from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WeightedLoss, verified
+from hf_gist.training.losses.choice import TrainerBatchLoss, different_rows, own_loss_name, some_rows
+from hf_gist.training.losses.trainers import check_trainer_kind, trains_on_pairs
+from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"
@@ -33,11 +39,51 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model)
+    check_accumulation(trainer.args)
     _, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
+    check_trainer_kind(trainer)
+    if trains_on_pairs(trainer):
+        raise ValueError(
+            f"GAST masks samples of one sequence, and a row of {type(trainer).__name__} is a pair of sequences. Use "
+            "GISTDataSelectorCallback, which selects pairs."
+        )
     if not own_weights:
-        check_loss_owner(type(trainer))
         loss_kind(model)
+
+
+OVERRIDE = (
+    "Override `sample_weights(inputs)` to return the weight `[B]` of each sample's own mean loss, or set `mode='all'`."
+)
+
+
+def _rows_for_batches(trainer: Trainer, dataset: Any, description: str) -> tuple[Any, Collator]:
+    """A dataset and a collator that make batches with the columns of the training batches."""
+    collator = trainer.data_collator
+    if isinstance(dataset, datasets.Dataset):
+        return trainer._remove_unused_columns(dataset, description=description), collator
+    return dataset, trainer._get_collator_with_removed_columns(collator, description=description)
+
+
+def sample_weighting(trainer: Any, seed: int) -> str:
+    """How the loss of a trainer weights the samples of a batch, a key of `WEIGHTINGS`.
+
+    Args:
+        trainer (`Trainer`): a loss of its own is compared with batches of one on two training rows.
+        seed (`int`): seed of these rows, the same on all processes.
+
+    Raises:
+        ValueError: if the loss cannot be split by sample.
+    """
+    name = own_loss_name(trainer)
+    if name is None:
+        return LABELLED_TOKENS
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    loss = WeightedLoss(name, model, TrainerBatchLoss(trainer, model))
+    dataset, collator = _rows_for_batches(trainer, trainer.train_dataset, "training")
+    rows = different_rows(loss, collator, some_rows(dataset, seed))
+    with scoring_mode(model):
+        return verified(loss, collator, rows, find_tracked(model), OVERRIDE).weighting
 
 
 def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> SupportSet:
@@ -51,15 +97,11 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
     Raises:
         ValueError: if the number of rows is not known or zero.
     """
-    collator = trainer.data_collator
     if dataset is None:
         dataset = trainer.train_dataset
     elif prepares_rows(trainer):
         dataset = prepared_as_training_rows(trainer, dataset, "support_dataset")
-    if isinstance(dataset, datasets.Dataset):
-        dataset = trainer._remove_unused_columns(dataset, description="support")
-    else:
-        collator = trainer._get_collator_with_removed_columns(collator, description="support")
+    dataset, collator = _rows_for_batches(trainer, dataset, "support")
     return SupportSet(dataset, collator, config.support_batch_size, config.seed)
 
 

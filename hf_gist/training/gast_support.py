@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import logging
 
+from hf_gist.data.batches import check_packing
 from hf_gist.functional.masking import mean_loss_scales
-from hf_gist.gast.checks import KNOWN_LOSSES
 from hf_gist.gast.gate import BatchMasks
 from hf_gist.gast.hooks import masking, summing
 from hf_gist.gast.joint_pass import AppendedRows, appended_rows, appending
 from hf_gist.gast.joint_pass_checks import fits, forward_obstacle, model_obstacle
-from hf_gist.gast.loss_probe import LossFunctionProbe
-from hf_gist.gast.loss_weights import loss_weights
-from hf_gist.gast.run import GASTRun
+from hf_gist.gast.run import CHECK_EFFECT_AFTER, GASTRun
 from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
+from hf_gist.gradients.losses import labelled_tokens
+from hf_gist.training.losses.choice import own_loss_name
 from hf_gist.training.losses.side_effects import without_metrics
 
 
@@ -28,30 +28,6 @@ logger = logging.get_logger(__name__)
 
 OWN_PASS_ON = ("cpu",)
 """Devices where a pass over the support rows alone is faster than more rows in the batch: it has no launches to wait for."""
-
-
-def probe_loss(trainer: Trainer, probe: LossFunctionProbe, inputs: dict[str, Any], counts: Tensor) -> str:
-    """Determine how the trainer's `compute_loss_func` weights the samples, from a forward pass over one batch.
-
-    Args:
-        trainer (`Trainer`): the trainer with the loss.
-        probe (`LossFunctionProbe`): stores the result.
-        inputs (`dict`): a collated batch on the device.
-        counts (`Tensor`): labelled tokens `[B]`.
-
-    Returns:
-        `str`: `"tokens"` or `"samples"`.
-
-    Raises:
-        ValueError: if the loss is not a weighted sum over samples.
-    """
-    if probe.weighting is not None:
-        return probe.weighting
-    features = {name: value for name, value in inputs.items() if name != "labels"}
-    model = trainer.model_wrapped
-    with support_mode(model, []), torch.no_grad(), trainer.compute_loss_context_manager():
-        outputs = model(**features)
-    return probe.observe(outputs, inputs["labels"], counts, lambda votes: sum_over_ranks(trainer, votes))
 
 
 # ---- In the training batch ----
@@ -66,13 +42,10 @@ def _trainer_obstacle(trainer: Any) -> str | None:
     if accelerator.num_processes > 1 or accelerator.distributed_type != DistributedType.NO:
         # in the backward pass, a collective call would be needed for every group instead of one
         return "the support gradient is averaged over processes"
-    if trainer.compute_loss_func is not None or trainer.label_smoother is not None:
-        return "the trainer has a loss function or label smoothing"
-    owners = [next(c for c in type(trainer).__mro__ if name in vars(c)) for name in ("compute_loss", "sample_weights")]
-    if owners[0].__module__ not in KNOWN_LOSSES or owners[1].__module__ != "hf_gist.trainer":
-        return f"{type(trainer).__name__} has a loss of its own"
-    if getattr(args, "loss_type", "nll") != "nll":
-        return f"`loss_type={args.loss_type!r}` is another loss"
+    if (name := own_loss_name(trainer)) is not None:
+        return f"{name} is a loss of the trainer's own"
+    if type(trainer).sample_weights.__module__ != "hf_gist.trainer":
+        return f"{type(trainer).__name__} overrides `sample_weights`"
     if args.neftune_noise_alpha or args.use_liger_kernel:
         return "NEFTune or Liger changes the forward pass"
     return None
@@ -126,6 +99,8 @@ def masked_step(
     Returns:
         `tuple[Tensor, BatchMasks]`: the loss, and the masks that were drawn.
     """
+    if run.batches < CHECK_EFFECT_AFTER and isinstance(inputs.get("labels"), Tensor):
+        check_packing(inputs, "training set")
     appended = _prepare_support(trainer, run, inputs)
     batch = run.open(weights, 0 if appended is None else len(appended))
     try:
@@ -195,7 +170,7 @@ def support_gradient(
         batch = support.batch(run.supports, accelerator.process_index, accelerator.num_processes)
         batch = trainer._prepare_inputs(batch)
         weights = sample_weights(batch)
-        items = loss_weights(batch, inner, "tokens").sum() if trainer.compute_loss_func else None
+        items = labelled_tokens(inner, batch).sum() if trainer.compute_loss_func else None
         with summing(run.groups, mean_loss_scales(weights)) as gradients:
             with trainer.compute_loss_context_manager():
                 loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)

@@ -21,7 +21,7 @@ from hf_gist.gradients.models import signature_columns
 from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.training.losses.choice import own_loss, verified_loss
 from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
-from hf_gist.training.parts import TrainerParts, prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
 from hf_gist.training.steps.loader import check_loader
 
 
@@ -79,6 +79,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
         )
     check_loader(parts.loader, args)
     check_distribution(AcceleratorState().distributed_type, config)
+    check_accumulation(args)
 
 
 def _target_columns(

@@ -40,6 +40,7 @@ INTERNALS = (
     Internal(TRAINER, "_set_signature_columns_if_needed", "the column of the sources must survive the removal"),
     Internal(TRAINER, "_signature_columns", "the column of the sources must survive the removal", "source"),
     Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
+    Internal(TRAINER, "set_initial_training_values", "patched, so that `max_steps` has enough epochs for the passes"),
     Internal(SFT, "_prepare_dataset", "target, evaluation and support rows are prepared as the training rows"),
     Internal(SFT, "_skip_prepare_dataset", "rows that SFTTrainer does not prepare are not prepared here", "source"),
     Internal(
@@ -54,7 +55,6 @@ INTERNALS = (
     Internal("peft.tuners.lora.LoraLayer", "lora_variant", "distinguishes plain LoRA from DoRA and others", "source"),
     Internal("peft.tuners.lora.LoraLayer", "adapter_layer_names", "finds adapters that are loaded and not active"),
     Internal("peft.tuners.lora.dora", "DoraLinearLayer", "the magnitude of DoRA on linear layers"),
-    Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_lora_weight", "the derivative for DoRA's magnitude"),
     Internal("peft.tuners.lora.dora.DoraLinearLayer", "get_weight_norm", "the derivative for DoRA's magnitude"),
     Internal("peft.tuners.lora.layer", "ParamWrapper", "its modules are not called, so hooks do not run"),
     Internal("peft.utils.integrations", "dequantize_module_weight", "the base weights of a quantised DoRA layer"),

@@ -1,9 +1,13 @@
 """The objects of a Trainer that the callback needs, collected once for each `train()` call."""
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
+import transformers
+from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import DistributedType
 from datasets import Dataset
 from torch import nn
 from torch.optim import Optimizer
@@ -86,6 +90,27 @@ class TrainerParts:
         return DatasetPass(self.model, self.collator, tokens, dtype, progress, own_loss=loss)
 
 
+def check_accumulation(args: TrainingArguments) -> None:
+    """Check that accumulated gradients are divided by the number of accumulated batches only once.
+
+    transformers 5.2.0 to 5.5.3 give that number to accelerate too, whose `backward` divides by it; DeepSpeed does not.
+
+    Args:
+        args (`TrainingArguments`): the trainer's arguments.
+
+    Raises:
+        ValueError: if Trainer and accelerate both divide.
+    """
+    divided = GradientState().num_steps
+    if divided == 1 or AcceleratorState().distributed_type == DistributedType.DEEPSPEED:
+        return
+    raise ValueError(
+        f"`gradient_accumulation_steps={args.gradient_accumulation_steps}`: accelerate divides the gradients by "
+        f"{divided}, and so does Trainer, so they would be {divided} times too small. transformers 5.2.0 to 5.5.3 do "
+        f"that ({transformers.__version__} is installed): install transformers>=5.5.4, or set it to 1."
+    )
+
+
 # ---- Rows that a trainer prepares ----
 
 
@@ -111,8 +136,14 @@ def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
         The rows with the columns of tokens and their other columns, without those that the trainer drops.
 
     Raises:
-        ValueError: naming the rows that cannot be prepared.
+        ValueError: naming the rows that cannot be prepared, or the version of TRL.
     """
+    if not hasattr(trainer, "_formatting_func"):
+        raise ValueError(
+            f"`{argument}`: SFTTrainer of TRL {version('trl')} does not say how it labels and formats its training rows, so "
+            "other rows could be prepared differently. Install trl>=1.8, or tokenise all rows, with labels, and train "
+            "with `Trainer`."
+        )
     try:
         return _prepare(trainer, rows, argument)
     except Exception:

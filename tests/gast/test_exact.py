@@ -148,7 +148,7 @@ def test_loss_function_that_is_a_mean_over_tokens(tmp_path):
         loss_scale=2.0,
         gradient_accumulation_steps=2,
     )
-    assert trainer._gast_probe.weighting == "tokens"
+    assert trainer._gast_weighting == "mean over labelled tokens"
 
 
 def sample_mean(outputs, labels, num_items_in_batch=None):
@@ -163,7 +163,7 @@ def test_loss_function_that_is_a_mean_over_samples(tmp_path):
     trainer, recorder = train(
         build_model(name), tmp_path, data, config=config, trainer_kwargs={"compute_loss_func": sample_mean}
     )
-    assert trainer._gast_probe.weighting == "samples"
+    assert trainer._gast_weighting == "mean over rows"
     model = build_model(name)
     # with equal weights the reference is the one whose counts are all alike
     expected, masks, alignments = reference_gradients(

@@ -37,14 +37,16 @@ def named(paths):
     return [pytest.param(path, id=f"{path.parent.name}/{path.stem}") for path in paths]
 
 
+def commands(path):
+    """The commands in the comments that a YAML starts with: paragraphs that begin with a program."""
+    comments = path.read_text(encoding="utf-8").partition("\n\n")[0].removeprefix("# ").split("\n#\n")
+    paragraphs = [text.replace("\n#", "\n").removeprefix("# ").replace("\\\n", " ") for text in comments]
+    return [shlex.split(text) for text in paragraphs if text.split()[0] in ("accelerate", "hf-gist")]
+
+
 def launch_command(path):
     """The command in the comment that a YAML starts with."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not line.startswith("# "):
-            break
-        lines.append(line.removeprefix("# "))
-    return shlex.split("\n".join(lines).replace("\\\n", " "))
+    return commands(path)[0]
 
 
 def read(path):
@@ -100,6 +102,16 @@ def select_with_proxy():
     return Selection.load(read(RECIPES / "sft" / "proxy_select.yaml")["output_dir"])
 
 
+def selection_for(path):
+    """What a recipe for selected rows trains on: from the command in its comments, or from that of the small model."""
+    if len(commands(path)) == 1:
+        return select_with_proxy()
+    command = commands(path)[1]
+    assert command[:4] == ["hf-gist", "select", "--config", "recipes/sft/proxy_select.yaml"]
+    assert cli.main([*command[1:], *SELECT_SMALL, "--budget", "12"]) == 0
+    return Selection.load(read(path)["selected_rows"])
+
+
 @pytest.mark.parametrize("path", named(RUNS))
 def test_every_yaml_runs_and_keeps_its_settings(path):
     settings = read(path)
@@ -113,14 +125,18 @@ def test_every_yaml_runs_and_keeps_its_settings(path):
     large = "selected_rows" in settings or "load_in_4bit" in settings
     flags = few_steps(settings) + (["--model_name_or_path", "large"] if large else [])
     if "selected_rows" in settings:
-        chosen = select_with_proxy().indices
+        chosen = selection_for(path).indices
+    if "attn_implementation" in settings:
+        flags += ["--attn_implementation", "sdpa"]
     trainer = run(path, *flags)
     output, lora = Path(settings["output_dir"]), trainer.model.peft_config["default"]
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == tuple(
         settings[f"lora_{name}"] for name in ("r", "alpha", "dropout")
     )
     assert trainer.args.per_device_train_batch_size == settings["per_device_train_batch_size"]
-    assert trainer.args.learning_rate == settings["learning_rate"] and not trainer.args.packing
+    assert trainer.args.learning_rate == settings["learning_rate"] and trainer.args.packing == settings.get(
+        "packing", False
+    )
     trained = trainer.model.get_parameter(next(n for n, _ in trainer.model.named_parameters() if "lora_B" in n))
     assert trained.abs().sum() > 0
     files = {file.name for file in output.iterdir()}
@@ -136,7 +152,9 @@ def test_every_yaml_runs_and_keeps_its_settings(path):
     if "gast" in settings:
         assert trainer.gast_config == GASTConfig(**settings["gast"]) == GASTConfig(**recipe["gast"])
         assert "gast_selection.parquet" in files
-    if "selected_rows" in settings:
+    if settings.get("packing"):
+        check_packed(trainer, chosen)
+    elif "selected_rows" in settings:
         pool, used = lines("pool.jsonl"), trainer.train_dataset
         assert [row["messages"] for row in used] == [pool[i]["messages"] for i in chosen]
     assert trainer.model.config.hidden_size == (64 if large else 32)
@@ -147,9 +165,23 @@ def test_every_yaml_runs_and_keeps_its_settings(path):
         assert [row["reference"] for row in lines(output / "test_predictions.jsonl")] == references
 
 
+def check_packed(trainer, chosen):
+    """The rows hold the tokens of the selected examples, each once, and several in a row."""
+    pool, rows = lines("pool.jsonl"), trainer.train_dataset
+    assert len(rows) < len(chosen) == sum(len(row["seq_lengths"]) for row in rows)
+    encode = functools.partial(trainer.processing_class.apply_chat_template, tokenize=True, return_dict=False)
+    expected = sorted(list(encode(pool[i]["messages"])) for i in chosen)
+    found = []
+    for row in rows:
+        ends = torch.tensor(row["seq_lengths"]).cumsum(0).tolist()
+        starts = [0, *ends[:-1]]
+        found += [list(row["input_ids"][start:end]) for start, end in zip(starts, ends, strict=True)]
+    assert sorted(found) == expected
+
+
 def test_the_issue_has_all_its_recipes():
     names = {path.stem for path in RUNS}
-    assert {"lora", "gist", "gast", "gist_gast", "qlora", "proxy_select", "proxy_train"} <= names
+    assert {"lora", "gist", "gast", "gist_gast", "qlora", "proxy_select", "proxy_train", "packed"} <= names
     assert {path.stem for path in ACCELERATE} == {"single_gpu", "multi_gpu", "fsdp2", "zero3", "cpu"}
 
 

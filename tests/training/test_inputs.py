@@ -48,6 +48,18 @@ def test_raw_conversations_are_selected_and_trained_on(tmp_path, assistant_only)
     assert sum(rows[i]["source"] == "family2" for i in callback.selection.indices) >= 6
 
 
+@pytest.mark.parametrize(
+    "argument, prepare", [("target_dataset", prepare_targets), ("eval_dataset", prepare_evaluation)]
+)
+def test_an_sft_trainer_that_does_not_say_how_it_prepares_is_refused(tmp_path, argument, prepare):
+    """Before TRL 1.7: its rows have no labels, and its `formatting_func` is not known afterwards."""
+    rows = Dataset.from_list(chats(24))
+    run = trainer(tmp_path, GISTDataSelectorCallback(GISTConfig(budget=4), rows), chats(24))
+    del run._formatting_func
+    with pytest.raises(ValueError, match=rf"`{argument}`: SFTTrainer of TRL \d.*Install trl>=1\.8"):
+        prepare(rows, parts_of(run))
+
+
 def parts_of(run):
     return TrainerParts(run.args, run.model, run.get_train_dataloader(), None, None, run.processing_class, run)
 

@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow
-from datasets import Dataset, DatasetInfo, Features, Json, List, Value, config
+from datasets import Dataset, DatasetInfo, Features, List, Value, __version__, config
 from datasets.table import InMemoryTable, MemoryMappedTable, concat_tables
 
 from hf_gist.utils.disk import write
+
+
+try:
+    from datasets import Json
+except ImportError as error:
+    raise ImportError(
+        f"`hf-gist` and `select_stream` read rows as `datasets.Json`, which datasets {__version__} does not have: install "
+        "datasets>=4.7. `GISTDataSelectorCallback`, `GASTTrainer` and `select` work without it."
+    ) from error
 
 
 ROWS_PER_BATCH = 1_000

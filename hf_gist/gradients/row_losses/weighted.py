@@ -51,9 +51,10 @@ def _all_tokens(batch: dict[str, Any], counts: Tensor) -> Tensor:
 
 
 SUM = "sum over rows"
+LABELLED_TOKENS = "mean over labelled tokens"
 
 WEIGHTINGS: dict[str, Callable[[dict[str, Any], Tensor], Tensor]] = {
-    "mean over labelled tokens": lambda batch, counts: _share(counts),
+    LABELLED_TOKENS: lambda batch, counts: _share(counts),
     "mean over rows": lambda batch, counts: torch.ones(len(counts)) / len(counts),
     SUM: lambda batch, counts: torch.ones(len(counts)),
     "mean over labels": _all_labels,
@@ -158,7 +159,11 @@ def _weight(together: Tensor, alone: Tensor, tolerance: float) -> float | None:
 
 
 def verified(
-    loss: WeightedLoss, collator: Collator, rows: Sequence[dict[str, Any]], tracked: Sequence[TrackedModule]
+    loss: WeightedLoss,
+    collator: Collator,
+    rows: Sequence[dict[str, Any]],
+    tracked: Sequence[TrackedModule],
+    way_out: str,
 ) -> WeightedLoss:
     """The loss with the weighting that is found on some rows, each compared with a batch of one.
 
@@ -167,6 +172,7 @@ def verified(
         collator (`Collator`): collates the rows.
         rows (`Sequence[dict]`): two rows of the pool, if possible with different numbers of labelled tokens.
         tracked (`Sequence[TrackedModule]`): modules whose gradients are compared.
+        way_out (`str`): the last sentence of an error, what to do instead.
 
     Raises:
         ValueError: if a row's gradient depends on the other rows of its batch, or the weights follow no known rule.
@@ -179,16 +185,12 @@ def verified(
     for number, row in enumerate(rows):
         alone = _gradients(loss, collator([dict(row)]), tracked)[0]
         if not alone.any():
-            raise ValueError(
-                f"{loss.name} has no gradient for a single row, so it cannot be checked that it can be split by row. "
-                "Select with `hf-gist select` (token cross-entropy) instead, and train on the selected rows."
-            )
+            raise ValueError(f"{loss.name} has no gradient for a single row, so it cannot be split by row. {way_out}")
         found.append(_weight(together[number], alone, tolerance))
     if None in found:
         raise ValueError(
-            f"{loss.name} mixes the rows of a batch: the gradient of a row depends on the other rows, or is random. Rows "
-            "cannot be scored by it. Use a loss that is a mean or a sum over rows or tokens, or select with `hf-gist "
-            "select` (token cross-entropy) and train on the selected rows."
+            f"{loss.name} mixes the rows of a batch: the gradient of a row depends on the other rows, or is random. "
+            f"{way_out}"
         )
     weights = torch.tensor(found)
     counts = loss.counts(batch)
@@ -197,6 +199,5 @@ def verified(
             return replace(loss, weighting=name)
     raise ValueError(
         f"{loss.name} weights the rows of a batch by a rule that is not known: {weights.tolist()} for rows with "
-        f"{counts.tolist()} labelled tokens. Use a mean or a sum over rows or tokens, or select with `hf-gist select` "
-        "(token cross-entropy) and train on the selected rows."
+        f"{counts.tolist()} labelled tokens. {way_out}"
     )

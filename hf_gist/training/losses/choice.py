@@ -1,5 +1,6 @@
 """Which loss the rows of a trainer are scored by."""
 
+import itertools
 import warnings
 from typing import Any
 
@@ -8,9 +9,8 @@ from torch import Tensor
 from transformers import Trainer
 
 from hf_gist.config.gist import GISTConfig
-from hf_gist.data.rows import fetch_rows
+from hf_gist.data.rows import Collator, fetch_rows
 from hf_gist.errors import LossMismatchWarning
-from hf_gist.gast.checks import KNOWN_LOSSES
 from hf_gist.gist.checks import ROWS_LOOKED_AT
 from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.losses import sample_losses
@@ -24,8 +24,16 @@ from hf_gist.training.losses.trainers import trains_on_pairs
 from hf_gist.training.parts import TrainerParts
 
 
+PLAIN_OWNERS = ("transformers.trainer", "transformers.trainer_seq2seq", "trl.trainer.sft_trainer")
+"""Modules whose `compute_loss` is that of the model, but for the settings that [`own_loss_name`] reads."""
+
 PLAIN_LOSS_TYPES = ("nll", "chunked_nll")
 """Values of TRL's `loss_type` that are token cross-entropy."""
+
+SELECT_FIRST = (
+    "Use a loss that is a mean or a sum over rows or tokens, or select first with `hf-gist select` (token cross-entropy), "
+    "and train on the selected rows."
+)
 
 AGREEMENT = 0.02
 """Largest relative difference of the loss of one row that is not a warning."""
@@ -38,7 +46,7 @@ def own_loss_name(trainer: Any) -> str | None:
     if trains_on_pairs(trainer):
         return f"{name} on preference pairs" + ("" if kind == "nll" else f" with loss_type={kind!r}")
     owner = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
-    if owner.__module__ not in KNOWN_LOSSES:
+    if owner.__module__ not in PLAIN_OWNERS:
         return f"{owner.__name__}.compute_loss"
     if trainer.compute_loss_func is not None:
         function = trainer.compute_loss_func
@@ -102,12 +110,25 @@ def _check_pair_settings(name: str, config: GISTConfig) -> None:
         )
 
 
-def _probe_rows(dataset_pass: DatasetPass, pool: Any, seed: int) -> list[dict[str, Any]]:
-    """Two rows with a loss, with the smallest and the largest number of labelled tokens among some rows."""
-    some = torch.randperm(len(pool), generator=torch.Generator().manual_seed(seed))[:ROWS_LOOKED_AT].tolist()
-    counts = {row: int(dataset_pass.loss.counts(dataset_pass.collator(fetch_rows(pool, [row])))) for row in some}
-    by_count = sorted((row for row in some if counts[row]), key=counts.__getitem__)
-    return fetch_rows(pool, [by_count[0], by_count[-1]])
+def some_rows(dataset: Any, seed: int) -> list[dict[str, Any]]:
+    """Some random rows of a dataset; the first ones of a stream."""
+    if not hasattr(dataset, "__getitem__"):
+        return list(itertools.islice(iter(dataset), ROWS_LOOKED_AT))
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    return fetch_rows(dataset, order[:ROWS_LOOKED_AT].tolist())
+
+
+def different_rows(loss: RowLoss, collator: Collator, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Two rows with a loss, with the smallest and the largest number of labelled tokens of all.
+
+    Raises:
+        ValueError: if no row has a labelled token.
+    """
+    counts = [int(loss.counts(collator([dict(row)]))) for row in rows]
+    by_count = sorted((number for number, count in enumerate(counts) if count), key=counts.__getitem__)
+    if not by_count:
+        raise ValueError(f"None of {len(rows)} rows of the train dataset has a labelled token. Check the prompt mask.")
+    return [rows[by_count[0]], rows[by_count[-1]]]
 
 
 def verified_loss(loss: RowLoss | None, dataset_pass: DatasetPass, parts: TrainerParts, seed: int) -> RowLoss | None:
@@ -125,11 +146,11 @@ def verified_loss(loss: RowLoss | None, dataset_pass: DatasetPass, parts: Traine
     Warns:
         LossMismatchWarning: if a trainer that has no loss of its own computes another loss than token cross-entropy.
     """
-    rows = _probe_rows(dataset_pass, parts.pool, seed)
+    rows = different_rows(dataset_pass.loss, dataset_pass.collator, some_rows(parts.pool, seed))
     model = dataset_pass.model
     with scoring_mode(model), scoring_precision(model, dataset_pass.scoring_dtype):
         if isinstance(loss, WeightedLoss):
-            return verified(loss, dataset_pass.collator, rows, find_tracked(model))
+            return verified(loss, dataset_pass.collator, rows, find_tracked(model), SELECT_FIRST)
         if parts.trainer is not None:
             _compare_losses(parts.trainer, dataset_pass, rows)
     return None

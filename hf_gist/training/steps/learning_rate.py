@@ -177,9 +177,9 @@ class Schedule:
             before = self.maker.make(start)[0].lr_lambdas if restart else made.lr_lambdas  # type: ignore[attr-defined]
             self._set_factors([_then(a, b, start) for a, b in zip(before, made.lr_lambdas, strict=True)])
         elif step < start:
-            self._load(self.maker.make(start)[0], step)
+            self._become(self.maker.make(start)[0], step)
         else:
-            self._load(made, step - start)
+            self._become(made, step - start)
 
     def _set_factors(self, factors: list[Factor]) -> None:
         scheduler = self.scheduler
@@ -189,15 +189,18 @@ class Schedule:
             group["lr"] = rate
         scheduler._last_lr = rates
 
-    def _load(self, made: LRScheduler, step: int) -> None:
-        """Copy the state of another scheduler of this type after `step` steps, with the options that it sets."""
+    def _become(self, made: LRScheduler, step: int) -> None:
+        """Take over the state that another scheduler has after `step` steps, with the options that it sets."""
         # a scheduler warns if it is stepped before its optimizer
         made.optimizer.step()
         for _ in range(step):
             made.step()
-        self.scheduler.load_state_dict(made.state_dict())
-        for group, options in zip(self.scheduler.optimizer.param_groups, made.optimizer.param_groups, strict=True):
+        optimizer = self.scheduler.optimizer
+        for group, options in zip(optimizer.param_groups, made.optimizer.param_groups, strict=True):
             group.update({name: value for name, value in options.items() if name != "params"})
+        _attach(made, optimizer)
+        # not `load_state_dict`, which leaves out functions such as those of a LambdaLR inside a SequentialLR
+        vars(self.scheduler).update(vars(made))
 
     def _warn_of_fixed_lengths(self, kwargs: dict[str, Any], length: int) -> None:
         """Warn if numbers of steps that the user fixed do not fit a schedule of `length` steps."""
@@ -213,6 +216,15 @@ class Schedule:
                 ScheduleLengthWarning,
                 stacklevel=5,
             )
+
+
+def _attach(scheduler: LRScheduler, optimizer: Optimizer) -> None:
+    """Attach a scheduler, and those that it is made of, to another optimizer."""
+    scheduler.optimizer = optimizer
+    for value in list(vars(scheduler).values()):
+        for part in value if isinstance(value, list | tuple) else [value]:
+            if isinstance(part, LRScheduler):
+                _attach(part, optimizer)
 
 
 def _misfit(warmup: int, kwargs: dict[str, Any], length: int) -> str | None:
