@@ -1,9 +1,9 @@
 """Train with LLaMA-Factory on the rows that GIST selects.
 
-    python recipes/frameworks/run_llamafactory.py recipes/frameworks/llamafactory.yaml learning_rate=2e-4 gist.budget=0.1
+    python recipes/frameworks/run_llamafactory.py recipes/frameworks/llamafactory.yaml gist.budget=0.1
 
-The YAML file is LLaMA-Factory's, with two more keys: `target_dataset`, a name in its `dataset_info.json`, and `gist`, the
-fields of `GISTConfig`. The file must not be called `llamafactory.py`: Python would import it instead of the package.
+The YAML file is LLaMA-Factory's, with two more keys: `target_dataset`, a name in its `dataset_info.json`, and `gist`,
+the fields of `GISTConfig`. This script must not be called `llamafactory.py`: Python would import it as the package.
 """
 
 from llamafactory.data import get_dataset, get_template_and_fix_tokenizer
