@@ -11,8 +11,8 @@ from transformers import Trainer
 
 @contextmanager
 def without_metrics(trainer: Trainer) -> Iterator[None]:
-    """Exclude samples from the running metrics that TRL's `compute_loss` updates."""
-    names = [name for name in ("_metrics", "_total_train_tokens") if hasattr(trainer, name)]
+    """Exclude samples from the running metrics that `compute_loss` of TRL and ms-swift updates."""
+    names = [name for name in ("_metrics", "_total_train_tokens", "custom_metrics") if hasattr(trainer, name)]
     kept = {name: copy.deepcopy(getattr(trainer, name)) for name in names}
     try:
         yield

@@ -131,13 +131,16 @@ class Schedule:
         self.adjustable = self._is_made_by_trainer()
 
     def _is_made_by_trainer(self) -> bool:
-        """Whether the trainer's `create_scheduler` made the scheduler, so that its length may be changed."""
+        """Whether the scheduler can be made again, by the trainer or by `get_scheduler`, so that its length may change."""
         scheduler: Any = self.scheduler
         if type(scheduler).__name__ in WITHOUT_LENGTH:
             return False
-        made: Any = self.maker.make(self.horizon)[0]
-        if type(made) is type(scheduler) and made is not scheduler:
-            if not isinstance(scheduler, LambdaLR) or _same_rates(made, scheduler, self.horizon):
+        if self._is_made_by_maker():
+            return True
+        if isinstance(scheduler, LambdaLR) and self.maker.trainer is not None:
+            # a `create_scheduler` that asks an object with a reference to the trainer returns the scheduler in use
+            self.maker.trainer = None
+            if self._is_made_by_maker():
                 return True
         warnings.warn(
             f"The learning-rate scheduler ({type(scheduler).__name__}) was not made by the Trainer's "
@@ -147,6 +150,13 @@ class Schedule:
             stacklevel=5,
         )
         return False
+
+    def _is_made_by_maker(self) -> bool:
+        scheduler: Any = self.scheduler
+        made: Any = self.maker.make(self.horizon)[0]
+        if type(made) is not type(scheduler) or made is scheduler:
+            return False
+        return not isinstance(scheduler, LambdaLR) or _same_rates(made, scheduler, self.horizon)
 
     def set_length(self, plan: StepPlan, restart: bool, step: int) -> None:
         """Set the length of the schedule to that of the plan, and the learning rate of the current step.
