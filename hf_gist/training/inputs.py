@@ -165,6 +165,9 @@ def _check_preparation(targets: Dataset, parts: TrainerParts) -> None:
     content = {"messages", "conversations", "prompt", "text", getattr(parts.args, "dataset_text_field", "text")}
     if trains_on_pairs(parts.trainer) or "input_ids" in targets.column_names or not isinstance(rows, Dataset):
         return
+    if getattr(parts.trainer, "_formatting_func", None) is not None:
+        # the text column already holds the formatted text
+        return
     if not content & set(targets.column_names) & set(rows.column_names):
         return
     some = rows.select(range(min(ROWS_COMPARED, len(rows))))

@@ -83,7 +83,9 @@ class TrainerBatchLoss:
         counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
         items = torch.tensor(labelled, device=model_device(self.model)) if counted and "labels" in inputs else None
         with computing_one_loss(trainer, self.model):
-            return trainer.compute_loss(self.model, dict(inputs), num_items_in_batch=items)
+            # as in `training_step`: a trainer may put its loss function there
+            prepared = trainer._prepare_inputs(dict(inputs))
+            return trainer.compute_loss(self.model, prepared, num_items_in_batch=items)
 
 
 def own_loss(parts: TrainerParts, config: GISTConfig) -> WeightedLoss | None:
