@@ -1,4 +1,4 @@
-"""The axolotl plugin: in a stand-in that hands over what axolotl 0.19.0 hands over, and in axolotl where it is installed."""
+"""The axolotl plugin: with stand-ins for what axolotl 0.19.0 hands over, and in axolotl where it is installed."""
 
 import importlib
 import importlib.util
@@ -137,7 +137,7 @@ def validated(module, **changes):
     plugin = module.GISTPlugin()
     plugin.register(cfg)
     args = getattr(importlib.import_module(PLUGIN), plugin.get_input_args().rpartition(".")[2])
-    fields = {name: (object, None) for name in {**BASE, **kernels, **NOT_SUPPORTED, "max_steps": 0, "warmup_steps": 0}}
+    fields = dict.fromkeys({**BASE, **kernels, **NOT_SUPPORTED, "max_steps": 0, "warmup_steps": 0}, (object, None))
     fields |= {"warmup_ratio": (object, None), "trainer_cls": (object, None)}
     own = pydantic.create_model("AxolotlInputConfig", __config__={"arbitrary_types_allowed": True}, **fields)
     merged = type("Merged", (own, args), {})
