@@ -76,7 +76,7 @@ class GISTSection(BaseModel):
         given = [name for name in OF_POOL if getattr(config, name) is not None]
         if given:
             raise ValueError(
-                f"`{given[0]}` needs a column of the training rows; axolotl keeps only their tokens. Instead, {PRESELECT}."
+                f"`{given[0]}` needs a column of the pool, of which axolotl keeps only the tokens; {PRESELECT}."
             )
         if config.target_group_column not in (None, GROUP):
             raise ValueError(
