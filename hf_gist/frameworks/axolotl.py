@@ -76,7 +76,7 @@ class GISTSection(BaseModel):
         given = [name for name in OF_POOL if getattr(config, name) is not None]
         if given:
             raise ValueError(
-                f"`{given[0]}` needs a column of the training rows, of which axolotl keeps only the tokens; {PRESELECT}."
+                f"`{given[0]}` needs a column of the pool, of which axolotl keeps only the tokens; {PRESELECT}."
             )
         if config.target_group_column not in (None, GROUP):
             raise ValueError(
@@ -149,7 +149,7 @@ def _problems(cfg: Any) -> list[str]:
         *(
             (
                 name,
-                "computes the LoRA matrices in a fused kernel, which gives no gradients of single rows. Set it to false",
+                "computes with the LoRA matrices in a fused kernel: no gradients of single rows. Set it to false",
             )
             for name in KERNELS
         ),

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.leaks import find_leaks
-from hf_gist.data.rows import keep_columns, read_column
+from hf_gist.data.rows import IGNORE_INDEX, keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
@@ -29,11 +29,8 @@ ROW = "hf_gist_row"
 """Column with the number of a target row, while `SFTTrainer` prepares the rows: it drops and shuffles some."""
 
 
-TOKEN_COLUMNS = ("input_ids", "labels", "attention_mask", "position_ids", "completion_mask", "assistant_masks")
-"""Columns that `SFTTrainer` makes from a raw row."""
-
-ROWS_COMPARED = 4
-"""Rows of the train dataset that are prepared again, to compare."""
+ROWS_COMPARED = 16
+"""Rows of the train dataset whose labels are compared with those of the targets."""
 
 
 def read_inputs(
@@ -128,13 +125,13 @@ def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int]
     if not prepares_rows(parts.trainer):
         return _with_columns_of_pool(targets, parts), None
     _check_pairs(targets, parts)
-    _check_preparation(targets, parts)
     numbered = targets.add_column(ROW, list(range(len(targets))))
     prepared = prepared_as_training_rows(parts.trainer, numbered, "target_dataset")
     if not len(prepared):
         raise ValueError(
             "No row of `target_dataset` has a labelled token: truncation cuts all answers off. Raise `max_length`."
         )
+    _check_labels(targets, prepared, parts)
     if ROW not in prepared.column_names:
         _check_all_kept(targets, prepared, parts)
         return _with_columns_of_pool(prepared, parts), None
@@ -155,30 +152,23 @@ def _check_all_kept(targets: Dataset, prepared: Dataset, parts: TrainerParts) ->
         )
 
 
-def _check_preparation(targets: Dataset, parts: TrainerParts) -> None:
-    """Check on a few rows that the train dataset still is as the trainer prepares it, as raw targets will be.
+def _check_labels(targets: Dataset, prepared: Dataset, parts: TrainerParts) -> None:
+    """Check that raw targets are not labelled on all tokens if the train dataset is labelled on a part of them.
 
     Raises:
-        ValueError: if the tokens or labels were changed afterwards.
+        ValueError: as after a change of the labels of the train dataset.
     """
-    rows = getattr(parts.trainer, "train_dataset", None)
-    content = {"messages", "conversations", "prompt", "text", getattr(parts.args, "dataset_text_field", "text")}
-    if trains_on_pairs(parts.trainer) or "input_ids" in targets.column_names or not isinstance(rows, Dataset):
+    pool = parts.pool
+    if trains_on_pairs(parts.trainer) or "input_ids" in targets.column_names or not isinstance(pool, Dataset):
         return
-    if getattr(parts.trainer, "_formatting_func", None) is not None:
-        # the text column already holds the formatted text
+    if "labels" not in pool.column_names or "labels" not in prepared.column_names:
         return
-    if not content & set(targets.column_names) & set(rows.column_names):
-        return
-    some = rows.select(range(min(ROWS_COMPARED, len(rows))))
-    raw = some.select_columns([name for name in some.column_names if name not in TOKEN_COLUMNS])
-    again = prepared_as_training_rows(parts.trainer, raw, "train_dataset")
-    made = [name for name in ("input_ids", "labels") if name in some.column_names and name in again.column_names]
-    if len(again) == len(some) and any(list(again[name]) != list(some[name]) for name in made):
+    theirs = pool[:ROWS_COMPARED]["labels"]
+    if all(IGNORE_INDEX in labels for labels in theirs) and not any(IGNORE_INDEX in row for row in prepared["labels"]):
         raise ValueError(
-            f"The rows of the train dataset were changed after {type(parts.trainer).__name__} prepared them (as by "
-            "Unsloth's `train_on_responses_only`), but the raw rows of `target_dataset` would not be. Pass "
-            "`target_dataset` with `input_ids` and `labels` made in the same way."
+            f"{type(parts.trainer).__name__} labels all tokens of the rows of `target_dataset`, but only a part of those "
+            "of the train dataset: their formats differ, or the labels were changed afterwards (as by Unsloth's "
+            "`train_on_responses_only`). Pass `target_dataset` with `input_ids` and `labels` made in the same way."
         )
 
 

@@ -1,4 +1,4 @@
-"""The axolotl plugin: in a stand-in that hands over what axolotl 0.19.0 hands over, and in axolotl where it is installed."""
+"""The axolotl plugin: with stand-ins for what axolotl 0.19.0 hands over, and in axolotl where it is installed."""
 
 import importlib
 import importlib.util

@@ -192,13 +192,14 @@ def responses(batch):
     return {"labels": [[-100] * cut + ids[cut:] for cut, ids in zip(cuts, batch["input_ids"], strict=True)]}
 
 
-def test_raw_targets_are_refused_after_the_labels_were_changed(tmp_path):
+@pytest.mark.parametrize("columns", [["messages", "input_ids", "labels"], ["input_ids", "labels"]])
+def test_raw_targets_are_refused_after_the_labels_were_changed(tmp_path, columns):
+    """With and without the raw rows beside the tokens, of which Unsloth keeps none."""
     trl = pytest.importorskip("trl")
     trainer = sft(trl.SFTTrainer, tmp_path, [callback()])
-    trainer.train_dataset = trainer.train_dataset.map(responses, batched=True)
-    if "messages" not in trainer.train_dataset.column_names:
-        pytest.skip("this TRL drops the raw rows")
-    with pytest.raises(ValueError, match=r"changed after SFTTrainer prepared them.*`input_ids` and `labels`"):
+    changed = trainer.train_dataset.map(responses, batched=True)
+    trainer.train_dataset = changed.select_columns([name for name in columns if name in changed.column_names])
+    with pytest.raises(ValueError, match="SFTTrainer labels all tokens.*`input_ids` and `labels`"):
         trainer.train()
 
 
