@@ -80,7 +80,7 @@ def _why_not_samples(tracked: TrackedModule, d: Tensor) -> str:
 
 FUSED_KERNELS = (
     "Unsloth: set `lora_dropout` above 0, and `UNSLOTH_FUSED_LORA_DROPOUT=0` in the environment for releases that also "
-    "fuse dropout; axolotl: set `lora_mlp_kernel`, `lora_qkv_kernel` and `lora_o_kernel` to false"
+    "fuse dropout; axolotl: set `lora_mlp_kernel`, `lora_qkv_kernel`, `lora_o_kernel` and `lora_embedding_kernel` to false"
 )
 """How to turn off kernels that use the LoRA matrices without calling their modules."""
 

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.leaks import find_leaks
-from hf_gist.data.rows import IGNORE_INDEX, keep_columns, read_column
+from hf_gist.data.rows import IGNORE_INDEX, fetch_rows, keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
@@ -51,12 +51,15 @@ def read_inputs(
     check_trainer_kind(parts.trainer)
     check_trainer(parts, config)
     pool = parts.pool
+    loss: RowLoss | None = own_loss(parts, config)
+    dataset_pass = parts.dataset_pass(config, loss)
+    # packed rows have other columns than the targets, which would be the less useful error
+    first = fetch_rows(pool, range(min(2, len(pool))))
+    dataset_pass.loss.check(dataset_pass.collator(first), len(first), "`train_dataset`")
     targets, kept = _prepared_targets(target_dataset, parts)
     columns = _target_columns(parts, config, target_dataset, kept)
     sources = read_sources(train_dataset, config.source_column, parts.args, pool)
     check_quotas(config, sources)
-    loss: RowLoss | None = own_loss(parts, config)
-    dataset_pass = parts.dataset_pass(config, loss)
     check_inputs(dataset_pass, pool, targets, config, columns.get(config.target_group_column or ""))
     if config.strategy not in UNSCORED:
         loss = verified_loss(loss, dataset_pass, parts, config.seed)
