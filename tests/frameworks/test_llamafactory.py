@@ -7,6 +7,7 @@ import sys
 from functools import WRAPPER_ASSIGNMENTS, partial, wraps
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 import yaml
@@ -237,8 +238,8 @@ def test_gast_in_its_trainer(tmp_path):
     assert [log["gast_kept_fraction"] for log in trainer.state.log_history if "loss" in log][0] == 0.5
 
 
+@pytest.mark.skipif(not hasattr(datasets, "Json"), reason="the commands need datasets>=4.7, which it does not allow")
 def test_its_model_card_is_completed_by_the_command(plain):
-    # the commands need a newer `datasets` than LLaMA-Factory allows
     from hf_gist.commands.main import main
 
     trainer = plain[0]

@@ -71,18 +71,20 @@ class TrainerBatchLoss:
     Args:
         trainer (`Trainer`): whose `compute_loss` is called as in training.
         model: without accelerate's wrappers.
+        training (`bool`): whether the loss sees a model in training.
     """
 
-    def __init__(self, trainer: Trainer, model: Any) -> None:
+    def __init__(self, trainer: Trainer, model: Any, training: bool = True) -> None:
         self.trainer: Any = trainer
         self.model = model
+        self.training = training
 
     def __call__(self, inputs: dict[str, Any], labelled: int) -> Tensor:
         """The loss, with `labelled` as the number of items if the trainer counts them."""
         trainer = self.trainer
         counted = trainer.model_accepts_loss_kwargs or trainer.compute_loss_func is not None
         items = torch.tensor(labelled, device=model_device(self.model)) if counted and "labels" in inputs else None
-        with computing_one_loss(trainer, self.model):
+        with computing_one_loss(trainer, self.model, self.training):
             # as in `training_step`: a trainer may put its loss function there
             prepared = trainer._prepare_inputs(dict(inputs))
             return trainer.compute_loss(self.model, prepared, num_items_in_batch=items)
@@ -177,7 +179,9 @@ def _compare_losses(trainer: Trainer, dataset_pass: DatasetPass, rows: list[dict
         inputs = to_device(TokenLoss(model).prepared(batch), model_device(model))
         with torch.no_grad():
             losses, counts = sample_losses(model, inputs)
-            theirs = TrainerBatchLoss(trainer, model)(to_device(dict(batch), model_device(model)), int(counts.sum()))
+            # in eval mode: hooks on a model in training expect steps of the training
+            compute = TrainerBatchLoss(trainer, model, training=False)
+            theirs = compute(to_device(dict(batch), model_device(model)), int(counts.sum()))
         ours = float(losses[0])
         if abs(ours - float(theirs)) > AGREEMENT * max(abs(ours), 1.0):
             warnings.warn(

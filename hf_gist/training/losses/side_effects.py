@@ -42,18 +42,18 @@ def _as_is(values: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 @contextmanager
-def computing_one_loss(trainer: Trainer, model: nn.Module) -> Iterator[None]:
-    """While active, `compute_loss` of a trainer computes the training loss of this process's batch alone.
+def computing_one_loss(trainer: Trainer, model: nn.Module, training: bool) -> Iterator[None]:
+    """While active, `compute_loss` of a trainer computes the loss of this process's batch alone.
 
-    - The outermost module is in training mode, because losses may differ between training and evaluation; the modules
-      inside stay in eval mode, without dropout.
+    - With `training`, the outermost module is in training mode, because a loss of the trainer's own may differ between
+      training and evaluation; the modules inside stay in eval mode, without dropout.
     - Metrics do not count the batch. Collective calls for metrics return their argument, and the loss is not scaled by
       the number of processes, because the processes may score different numbers of batches.
     - The model runs in the precision of scoring, without the autocast that accelerate wraps around its forward.
     """
     with ExitStack() as stack:
         stack.enter_context(without_metrics(trainer))
-        stack.enter_context(_attribute(model, "training", True))
+        stack.enter_context(_attribute(model, "training", training))
         for name in ("gather", "gather_for_metrics", "reduce"):
             stack.enter_context(_attribute(trainer.accelerator, name, _as_is))
         stack.enter_context(_attribute(trainer.args, "average_tokens_across_devices", False))
