@@ -21,18 +21,19 @@ class GISTDataSelectorCallback(TrainerCallback):
     the target set span a subspace, every row of the train dataset is scored by its alignment in this subspace, and
     each further epoch is one pass over the best `budget` of the rows: `num_train_epochs = 1 + passes`. Learning-rate
     schedule, progress bar and `state.epoch` are updated to match; with `max_steps`, there are as many passes as fit in
-    that number of steps. Pass it to the constructor of `Trainer` or TRL's `SFTTrainer`; after `add_callback`,
-    `max_steps` is reached only as far as the epochs allow that Trainer derived from it. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv
+    that number of steps. Rows are scored by the trainer's own loss if it has one. Pass it to the constructor of
+    `Trainer`, TRL's `SFTTrainer`, `DPOTrainer` or `RewardTrainer`; after `add_callback`, `max_steps` is reached only as
+    far as the epochs allow that Trainer derived from it. Artifacts are written to `output_dir/gist`. Paper: GIST, arXiv
     2602.18584.
 
     Args:
         config (`GISTConfig`, *optional*): what to select and how.
         target_dataset: `M` examples of the task that the model should improve on, tokenised like the train dataset;
-            with `SFTTrainer` also raw rows, which it prepares like its train dataset. They must not be evaluation
-            rows.
+            with TRL's trainers also raw rows (preference pairs where they train on them), which the trainer prepares
+            like its train dataset. They must not be evaluation rows.
         train_dataset (*optional*): the train dataset before `Trainer` drops its unused columns; needed only for
             `config.source_column`.
-        eval_dataset (*optional*): evaluation rows, tokenised or with `SFTTrainer` raw; those that are also in the
+        eval_dataset (*optional*): evaluation rows, tokenised or with TRL's trainers raw; those that are also in the
             train dataset are not selected.
 
     Attributes:
