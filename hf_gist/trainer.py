@@ -21,6 +21,7 @@ from hf_gist.training.cards import CardCallback, complete_card, save_gast, withh
 from hf_gist.training.gast_setup import (
     SOURCE_KEY,
     carrying_sources,
+    check_rows,
     check_trainer,
     new_support_set,
     sample_weighting,
@@ -123,6 +124,7 @@ class GASTMixin(_Base):
             model = self.accelerator.unwrap_model(self.model_wrapped)
             rank = self.accelerator.process_index
             check_supported(self.args, self.accelerator, model)
+            check_rows(self, self.gast_config.seed)
             sources = self._gast_sources
             self.gast = GASTRun(model, self.gast_config, rank, self.args.device, sources, self._train_batch_size)
             if self.is_world_process_zero():

@@ -73,7 +73,7 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
 
 
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
-    """Check that every sample has a loss and is a separate row of the batch.
+    """Check that every sample has a loss and is a separate row of the batch, also by the values of a batch on the host.
 
     Args:
         batch (`dict`): a collated batch.
@@ -83,6 +83,13 @@ def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
     Raises:
         ValueError: for unlabelled, packed or padding-free batches; the message says what to change.
     """
+    check_shape(batch, rows, what)
+    if batch["labels"].device.type == "cpu":
+        check_packing(batch, what)
+
+
+def check_shape(batch: dict[str, Any], rows: int, what: str) -> None:
+    """The part of [`check_batch`] that reads no values."""
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         raise ValueError(
@@ -95,8 +102,6 @@ def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
     key = next((key for key in PACKING_KEYS if batch.get(key) is not None), None)
     if key is not None:
         raise packed_error(what, f"the batch has `{key}`")
-    if labels.device.type == "cpu":
-        check_packing(batch, what)
 
 
 PACKING_KEYS = ("cu_seq_lens_q", "cu_seq_lens_k", "cu_seqlens", "seq_lengths", "seq_idx")

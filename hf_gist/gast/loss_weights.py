@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_gist.data.batches import check_batch
+from hf_gist.data.batches import check_shape
 from hf_gist.gradients.losses import count_labels, labelled_tokens
 from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WEIGHTINGS
 
@@ -50,7 +50,7 @@ def loss_weights(inputs: dict[str, Any], model: nn.Module, weighting: str) -> Te
     Raises:
         ValueError: if the rows of the batch are not samples.
     """
-    check_batch(inputs, len(inputs["labels"]) if isinstance(inputs.get("labels"), Tensor) else 0, "training set")
+    check_shape(inputs, len(inputs["labels"]) if isinstance(inputs.get("labels"), Tensor) else 0, "training set")
     counts = labelled_tokens(model, inputs).float()
     if weighting == LABELLED_TOKENS:
         return counts

@@ -8,6 +8,7 @@ import datasets
 from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
+from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import Collator
 from hf_gist.gast.checks import check_supported, check_unmasked
 from hf_gist.gast.groups import find_groups
@@ -52,6 +53,9 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
         loss_kind(model)
 
 
+ROWS_CHECKED = 64
+ROWS_IN_BATCH = 8
+
 OVERRIDE = (
     "Override `sample_weights(inputs)` to return the weight `[B]` of each sample's own mean loss, or set `mode='all'`."
 )
@@ -63,6 +67,23 @@ def _rows_for_batches(trainer: Trainer, dataset: Any, description: str) -> tuple
     if isinstance(dataset, datasets.Dataset):
         return trainer._remove_unused_columns(dataset, description=description), collator
     return dataset, trainer._get_collator_with_removed_columns(collator, description=description)
+
+
+def check_rows(trainer: Trainer, seed: int) -> None:
+    """Check on some training rows that every sample is a separate row of its batch.
+
+    Collated anew on the host, because a training step that reads its batch would wait for the device.
+
+    Raises:
+        ValueError: for packed or padding-free rows.
+    """
+    dataset, collator = _rows_for_batches(trainer, trainer.train_dataset, "training")
+    # a collator may draw random numbers, which the training must not notice
+    with scoring_mode(trainer.model):
+        rows = some_rows(dataset, seed, ROWS_CHECKED)
+        for start in range(0, len(rows), ROWS_IN_BATCH):
+            some = rows[start : start + ROWS_IN_BATCH]
+            check_batch(collator([dict(row) for row in some]), len(some), "training set")
 
 
 def sample_weighting(trainer: Any, seed: int) -> str:
@@ -81,8 +102,8 @@ def sample_weighting(trainer: Any, seed: int) -> str:
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     loss = WeightedLoss(name, model, TrainerBatchLoss(trainer, model))
     dataset, collator = _rows_for_batches(trainer, trainer.train_dataset, "training")
-    rows = different_rows(loss, collator, some_rows(dataset, seed))
     with scoring_mode(model):
+        rows = different_rows(loss, collator, some_rows(dataset, seed))
         return verified(loss, collator, rows, find_tracked(model), OVERRIDE).weighting
 
 

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from transformers import Trainer
 from transformers.utils import logging
 
-from hf_gist.data.batches import check_packing
 from hf_gist.functional.masking import mean_loss_scales
 from hf_gist.gast.gate import BatchMasks
 from hf_gist.gast.hooks import masking, summing
 from hf_gist.gast.joint_pass import AppendedRows, appended_rows, appending
 from hf_gist.gast.joint_pass_checks import fits, forward_obstacle, model_obstacle
-from hf_gist.gast.run import CHECK_EFFECT_AFTER, GASTRun
+from hf_gist.gast.run import GASTRun
 from hf_gist.gast.support import SupportSet, average_over_ranks, first_moments, support_mode
 from hf_gist.gradients.losses import labelled_tokens
 from hf_gist.training.losses.choice import own_loss_name
@@ -99,8 +98,6 @@ def masked_step(
     Returns:
         `tuple[Tensor, BatchMasks]`: the loss, and the masks that were drawn.
     """
-    if run.batches < CHECK_EFFECT_AFTER and isinstance(inputs.get("labels"), Tensor):
-        check_packing(inputs, "training set")
     appended = _prepare_support(trainer, run, inputs)
     batch = run.open(weights, 0 if appended is None else len(appended))
     try:

@@ -164,7 +164,8 @@ def test_an_interrupted_first_step_leaves_no_hook_behind(tmp_path):
     class Interrupted(Trainer):
         def compute_loss(self, model, *args, **kwargs):
             loss = super().compute_loss(model, *args, **kwargs)
-            if self.state.global_step == 3:
+            # the rows are scored by this loss, too
+            if self.state.global_step == 3 and callback.selection is not None:
                 assert len(model._forward_pre_hooks) == before  # one batch a step: it has gone by itself
                 raise KeyboardInterrupt
             return loss

@@ -52,9 +52,10 @@ def own_loss_name(trainer: Any) -> str | None:
     kind = getattr(trainer.args, "loss_type", "nll")
     if trains_on_pairs(trainer):
         return f"{name} on preference pairs" + ("" if kind == "nll" else f" with loss_type={kind!r}")
-    owner = next(cls for cls in type(trainer).__mro__ if "compute_loss" in vars(cls))
-    if owner.__module__ not in PLAIN_OWNERS:
-        return f"{owner.__name__}.compute_loss"
+    # the function itself, because a method can also be replaced on the class or on the instance
+    method = trainer.compute_loss
+    if getattr(method, "__module__", None) not in PLAIN_OWNERS:
+        return ".".join(getattr(method, "__qualname__", f"{name}.compute_loss").split(".")[-2:])
     if trainer.compute_loss_func is not None:
         function = trainer.compute_loss_func
         return f"compute_loss_func={getattr(function, '__name__', type(function).__name__)}"
@@ -121,12 +122,16 @@ def _check_pair_settings(name: str, config: GISTConfig) -> None:
         )
 
 
-def some_rows(dataset: Any, seed: int) -> list[dict[str, Any]]:
+ROWS_COMPARED = 8
+"""Rows looked at where any row with a loss will do."""
+
+
+def some_rows(dataset: Any, seed: int, count: int = ROWS_LOOKED_AT) -> list[dict[str, Any]]:
     """Some random rows of a dataset; the first ones of a stream."""
     if not hasattr(dataset, "__getitem__"):
-        return list(itertools.islice(iter(dataset), ROWS_LOOKED_AT))
+        return list(itertools.islice(iter(dataset), count))
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
-    return fetch_rows(dataset, order[:ROWS_LOOKED_AT].tolist())
+    return fetch_rows(dataset, order[:count].tolist())
 
 
 def different_rows(loss: RowLoss, collator: Collator, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -157,25 +162,25 @@ def verified_loss(loss: RowLoss | None, dataset_pass: DatasetPass, parts: Traine
     Warns:
         LossMismatchWarning: if a trainer that has no loss of its own computes another loss than token cross-entropy.
     """
-    rows = different_rows(dataset_pass.loss, dataset_pass.collator, some_rows(parts.pool, seed))
     model = dataset_pass.model
     with scoring_mode(model), scoring_precision(model, dataset_pass.scoring_dtype):
         if isinstance(loss, WeightedLoss):
+            rows = different_rows(loss, dataset_pass.collator, some_rows(parts.pool, seed))
             return verified(loss, dataset_pass.collator, rows, find_tracked(model), SELECT_FIRST)
         if parts.trainer is not None:
-            _compare_losses(parts.trainer, dataset_pass, rows)
+            _compare_losses(parts.trainer, dataset_pass, some_rows(parts.pool, seed, ROWS_COMPARED))
     return None
 
 
 def _compare_losses(trainer: Trainer, dataset_pass: DatasetPass, rows: list[dict[str, Any]]) -> None:
-    """Warn if the loss of a trainer is not the one that its rows are scored by.
+    """Warn if the loss of a trainer is not the one that its rows are scored by, for the first two rows with a loss.
 
     Warns:
         LossMismatchWarning: with both losses of a row.
     """
     model = dataset_pass.model
-    for row in rows:
-        batch = dataset_pass.collator([dict(row)])
+    batches = [dataset_pass.collator([dict(row)]) for row in rows]
+    for batch in [batch for batch in batches if bool(dataset_pass.loss.counts(batch).any())][:2]:
         inputs = to_device(TokenLoss(model).prepared(batch), model_device(model))
         with torch.no_grad():
             losses, counts = sample_losses(model, inputs)

@@ -166,7 +166,25 @@ def test_a_loss_that_starts_to_mix_rows_is_refused_before_the_selection(tmp_path
     assert callback.selection is None
 
 
-def test_the_stock_loss_is_scored_without_calling_it(tmp_path, monkeypatch):
+@pytest.mark.parametrize("owner", ["instance", "class"])
+def test_a_method_that_was_replaced_is_a_loss_of_its_own(tmp_path, monkeypatch, owner):
+    class Patched(Trainer):
+        pass
+
+    def doubled(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        return 2 * model(**inputs).loss
+
+    trainer, callback = run(tmp_path, Patched)
+    if owner == "class":
+        monkeypatch.setattr(Patched, "compute_loss", doubled)
+    else:
+        trainer.compute_loss = lambda *args, **kwargs: doubled(trainer, *args, **kwargs)
+    trainer.train()
+    assert callback.selection.manifest["loss"] not in ("", "token cross-entropy")
+    assert callback.run.inputs.loss.weighting == "mean over labelled tokens"
+
+
+def test_the_stock_loss_is_scored_by_token(tmp_path):
     trainer, callback = run(tmp_path)
     trainer.train()
     assert callback.run.inputs.loss is None
