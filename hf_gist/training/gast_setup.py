@@ -69,7 +69,7 @@ def _rows_for_batches(trainer: Trainer, dataset: Any, description: str) -> tuple
     return dataset, trainer._get_collator_with_removed_columns(collator, description=description)
 
 
-def check_rows(trainer: Trainer, seed: int) -> None:
+def check_rows(trainer: Any, seed: int) -> None:
     """Check on some training rows that every sample is a separate row of its batch.
 
     Collated anew on the host, because a training step that reads its batch would wait for the device.
