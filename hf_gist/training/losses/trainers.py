@@ -71,7 +71,7 @@ def _check_pairs(trainer: Any) -> None:
         return
     if getattr(trainer, "_is_vision_dataset", False):
         raise ValueError(f"{type(trainer).__name__} with images: pairs with images cannot be scored.")
-    if getattr(trainer, "precompute_ref_logps", False):
+    if getattr(trainer.args, "precompute_ref_log_probs", False):
         raise ValueError(
             "`precompute_ref_log_probs=True`: the log-probabilities of the reference model are columns of the train "
             "dataset, which the rows of `target_dataset` do not have. Set it to False."
