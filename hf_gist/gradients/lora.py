@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from peft import PeftType
+from peft import PeftModel, PeftType
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lora.dora import DoraLinearLayer
 from peft.tuners.lora.layer import ParamWrapper
@@ -172,7 +172,9 @@ def _check_method(model: nn.Module) -> None:
         ValueError: naming the other method.
     """
     configs = getattr(model, "peft_config", None)
-    if not isinstance(configs, dict):
+    # older versions of peft leave the configuration on a model whose adapter was unloaded
+    adapted = isinstance(model, PeftModel) or any(isinstance(module, BaseTunerLayer) for module in model.modules())
+    if not isinstance(configs, dict) or not adapted:
         return
     active: Any = getattr(model, "active_adapters", list(configs))
     for adapter in active() if callable(active) else active:
