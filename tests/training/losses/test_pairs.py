@@ -100,7 +100,6 @@ def test_the_length_of_a_pair_is_what_it_takes_in_a_batch(tmp_path):
     [
         ({"loss_type": ["sigmoid", "sft"]}, {}, "mixes the rows of a batch"),
         ({"loss_type": ["aot"]}, {}, "`loss_type='aot'` sorts the rows of a batch"),
-        ({"precompute_ref_log_probs": True}, {}, "`precompute_ref_log_probs=True`.*Set it to False"),
         ({}, {"scorer": "rds_plus"}, "`scorer='rds_plus'` compares the hidden states of one sequence"),
         ({}, {"prefilter": 0.5}, "`prefilter=0.5` compares the hidden states"),
     ],
@@ -110,6 +109,14 @@ def test_what_cannot_be_scored_by_pair_is_refused_before_the_first_step(tmp_path
     with pytest.raises(ValueError, match=reason):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_log_probabilities_computed_before_the_training_are_refused(tmp_path):
+    trainer, _ = build(tmp_path)
+    # set afterwards: older versions of TRL fail to compute them for a data set without a cache
+    trainer.args.precompute_ref_log_probs = True
+    with pytest.raises(ValueError, match="`precompute_ref_log_probs=True`.*Set it to False"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])
