@@ -327,10 +327,19 @@ def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistak
         train(tmp_path, GISTConfig(budget=19, warmup_steps=5), resume=checkpoint, **settings)
 
 
+OF_ANOTHER_TOKENIZER = [{**row, "input_ids": [*row["input_ids"][:-1], 5000]} for row in token_rows(60)]
+
+
 @pytest.mark.parametrize(
     ("architecture", "lora", "rows", "message"),
     [
         ("gpt2", {}, token_rows(60, low=70, high=80), "The longest row of `train_dataset` has .* tokens"),
+        (
+            "llama",
+            {},
+            OF_ANOTHER_TOKENIZER,
+            "A row of `train_dataset` has the token id 5000, but the model has .* emb",
+        ),
         ("opt", {"target_modules": ["fc1"]}, numbered_rows(60), "fc1.* gets .* rows for a batch of 2 samples"),
     ],
 )

@@ -15,7 +15,7 @@ from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, r
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
-from hf_gist.gradients.models import check_dtype, model_device, to_device
+from hf_gist.gradients.models import check_dtype, model_device, to_device, unwrapped
 from hf_gist.gradients.modes import checkpointing, scoring_mode
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.row_losses.base import RowLoss
@@ -195,7 +195,21 @@ def _try_longest(dataset_pass: DatasetPass, dataset: Any, tracked: Sequence[Trac
         with scoring_mode(model), checkpointing(model):
             per_sample_backward(loss, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
-        raise ValueError(
-            f"The longest row of `{argument}` has {0 if lengths is None else lengths.max()} tokens, and the model "
-            f"fails on it ({error}). Truncate rows to the model's maximum length."
-        ) from error
+        tokens = 0 if lengths is None else int(lengths.max())
+        raise ValueError(_index_error_reason(model, batch, argument, tokens, error)) from error
+
+
+def _index_error_reason(model: Any, batch: dict[str, Any], argument: str, tokens: int, error: IndexError) -> str:
+    """Why a model fails on the longest row, of `tokens` tokens: a token that it does not have, or too many tokens."""
+    ids = batch.get("input_ids")
+    base: Any = unwrapped(model)
+    size = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    if isinstance(ids, torch.Tensor) and size is not None and int(ids.max()) >= size:
+        return (
+            f"A row of `{argument}` has the token id {int(ids.max())}, but the model has {size} embeddings. Tokenise the rows "
+            "with the model's own tokenizer, or call `model.resize_token_embeddings(len(tokenizer))` before adding LoRA."
+        )
+    return (
+        f"The longest row of `{argument}` has {tokens} tokens, and the model fails on it ({error}). Truncate rows to the "
+        "model's maximum length."
+    )
