@@ -137,6 +137,7 @@ class GASTMixin(_Base):
         """See [`~transformers.Trainer`]; writes which samples updated which layer to `output_dir`, with a report."""
         self.gast = None
         self._gast_checkpoint = None
+        self._gast_weighting = None
         output = super().train(*args, **kwargs)
         if self.gast_config.mode != "all":
             run = self._gast_run()

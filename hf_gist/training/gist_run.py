@@ -258,7 +258,8 @@ class GISTRun:
         dataset_pass = parts.dataset_pass(self.config, inputs.loss)
         if inputs.loss is not None and self.config.strategy not in UNSCORED:
             # before the first step, rows that a loss mixes may still have parallel gradients
-            verified_loss(inputs.loss, dataset_pass, parts, self.config.seed)
+            loss = verified_loss(inputs.loss, dataset_pass, parts, self.config.seed)
+            dataset_pass = parts.dataset_pass(self.config, loss)
         selection = measure_and_choose(dataset_pass, inputs, self.config, partial)
         self.clock.record(None)
         if len(selection.indices) == len(inputs.pool):

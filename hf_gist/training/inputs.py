@@ -29,7 +29,7 @@ ROW = "hf_gist_row"
 """Column with the number of a target row, while `SFTTrainer` prepares the rows: it drops and shuffles some."""
 
 
-ROWS_COMPARED = 16
+LABELS_COMPARED = 16
 """Rows of the train dataset whose labels are compared with those of the targets."""
 
 
@@ -166,7 +166,7 @@ def _check_labels(targets: Dataset, prepared: Dataset, parts: TrainerParts) -> N
         return
     if "labels" not in pool.column_names or "labels" not in prepared.column_names:
         return
-    theirs = pool[:ROWS_COMPARED]["labels"]
+    theirs = pool[:LABELS_COMPARED]["labels"]
     if all(IGNORE_INDEX in labels for labels in theirs) and not any(IGNORE_INDEX in row for row in prepared["labels"]):
         raise ValueError(
             f"{type(parts.trainer).__name__} labels all tokens of the rows of `target_dataset`, but only a part of those "

@@ -68,6 +68,7 @@ INTERNALS = (
     Internal("transformers.PreTrainedConfig", "_name_or_path", "the id of the base model, for the manifest", "source"),
     Internal("transformers.PreTrainedConfig", "_commit_hash", "the revision of the base model", "source"),
     Internal("transformers.tokenization_utils_base", "VERY_LARGE_INTEGER", "a tokenizer without a length limit"),
+    Internal("accelerate.Accelerator", "_original_forward", "rows are scored without accelerate's autocast", "source"),
     Internal("accelerate.utils.memory", "should_reduce_batch_size", "distinguishes out-of-memory from other errors"),
     Internal("datasets.Dataset", "_fingerprint", "identifies a dataset in the manifest", "source"),
     Internal(

@@ -29,13 +29,21 @@ class RowLoss(Protocol):
         """Number of rows `B` in a collated batch."""
 
     def check(self, batch: dict[str, Any], rows: int, what: str) -> None:
-        """Check that the gradients of a batch can be separated by row; see [`check_batch`]."""
+        """Check that the gradients of a collated batch of `rows` rows can be separated by row; see [`check_batch`].
+
+        Raises:
+            ValueError: naming `what` and what to change.
+        """
 
     def counts(self, batch: dict[str, Any]) -> Tensor:
         """Labelled tokens of each row of a collated batch `[B]` int64; the model is not run."""
 
     def prepared(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The collated batch with all that the loss derives from it on the host."""
+        """The collated batch with all that the loss derives from it on the host.
+
+        Raises:
+            ValueError: for labels or padding that the loss does not support, see [`prepared`].
+        """
 
     def scales(self, batch: dict[str, Any]) -> Tensor | None:
         """Factors `[B]` from a row's gradient in [`RowLoss.backward`] to that of its own loss; `None` if all are 1."""

@@ -178,7 +178,8 @@ def verified(
         ValueError: if a row's gradient depends on the other rows of its batch, or the weights follow no known rule.
     """
     sixteen = any(parameter.dtype in SIXTEEN_BITS for parameter in loss.model.parameters())
-    tolerance = TOLERANCE_IN_SIXTEEN_BITS if sixteen or torch.is_autocast_enabled() else TOLERANCE
+    autocast = torch.is_autocast_enabled(model_device(loss.model).type)
+    tolerance = TOLERANCE_IN_SIXTEEN_BITS if sixteen or autocast else TOLERANCE
     batch = collator([dict(row) for row in rows])
     together = _gradients(loss, batch, tracked)
     found = []

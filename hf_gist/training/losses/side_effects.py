@@ -57,6 +57,7 @@ def computing_one_loss(trainer: Trainer, model: nn.Module, training: bool) -> It
         for name in ("gather", "gather_for_metrics", "reduce"):
             stack.enter_context(_attribute(trainer.accelerator, name, _as_is))
         stack.enter_context(_attribute(trainer.args, "average_tokens_across_devices", False))
-        if "_original_forward" in vars(model):
-            stack.enter_context(_attribute(model, "forward", vars(model)["_original_forward"]))
+        original = getattr(model, "_original_forward", None)
+        if original is not None:
+            stack.enter_context(_attribute(model, "forward", original))
         yield

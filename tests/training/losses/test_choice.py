@@ -200,6 +200,31 @@ def test_a_loss_that_the_model_adds_is_a_warning_with_both_values(tmp_path):
         trainer.train()
 
 
+@pytest.mark.parametrize(("dtype", "scored"), [("float32", torch.float32), ("auto", torch.bfloat16)])
+def test_a_loss_is_computed_in_the_precision_of_scoring(tmp_path, dtype, scored):
+    """accelerate wraps autocast around the model's forward, also where rows are to be scored in 32 bits."""
+    seen = []
+
+    class Notes(Unlearning):
+        def compute_loss(self, model, inputs, *args, **kwargs):
+            def note(module, given, output):
+                seen.append((self.state.global_step, output.dtype))
+
+            handle = model.get_base_model().lm_head.register_forward_hook(note)
+            try:
+                return super().compute_loss(model, inputs)
+            finally:
+                handle.remove()
+
+    config = GISTConfig(budget=4, warmup_steps=2, scoring_dtype=dtype)
+    trainer, callback = run(tmp_path, Notes, {"bf16": True}, config=config)
+    trainer.train()
+    at_the_swap = [kind for step, kind in seen if step == 2]
+    # the last one is the first step on the selected rows
+    assert set(at_the_swap[:-1]) == {scored} and at_the_swap[-1] == torch.bfloat16
+    assert [kind for step, kind in seen if step == 1] == [torch.bfloat16]
+
+
 def test_computing_a_loss_changes_nothing_of_the_trainer(tmp_path):
     trainer, _ = run(tmp_path, Counting)
     trainer.model.eval()
