@@ -119,10 +119,10 @@ def round_robin(
         [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
     )
     # a group never needs more rows of its ranking than there are rows to pick
-    return _take_turns([rows[ranked(column)[:limit]].tolist() for column in per_group.T], limit)
+    return take_turns([rows[ranked(column)[:limit]].tolist() for column in per_group.T], limit)
 
 
-def _take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
+def take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
     """Pick the next unpicked row of each ranking in turn, until `limit` rows are picked."""
     picked: dict[int, None] = {}
     remaining = [iter(order) for order in orders]

@@ -1,0 +1,86 @@
+"""Best matches by text (BM25) between targets and pool: without a model, some milliseconds for each target row."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import bm25s
+import numpy as np
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from hf_gist.data.rows import token_columns
+from hf_gist.functional.selection.ranking import take_turns
+
+
+def token_ids(dataset: Any, argument: str) -> list[list[int]]:
+    """All token ids of every row: the terms that rows are matched by. Tokens that all rows have count for nothing.
+
+    Args:
+        dataset: tokenised rows.
+        argument (`str`): its name in the message.
+
+    Raises:
+        ValueError: if the rows have no token ids, because the collator tokenizes them.
+    """
+    if isinstance(dataset, Dataset):
+        names = token_columns(dataset.column_names)
+        columns = [dataset.with_format(None)[name] for name in names]
+    else:
+        rows = [dataset[i] for i in range(len(dataset))]
+        names = token_columns(set.intersection(*(set(row) for row in rows))) if rows else ()
+        columns = [[row[name] for row in rows] for name in names]
+    if not names:
+        raise ValueError(
+            f"`{argument}` has no token ids, so its rows cannot be matched by their text. Tokenise it first: the rows "
+            "need `input_ids`."
+        )
+    return [[int(token) for part in parts for token in part] for parts in zip(*columns, strict=True)]
+
+
+def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:
+    """The BM25 score of every row of the pool for each target row (Lucene's variant, k1 1.5, b 0.75).
+
+    Args:
+        pool: `N` tokenised rows.
+        targets: `M` tokenised rows.
+
+    Returns:
+        `Iterator[np.ndarray]`: `M` arrays `[N]` float32.
+
+    Raises:
+        ValueError: see [`token_ids`].
+    """
+    wanted = token_ids(targets, "target_dataset")
+    rows = token_ids(pool, "train_dataset")
+    terms = {token: number for number, token in enumerate(sorted({token for row in rows for token in row}))}
+    index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    index.index(([[terms[token] for token in row] for row in rows], terms), show_progress=False)
+    for row in wanted:
+        known = [terms[token] for token in row if token in terms]
+        yield index.get_scores(known) if known else np.zeros(len(rows), dtype=np.float32)
+
+
+def best_match_order(pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:
+    """Each target in turn picks its best match among the remaining rows.
+
+    Args:
+        pool: `N` tokenised rows.
+        targets: `M` tokenised rows.
+        allowed (`Tensor`): `[N]` bool, rows that may be picked.
+        limit (`int`, *optional*): rows to pick; by default all that may be picked.
+
+    Returns:
+        `list[int]`: rows in the order in which they are picked; of rows with equal scores, the earlier first.
+
+    Raises:
+        ValueError: see [`token_ids`].
+    """
+    rows = allowed.nonzero().flatten()
+    limit = len(rows) if limit is None else min(limit, len(rows))
+    orders = []
+    for scores in best_match_scores(pool, targets):
+        order = torch.sort(torch.from_numpy(scores)[rows], descending=True, stable=True).indices
+        # no target needs more rows of its ranking than there are rows to pick
+        orders.append(rows[order[:limit]].tolist())
+    return take_turns(orders, limit)
