@@ -9,6 +9,7 @@ from accelerate import PartialState
 from torch import nn
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.ledger import PhaseCost
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
 from hf_gist.gist.inputs import prepare
@@ -32,6 +33,7 @@ def select(
     progress: bool = True,
     eval_dataset: Any = None,
     checkpoints: Sequence[AdamCheckpoint] = (),
+    warmup: PhaseCost | None = None,
 ) -> Selection:
     """Select the candidates whose LoRA gradients align best with those of the targets (paper GIST).
 
@@ -49,6 +51,8 @@ def select(
         eval_dataset (*optional*): tokenised evaluation rows; those that are also candidates are not selected.
         checkpoints (`Sequence[AdamCheckpoint]`): for the baseline `scorer="less"`, see
             [`hf_gist.gist.scorers.less.adam_checkpoint`].
+        warmup (`PhaseCost`, *optional*): what the warm-up of the adapter cost: part of the ledger and of
+            `scoring_cost`. By default the adapter counts as given.
 
     Returns:
         `Selection`: the selected rows, scores and measurements.
@@ -65,7 +69,7 @@ def select(
         vectors_per_checkpoint(model, config, checkpoints)  # raises early if something is missing
     dataset_pass = DatasetPass(model, data_collator, config.scoring_tokens_per_batch, config.scoring_dtype, progress)
     partial = PartialScores(Path(output_dir) / PARTIAL, config.save_every) if output_dir is not None else None
-    selection = measure_and_choose(dataset_pass, inputs, config, partial)
+    selection = measure_and_choose(dataset_pass, inputs, config, partial, warmup)
     if output_dir is not None and partial is not None:
         if PartialState().is_main_process:
             selection.save(output_dir)

@@ -524,7 +524,7 @@ def test_the_model_is_left_without_hooks(tmp_path):
         {"score": "grad_norm"},
         {"scorer": "rds_plus"},
         {"scorer": "less"},
-        {"prefilter": 0.5},
+        {"scoring_cost": 0.8},
         {"score_layers": 1},
     ],
     ids=str,

@@ -1,7 +1,7 @@
 """A new LoRA after its warm-up; the adapter is saved in the output folder and reused."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import content_digest
 from hf_gist.gist.forecast import forecast_memory
-from hf_gist.gist.inputs import prepare
+from hf_gist.gist.inputs import Inputs, prepare
+from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import weights_digest
@@ -70,11 +71,20 @@ def warmed_model(
         ValueError: for inputs that cannot be scored, before the warm-up.
     """
     model = fresh_lora(base, settings, config.seed)
-    excluded = _check_inputs(workspace, model, config, evaluation)
+    inputs = _checked_inputs(workspace, model, config, evaluation)
+    excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, len(inputs.pool), config))
     made_with = _warmup_key(workspace, base, settings, config, excluded)
     rows = warmup_rows(config, settings, len(workspace.pool), excluded)
     folder = workspace.arguments.folder / WARMUP_ADAPTER
     clock = RunClock()
+    # raises before the warm-up if `scoring_cost` does not pay for enough rows
+    plan_scoring(
+        workspace.dataset_pass(model, config),
+        inputs,
+        config,
+        clock.cost(WARMUP, model, token_counts(workspace.pool), rows),
+        scoring_passes(config, settings),
+    )
     checkpoints: list[AdamCheckpoint] = []
     # LESS also needs the optimizer state of the warm-up, which is not saved
     if not scorer_of(config).needs_adam and _is_kept(folder, made_with):
@@ -95,15 +105,18 @@ def _is_kept(folder: Path, made_with: dict[str, Any]) -> bool:
     return (folder / MADE_WITH).exists() and read_json(folder / MADE_WITH) == made_with
 
 
-def _check_inputs(
-    workspace: Workspace, model: PeftModel, config: GISTConfig, evaluation: Dataset | None
-) -> torch.Tensor | None:
-    """Raise for inputs that cannot be scored; returns `[N]` bool, the rows that must not be trained on."""
+def scoring_passes(config: GISTConfig, settings: WarmupSettings) -> int:
+    """The number of checkpoints that every row is scored at after a warm-up."""
+    return settings.less_checkpoints if scorer_of(config).needs_adam else 1
+
+
+def _checked_inputs(workspace: Workspace, model: PeftModel, config: GISTConfig, evaluation: Dataset | None) -> Inputs:
+    """The inputs of the scoring; raises for those that cannot be scored."""
     inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     size = len(workspace.pool)
     forecast_memory(workspace.dataset_pass(model, config), size, len(workspace.targets), config)
     leaks = find_leaks(inputs.pool, inputs.targets, evaluation, workspace.tokenizer, quiet=True)
-    return workspace.with_bad_rows(excluded_rows(leaks, size, config))
+    return replace(inputs, leaks=leaks)
 
 
 def _warmup_key(

@@ -46,9 +46,9 @@ class GISTConfig(BaseConfig):
             stops there: cheaper, not exact. `recipes/README.md` has the measured agreement.
         sketch_dim (`int`, *optional*): project each gradient randomly to this many values: far less memory for the
             basis, not exact. `8192` is the value of LESS; `recipes/README.md` has the measured agreement.
-        prefilter (`float`, *optional*): share of the pool, best first by RDS+, to score by gradients; the other rows
-            cannot be selected: cheaper, not exact. `0.3` scores the 30 % ranked best by RDS+, which needs a forward
-            pass only.
+        scoring_cost (`float`, *optional*): what selecting may cost, in training passes over the pool, warm-up
+            included; by default all rows are scored, for about 1.1 passes. `0.25` scores as many rows as that pays
+            for, those nearest to a target by their mean input embeddings; the others cannot be selected.
         target_group_column (`str`, *optional*): column of the target set with the name of each row's group. By default
             each target row is its own group. With a column, the gradients of a group are averaged into one direction,
             which tends to select redundant rows.
@@ -90,7 +90,7 @@ class GISTConfig(BaseConfig):
     sample_from_top: float = 1.0
     score_layers: int | None = None
     sketch_dim: int | None = None
-    prefilter: float | None = None
+    scoring_cost: float | None = None
     target_group_column: str | None = None
     source_column: str | None = None
     source_shares: dict[str, float] | None = None
@@ -112,7 +112,7 @@ class GISTConfig(BaseConfig):
             *self._counts(),
             ("explained_variance", 0 < self.explained_variance <= 1, "in (0, 1]"),
             ("sample_from_top", math.isfinite(self.sample_from_top) and self.sample_from_top >= 1, "1 or more"),
-            ("prefilter", self.prefilter is None or 0 < self.prefilter < 1, "between 0 and 1, both excluded"),
+            ("scoring_cost", _positive(self.scoring_cost), "a number of passes over the pool above 0"),
             ("seed", self.seed >= 0, "0 or more"),
             *self._of_sources(),
             *self._combinations(),
@@ -153,19 +153,18 @@ class GISTConfig(BaseConfig):
                 f"left out {with_scorer} has its own projection or uses no gradients",
             ),
             (
-                "prefilter",
-                self.prefilter is None or self.scorer != "rds_plus",
-                "left out with `scorer='rds_plus'`, which is the prefilter",
+                "scoring_cost",
+                self.scoring_cost is None or self.strategy not in UNSCORED,
+                f"left out with `strategy={self.strategy!r}`, which scores no row",
             ),
             (
-                "prefilter",
-                self._prefilter_is_enough(),
-                "at least `budget` times `sample_from_top`, or too few rows are left to choose from",
+                "scoring_cost",
+                self.scoring_cost is None or self.score != "grad_norm",
+                "left out with `score='grad_norm'`: it scores the rows nearest to the targets, which play no part there",
             ),
         ]
 
-    def _prefilter_is_enough(self) -> bool:
-        """Whether the prefilter keeps enough rows; without the pool, this can be checked for a fraction only."""
-        if self.prefilter is None or self.budget_unit != "rows" or not isinstance(self.budget, float):
-            return True
-        return self.prefilter >= self.budget * self.sample_from_top
+
+def _positive(value: float | None) -> bool:
+    """Whether an optional number is finite and above 0."""
+    return value is None or (math.isfinite(value) and value > 0)

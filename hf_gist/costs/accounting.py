@@ -10,7 +10,7 @@ import torch
 from hf_gist.config.gist import GISTConfig
 from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import CostLedger, PhaseCost
-from hf_gist.costs.stopwatch import PREFILTER, SCORING, SUBSPACE, TARGETS, TRAINING, Stopwatch
+from hf_gist.costs.stopwatch import SCORING, SUBSPACE, TARGETS, TRAINING, Stopwatch
 from hf_gist.functional.measurements import Measurements
 
 
@@ -45,7 +45,7 @@ def training_cost(work: ModelWork, sizes: Sizes, phase: str, seconds: float, **m
     )
 
 
-def scoring_cost(
+def scoring_phase(
     work: ModelWork,
     sizes: Sizes,
     config: GISTConfig,
@@ -59,7 +59,7 @@ def scoring_cost(
     forward = work.forward(sizes.lengths, sizes.labelled)
     if forward_only:
         return sizes.cost(phase, seconds, forward_flops=forward, **more)
-    share = 1.0 if config.score_layers is None else min(1.0, config.score_layers / max(1, work.layers))
+    share = work.share_of_blocks(config.score_layers)
     backward = share * (forward + work.weight_gradients(float(sizes.lengths.sum())))
     other = share * work.projection(len(sizes.lengths), rank)
     return sizes.cost(phase, seconds, forward_flops=forward, backward_flops=backward, other_flops=other, **more)
@@ -75,8 +75,8 @@ def expected_seconds(
     work: ModelWork, config: GISTConfig, targets: Sizes, candidates: Sizes, seconds: float, forward_only: bool = False
 ) -> float:
     """Forecast of the scoring time from the `seconds` taken by the targets, which are scored in the same way."""
-    known = scoring_cost(work, targets, config, 0, TARGETS, seconds, forward_only)
-    expected = scoring_cost(work, candidates, config, len(targets.lengths), SCORING, 0.0, forward_only)
+    known = scoring_phase(work, targets, config, 0, TARGETS, seconds, forward_only)
+    expected = scoring_phase(work, candidates, config, len(targets.lengths), SCORING, 0.0, forward_only)
     return seconds * expected.flops / known.flops
 
 
@@ -102,9 +102,23 @@ class ScoringRun:
             return PhaseCost(phase, seconds, other_flops=self.work.basis(len(sizes[TARGETS].lengths)), **more)
         if phase not in sizes:
             return PhaseCost(phase, seconds, **more)
-        forward_only = self.forward_only or phase == PREFILTER
-        once = scoring_cost(self.work, sizes[phase], self.config, rank, phase, seconds, forward_only, **more)
-        return once if phase == PREFILTER else times(once, self.passes)
+        once = scoring_phase(self.work, sizes[phase], self.config, rank, phase, seconds, self.forward_only, **more)
+        return times(once, self.passes)
+
+    def flops_by_row(self, lengths: np.ndarray, labelled: np.ndarray, rank: int) -> np.ndarray:
+        """Operations of scoring each row `[n]`; their sum is what [`ScoringRun.cost`] has for all of them.
+
+        Args:
+            lengths (`np.ndarray`): tokens of each row `[n]`.
+            labelled (`np.ndarray`): labelled tokens of each row `[n]`.
+            rank (`int`): directions of the basis.
+        """
+        forward = self.work.forward_by_row(lengths, labelled)
+        if self.forward_only:
+            return self.passes * forward
+        share = self.work.share_of_blocks(self.config.score_layers)
+        backward = forward + self.work.weight_gradients(1) * lengths
+        return self.passes * (forward + share * (backward + self.work.projection(1, rank)))
 
 
 def selection_ledger(
@@ -114,6 +128,7 @@ def selection_ledger(
     measured: Measurements,
     kept: list[int],
     watch: Stopwatch,
+    warmup: PhaseCost | None = None,
 ) -> CostLedger:
     """The ledger of a selection.
 
@@ -124,21 +139,24 @@ def selection_ledger(
         measured (`Measurements`): the result of the scoring.
         kept (`list[int]`): the selected rows.
         watch (`Stopwatch`): seconds and peaks of the phases.
+        warmup (`PhaseCost`, *optional*): of the warm-up before.
     """
+    before = () if warmup is None else (warmup,)
     if pool is None or targets is None:
-        return CostLedger(tuple(PhaseCost(p, s, peak_memory_bytes=b) for p, s, b in watch.phases()), 0.0, 0.0)
+        phases = [PhaseCost(p, s, peak_memory_bytes=b) for p, s, b in watch.phases()]
+        return CostLedger((*before, *phases), 0.0, 0.0)
     label_tokens = measured.label_tokens
     everything = Sizes(pool, int(label_tokens.sum()))
     scored = everything if measured.scored is None else everything.take(measured.scored.nonzero()[:, 0], label_tokens)
     wanted = Sizes(targets, int(measured.target_label_tokens.sum()))
-    sizes = {PREFILTER: everything, TARGETS: wanted, SCORING: scored}
+    sizes = {TARGETS: wanted, SCORING: scored}
     rank = len(measured.singular_values)
     phases = [
         run.cost(name, seconds, sizes, rank, peak_memory_bytes=peak, forecast_seconds=watch.forecasts.get(name))
         for name, seconds, peak in watch.phases()
     ]
     return CostLedger(
-        tuple(phases),
+        (*before, *phases),
         training_cost(run.work, everything, TRAINING, 0.0).flops,
         training_cost(run.work, everything.take(kept, label_tokens), TRAINING, 0.0).flops,
     )

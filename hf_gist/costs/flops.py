@@ -47,9 +47,17 @@ class ModelWork:
 
     def forward(self, lengths: np.ndarray, head_positions: float) -> float:
         """A forward pass over rows of `lengths` tokens `[N]`, with logits at `head_positions` positions in total."""
+        return float(self.forward_by_row(lengths, 0).sum()) + 2 * self.head * head_positions
+
+    def forward_by_row(self, lengths: np.ndarray, head_positions: np.ndarray | int) -> np.ndarray:
+        """A forward pass over each row `[N]`, with logits at `head_positions` positions of it."""
         lengths = lengths.astype(np.float64)
-        attention = 4 * self.layers * self.width * float(np.square(lengths).sum())
-        return 2 * self.body * float(lengths.sum()) + 2 * self.head * head_positions + attention
+        attention = 4 * self.layers * self.width * np.square(lengths)
+        return 2 * self.body * lengths + 2 * self.head * head_positions + attention
+
+    def share_of_blocks(self, last_blocks: int | None) -> float:
+        """The share of the blocks that a backward pass through the last blocks reaches; 1 for all blocks."""
+        return 1.0 if last_blocks is None else min(1.0, last_blocks / max(1, self.layers))
 
     def weight_gradients(self, tokens: float) -> float:
         """The gradients of the adapters, without those of the activations, which cost as much as the forward pass."""

@@ -118,8 +118,9 @@ class CostLedger:
         return lines
 
     def to_dict(self) -> dict[str, Any]:
-        """For `costs.json`, with the break-even as a sentence."""
-        return dataclasses.asdict(self) | {"break_even": self.break_even()}
+        """For `costs.json`, with what selecting cost in passes over the pool, and the break-even as a sentence."""
+        more = {"selection_passes": self.selection_passes(), "break_even": self.break_even()}
+        return dataclasses.asdict(self) | more
 
     def save(self, folder: str | Path) -> None:
         """Write `costs.json` into an artifact folder."""

@@ -21,8 +21,8 @@ WARMUP = "warm-up"
 TRAINING = "training"
 """Phase of a training run."""
 
-PREFILTER, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
-    "prefilter",
+SHORTLIST, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
+    "shortlist",
     "targets",
     "subspace",
     "scoring",

@@ -1,6 +1,6 @@
 """Best matches by text (BM25) between targets and pool: without a model, some milliseconds for each target row."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import bm25s
@@ -14,7 +14,7 @@ from hf_gist.functional.selection.ranking import take_turns
 
 
 def token_ids(dataset: Any, argument: str) -> list[list[int]]:
-    """All token ids of every row: the terms that rows are matched by. Tokens that all rows have count for nothing.
+    """All token ids of every row, without padding.
 
     Args:
         dataset: tokenised rows.
@@ -24,18 +24,25 @@ def token_ids(dataset: Any, argument: str) -> list[list[int]]:
         ValueError: if the rows have no token ids, because the collator tokenizes them.
     """
     if isinstance(dataset, Dataset):
-        names = token_columns(dataset.column_names)
-        columns = [dataset.with_format(None)[name] for name in names]
+        available = set(dataset.column_names)
+        rows = dataset.with_format(None)
     else:
         rows = [dataset[i] for i in range(len(dataset))]
-        names = token_columns(set.intersection(*(set(row) for row in rows))) if rows else ()
-        columns = [[row[name] for row in rows] for name in names]
+        available = set.intersection(*(set(row) for row in rows)) if rows else set()
+    names = token_columns(available)
     if not names:
         raise ValueError(
-            f"`{argument}` has no token ids, so its rows cannot be matched by their text. Tokenise it first: the rows "
+            f"`{argument}` has no token ids, so its rows cannot be compared by their text. Tokenise it first: the rows "
             "need `input_ids`."
         )
-    return [[int(token) for part in parts for token in part] for parts in zip(*columns, strict=True)]
+    masked = names == ("input_ids",) and "attention_mask" in available
+    return [_tokens_of(row, names, masked) for row in rows]
+
+
+def _tokens_of(row: Mapping[str, Any], names: Sequence[str], masked: bool) -> list[int]:
+    """The token ids of one row, of all `names`; with `masked` without those that its attention mask leaves out."""
+    tokens = np.concatenate([np.asarray(row[name], dtype=np.int64) for name in names])
+    return (tokens[np.asarray(row["attention_mask"], dtype=bool)] if masked else tokens).tolist()
 
 
 def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:

@@ -33,7 +33,7 @@ class Measurements:
         singular_values (`Tensor`): of the target gradients `[q]` float64, descending.
         target_coordinates (`Tensor`): `[M, q]` float32.
         target_label_tokens (`Tensor`): `[M]` int64.
-        scored (`Tensor`, *optional*): `[N]` bool, the rows that a prefilter kept; by default all.
+        scored (`Tensor`, *optional*): `[N]` bool, the rows that were scored; by default all.
         leaked (`Tensor`, *optional*): `[N]` bool, the rows that are also in the target or evaluation set; by default
             none.
         copy_of (`Tensor`, *optional*): `[N]` int32, the first row of the pool with the same words; by default each row
@@ -74,10 +74,15 @@ class Measurements:
             raise ValueError(f"{', '.join(wrong) or 'coordinates'}: size or type does not match the other tensors")
 
     @property
+    def looked_at(self) -> Tensor:
+        """`[N]` bool: the rows that were scored, whether they have a usable gradient or not."""
+        return torch.ones(len(self.norms), dtype=torch.bool) if self.scored is None else self.scored
+
+    @property
     def scorable(self) -> Tensor:
         """`[N]` bool: rows that were scored, with a labelled token and a finite gradient."""
         finite = torch.isfinite(self.norms) & torch.isfinite(self.coordinates).all(1)
-        return (self.label_tokens > 0) & finite & (torch.tensor(True) if self.scored is None else self.scored)
+        return (self.label_tokens > 0) & finite & self.looked_at
 
     @property
     def target_numbers(self) -> list[int]:

@@ -144,7 +144,8 @@ def check_inputs(
     model = dataset_pass.model
     check_dataset(pool, "train_dataset")
     check_dataset(targets, "target_dataset")
-    _check_prefilter(config, len(pool))
+    # raises if the budget selects nothing or more than the pool
+    rows_in_budget(config.budget, config.budget_unit, len(pool))
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
     tracked = find_tracked(model)
@@ -159,20 +160,6 @@ def check_inputs(
     check_labels(pool, collator, loss, "train_dataset", some)
     for dataset, argument in ((targets, "target_dataset"), (pool, "train_dataset")):
         _try_longest(dataset_pass, dataset, tracked, argument)
-
-
-def _check_prefilter(config: GISTConfig, pool_size: int) -> None:
-    """Check the budget, and that the prefilter keeps enough rows for it."""
-    budget = rows_in_budget(config.budget, config.budget_unit, pool_size)
-    if config.prefilter is None or budget is None or not isinstance(config.budget, int):
-        return
-    passed = int(config.prefilter * pool_size)
-    wanted = int(budget * config.sample_from_top)
-    if passed < wanted:
-        raise ValueError(
-            f"`prefilter={config.prefilter}` keeps {passed} of {pool_size} rows, but `budget` with "
-            f"`sample_from_top` needs {wanted}; raise `prefilter`."
-        )
 
 
 def _try_longest(dataset_pass: DatasetPass, dataset: Any, tracked: Sequence[TrackedModule], argument: str) -> None:

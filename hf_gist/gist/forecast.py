@@ -125,7 +125,8 @@ def duration(seconds: float) -> str:
     return f"{minutes:,.0f} min" if minutes < 120 else f"{minutes / 60:,.1f} h"
 
 
-def _say(dataset_pass: DatasetPass, text: str) -> None:
+def announce(dataset_pass: DatasetPass, text: str) -> None:
+    """Print a line to stderr on the main process, unless progress is off."""
     if dataset_pass.progress and PartialState().is_main_process:
         # stdout is reserved for results
         tqdm.write(text, file=sys.stderr)
@@ -145,7 +146,7 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
         rows,
         dataset_pass.tokens_per_batch,
     )
-    _say(dataset_pass, plan.describe())
+    announce(dataset_pass, plan.describe())
     return plan
 
 
@@ -175,7 +176,7 @@ def forecast_scoring(
     forward_only = scorer_of(config).forward_only
     seconds = expected_seconds(work, config, done, todo, watch.seconds[TARGETS], forward_only)
     watch.forecasts[SCORING] = round(seconds, 1)
-    _say(
+    announce(
         dataset_pass,
         f"scoring {len(lengths):,} rows of {int(lengths.sum()):,} tokens will take about {duration(seconds)}",
     )

@@ -1,7 +1,6 @@
 """Scores a pool against the target subspace, and selects rows by the scores."""
 
 import dataclasses
-import math
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -11,20 +10,19 @@ import torch
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.accounting import ScoringRun, selection_ledger
 from hf_gist.costs.flops import ModelWork
-from hf_gist.costs.ledger import CostLedger
+from hf_gist.costs.ledger import CostLedger, PhaseCost
 from hf_gist.costs.manifest import run_manifest
-from hf_gist.costs.stopwatch import CHOOSING, COUNTING, PREFILTER, SCORING, Stopwatch
+from hf_gist.costs.stopwatch import CHOOSING, COUNTING, SCORING, SHORTLIST, Stopwatch
 from hf_gist.data.copies import digest
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.functional.subspace import target_coordinates
-from hf_gist.gist.forecast import forecast_memory, forecast_scoring
+from hf_gist.gist.forecast import announce, forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.plan import ScoringPlan, plan_scoring
 from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gist.scorers.label_counts import LabelCounts
-from hf_gist.gist.scorers.rds_plus import RDS_PLUS
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.sources import warn_quotas
@@ -37,22 +35,21 @@ from hf_gist.utils.disk import as_json
 from hf_gist.version import __version__
 
 
-SCORED_BY = ("scorer", "score_layers", "sketch_dim", "prefilter", "scoring_tokens_per_batch", "seed")
+SCORED_BY = ("scorer", "score_layers", "sketch_dim", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
-SHORTLISTED_BY = (
-    *("rank", "explained_variance", "target_group_column", "drop_target_duplicates", "drop_pool_duplicates"),
-    *("source_shares", "source_max"),
-)
-"""Further settings that the rows kept by the prefilter depend on."""
 
-PREFILTERED_BY = {"scorer": RDS_PLUS.name, "score": "subspace_cosine", "strategy": "max", "sample_from_top": 1.0}
-PREFILTERED_BY |= {"prefilter": None, "score_layers": None, "sketch_dim": None, "budget_unit": "rows"}
-"""Settings of the prefilter's own selection; its budget is the `prefilter`."""
+def scoring_key(
+    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, rows: list[int] | None = None
+) -> dict[str, Any]:
+    """Everything that scores depend on, to check whether unfinished scores may be reused.
 
-
-def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
-    """Everything that scores depend on, to check whether unfinished scores may be reused."""
+    Args:
+        dataset_pass (`DatasetPass`): model, collator and batching.
+        inputs (`Inputs`): the checked inputs.
+        config (`GISTConfig`): the configuration.
+        rows (`list[int]`, *optional*): the rows that are scored; by default all.
+    """
     settings: dict[str, Any] = {name: getattr(config, name) for name in SCORED_BY}
     read = {
         "hf_gist": __version__,
@@ -66,19 +63,9 @@ def scoring_key(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -
         "train_dataset": content_digest(inputs.pool),
         "target_dataset": content_digest(inputs.targets),
     }
-    return as_json(settings | _shortlist_key(inputs, config) | read)
-
-
-def _shortlist_key(inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
-    """Further inputs that determine which rows the prefilter keeps; saved scores are indexed by these rows."""
-    if config.prefilter is None:
-        return {}
-    return {name: getattr(config, name) for name in SHORTLISTED_BY} | {
-        "target groups": inputs.target_columns,
-        "leaks": None if inputs.leaks is None else inputs.leaks.report(),
-        "pool duplicates": _copies_report(inputs),
-        "sources": None if inputs.sources is None else digest(repr(inputs.sources).encode()).hex(),
-    }
+    if rows is not None:
+        read["scored rows"] = digest(repr(rows).encode()).hex()
+    return as_json(settings | read)
 
 
 def _warn_unscorable(measurements: Measurements) -> None:
@@ -182,32 +169,13 @@ def _unusable_targets(measured: Measurements, inputs: Inputs, config: GISTConfig
     return {"rows": rows, "groups": lost_by_group(rows, _group_names(inputs, config))}
 
 
-def _limits_of_shortlist(config: GISTConfig, size: int) -> dict[str, int] | None:
-    """The largest numbers of rows of the sources among the rows that a prefilter keeps of a pool of `size` rows.
-
-    They are larger than those of the selection by as much as the shortlist is, so that the shortlist fills the budget.
-    """
-    rows = rows_in_budget(config.budget, config.budget_unit, size)
-    if rows is None or config.prefilter is None or config.source_max is None:
-        return None
-    return {name: math.ceil(most * config.prefilter * size / rows) for name, most in config.source_max.items()}
-
-
-def _shortlist(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> tuple[list[int], torch.Tensor]:
-    """The rows kept by the `prefilter` of [`GISTConfig`], and the labelled tokens of all rows."""
-    settings = config.to_dict() | PREFILTERED_BY | {"budget": config.prefilter}
-    settings["source_max"] = _limits_of_shortlist(config, len(inputs.pool))
-    cheap = GISTConfig.from_dict(settings)
-    measured = _without_leaks(measure(dataset_pass, inputs, cheap, Stopwatch()), inputs)
-    return sorted(Selection.choose(measured, cheap).indices), measured.label_tokens
-
-
 def measure(
     dataset_pass: DatasetPass,
     inputs: Inputs,
     config: GISTConfig,
     watch: Stopwatch,
     partial: PartialScores | None = None,
+    plan: ScoringPlan | None = None,
 ) -> Measurements:
     """The targets' vectors, their spectrum, and every candidate's coordinates.
 
@@ -218,6 +186,7 @@ def measure(
         watch (`Stopwatch`): records the seconds of each phase.
         partial (`PartialScores`, *optional*): saves finished batches, and resumes after the last batch that an earlier
             run saved.
+        plan (`ScoringPlan`, *optional*): the rows to score; by default all.
 
     Raises:
         ValueError: if no target has a usable gradient.
@@ -226,13 +195,11 @@ def measure(
         measured = _measure_nothing(dataset_pass, inputs)
         watch.record(COUNTING)
         return measured
-    if config.prefilter is None:
+    if plan is None or plan.rows is None:
         return _measure_all(dataset_pass, inputs, config, watch, partial)
-    rows, label_tokens = _shortlist(dataset_pass, inputs, config)
-    watch.record(PREFILTER)
-    shortlisted = dataclasses.replace(inputs, pool=rows_of(inputs.pool, rows))
-    measured = _measure_all(dataset_pass, shortlisted, config, watch, partial)
-    return measured.expand_to_pool(rows, label_tokens)
+    affordable = dataclasses.replace(inputs, pool=rows_of(inputs.pool, plan.rows))
+    measured = _measure_all(dataset_pass, affordable, config, watch, partial)
+    return measured.expand_to_pool(plan.rows, plan.label_tokens)
 
 
 def _measure_all(
@@ -250,34 +217,62 @@ def _measure_all(
 
 
 def measure_and_choose(
-    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, partial: PartialScores | None = None
+    dataset_pass: DatasetPass,
+    inputs: Inputs,
+    config: GISTConfig,
+    partial: PartialScores | None = None,
+    warmup: PhaseCost | None = None,
 ) -> Selection:
-    """[`measure`], then [`Selection.choose`], with a manifest. The inputs are not checked again."""
+    """[`measure`], then [`Selection.choose`], with a manifest and a ledger. The inputs are not checked again.
+
+    Args:
+        dataset_pass (`DatasetPass`): model, collator and batching.
+        inputs (`Inputs`): the checked inputs.
+        config (`GISTConfig`): the configuration.
+        partial (`PartialScores`, *optional*): see [`measure`].
+        warmup (`PhaseCost`, *optional*): cost of the warm-up, part of `scoring_cost` and of the ledger.
+    """
     watch = Stopwatch(model_device(dataset_pass.model))
+    plan = plan_scoring(dataset_pass, inputs, config, warmup)
+    if plan is not None:
+        announce(dataset_pass, plan.describe())
+        watch.record(SHORTLIST)
+    rows = None if plan is None else plan.rows
     if partial is not None and config.strategy not in UNSCORED:
-        partial.open(scoring_key(dataset_pass, inputs, config))
-    plan = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config)
-    if plan is not None and plan.placement == "host":
+        partial.open(scoring_key(dataset_pass, inputs, config, rows))
+    memory = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config)
+    if memory is not None and memory.placement == "host":
         dataset_pass = dataclasses.replace(dataset_pass, basis_device=torch.device("cpu"))
-    measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial), inputs)
+    measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial, plan), inputs)
     _warn_unscorable(measurements)
     selection = Selection.choose(measurements, config, {})
     warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)
-    manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
-    manifest["loss"] = dataset_pass.loss.name
-    manifest["memory_plan"] = None if plan is None else plan.to_dict()
-    manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
-    manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)
-    manifest["pool_duplicates"] = _copies_report(inputs)
-    ledger = _ledger(dataset_pass, inputs, selection, watch)
+    manifest = _manifest(dataset_pass, inputs, measurements, config)
+    manifest["memory_plan"] = None if memory is None else memory.to_dict()
+    manifest["scoring_plan"] = None if plan is None else plan.to_dict()
+    ledger = _ledger(dataset_pass, inputs, selection, watch, warmup)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 
 
-def _ledger(dataset_pass: DatasetPass, inputs: Inputs, selection: Selection, watch: Stopwatch) -> CostLedger:
+def _manifest(
+    dataset_pass: DatasetPass, inputs: Inputs, measurements: Measurements, config: GISTConfig
+) -> dict[str, Any]:
+    """Everything needed to reproduce a selection, and what its inputs were found to contain."""
+    manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
+    manifest["loss"] = dataset_pass.loss.name
+    manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
+    manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)
+    manifest["pool_duplicates"] = _copies_report(inputs)
+    return manifest
+
+
+def _ledger(
+    dataset_pass: DatasetPass, inputs: Inputs, selection: Selection, watch: Stopwatch, warmup: PhaseCost | None
+) -> CostLedger:
     config = selection.config
     passes = max(1, len(inputs.checkpoints))
     run = ScoringRun(ModelWork.of(dataset_pass.model), config, scorer_of(config).forward_only, passes)
     pool = row_lengths(inputs.pool)
     targets = row_lengths(inputs.targets)
-    return selection_ledger(run, pool, targets, selection.measurements, selection.indices, watch)
+    return selection_ledger(run, pool, targets, selection.measurements, selection.indices, watch, warmup)

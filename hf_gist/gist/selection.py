@@ -1,6 +1,7 @@
 """`Selection`: which rows of the pool to train on, and why."""
 
 import dataclasses
+import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.selection.budget import sampled_from_top
+from hf_gist.functional.selection.budget import rows_in_budget, sampled_from_top
 from hf_gist.functional.selection.choice import ComparisonSpace, order_candidates
 from hf_gist.functional.selection.ranking import energy_inside
 from hf_gist.functional.subspace import captured_variance, choose_rank
@@ -49,6 +50,21 @@ RESELECTABLE = (
     "drop_pool_duplicates",
     "target_group_column",
 )
+
+
+def _check_enough_scored(m: Measurements, config: GISTConfig, eligible: Tensor) -> None:
+    """Check that a selection from some scored rows fills its budget like one from all rows."""
+    wanted = rows_in_budget(config.budget, config.budget_unit, len(eligible))
+    if m.scored is None or wanted is None or config.strategy in UNSCORED:
+        return
+    top = math.ceil(wanted * config.sample_from_top - 1e-9)
+    others = int((~m.scored).sum())
+    if top > int(eligible.sum()) and others:
+        raise ValueError(
+            f"`budget={config.budget}` and `sample_from_top={config.sample_from_top:g}` need {top:,} rows to choose "
+            f"from, but only {int(eligible.sum()):,} were scored within `scoring_cost`, and {others:,} rows were not looked "
+            "at. Lower one of them, or score again with a higher `scoring_cost`."
+        )
 
 
 def _check_scored(m: Measurements, config: GISTConfig) -> None:
@@ -145,6 +161,7 @@ class Selection:
         _check_scored(m, config)
         quotas = quotas_of(config, m.sources)
         eligible = m.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
+        _check_enough_scored(m, config, eligible)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         scorer = scorer_of(config)
@@ -231,6 +248,7 @@ class Selection:
             "gradient_norm": m.norms.tolist(),
             "energy": self.energy.tolist(),
             "label_tokens": m.label_tokens.tolist(),
+            "scored": m.looked_at.tolist(),
             "selected": [row in position for row in rows],
             "position": [position.get(row) for row in rows],
         }
@@ -240,7 +258,8 @@ class Selection:
         m = self.measurements
         return {
             "candidates": len(m.norms),
-            "candidates_scored": len(m.norms) if m.scored is None else int(m.scored.sum()),
+            "candidates_scored": int(m.looked_at.sum()),
+            "candidates_not_looked_at": int((~m.looked_at).sum()),
             "targets": len(m.target_coordinates),
             "target_groups": len(self.group_names),
             "selected": len(self.indices),

@@ -62,9 +62,9 @@ def check_stream_config(config: GISTConfig) -> None:
             f"`budget={config.budget!r}` {config.budget_unit}: the length of a stream is not known; "
             "give a number of rows."
         )
-    if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.prefilter is not None:
+    if config.strategy in (*UNSCORED, "round_robin") or config.sample_from_top != 1 or config.scoring_cost is not None:
         raise ValueError(
-            "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `prefilter`."
+            "A stream is read once: `strategy` must be 'max' or 'mean', without `sample_from_top` and `scoring_cost`."
         )
     if config.source_shares or config.source_max:
         raise ValueError(

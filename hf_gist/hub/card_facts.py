@@ -96,7 +96,7 @@ def _subspace(selection: Selection) -> list[tuple[str, str]]:
         facts.append(
             ("Gradient energy in it", f"median {inside:.1%} of the kept rows, {everywhere:.1%} of all scored rows")
         )
-    shortcuts = ("score_layers", "sketch_dim", "prefilter")
+    shortcuts = ("score_layers", "sketch_dim", "scoring_cost")
     used = [f"{code(name)} = {getattr(config, name)}" for name in shortcuts if getattr(config, name) is not None]
     return facts + ([("Approximations", ", ".join(used))] if used else [])
 
@@ -110,6 +110,8 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
     leaks = selection.manifest.get("leaks")
     unlabelled = int((m.label_tokens == 0).sum())
     facts = []
+    if m.scored is not None:
+        facts.append(("Rows not looked at", f"{int((~m.scored).sum()):,}, to keep within {code('scoring_cost')}"))
     if unlabelled or m.not_finite:
         facts.append(
             (

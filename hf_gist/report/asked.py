@@ -54,8 +54,8 @@ def _asked(selection: Selection) -> list[list[str]]:
         ]
     if config.sample_from_top != 1:
         rows.append(["drawn at random from", f"the best {config.sample_from_top:g} times the budget"])
-    if config.prefilter is not None:
-        rows.append(["prefilter", f"the best {percent(config.prefilter)} by hidden states were scored by gradients"])
+    if config.scoring_cost is not None:
+        rows.append(["cost of selecting", f"at most {config.scoring_cost:g} training passes over the pool"])
     return [*rows, ["model", _model(selection.manifest)], ["seed", str(config.seed)]]
 
 
@@ -72,7 +72,8 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     if lost := unusable_targets(selection.manifest.get("unusable_targets")):
         rows.append(["target rows that cannot be used", short(lost, 200)])
     if m.scored is not None:
-        rows.append(["rows that passed the prefilter", count(int(m.scored.sum()))])
+        rows.append(["rows scored", f"{count(int(m.scored.sum()))}, those nearest to a target by their embeddings"])
+        rows.append(["rows not looked at", count(int((~m.scored).sum()))])
     repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
     rows.append(["rows that repeat an earlier row", repeats])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])

@@ -35,8 +35,9 @@ def summary_table(selection: Selection) -> str:
     if selection.rank:
         lines += [*_subspace_lines(selection), *_loss_line(selection)]
     if m.scored is not None:
-        lines.append(_line("passed the prefilter", f"{int(m.scored.sum()):,}"))
-    unscorable = int((~m.scorable if m.scored is None else ~m.scorable & m.scored).sum())
+        others = f"of {len(m.scored):,}, the others were not looked at"
+        lines.append(_line("scored rows", f"{int(m.scored.sum()):,}", others))
+    unscorable = int((~m.scorable & m.looked_at).sum())
     if unscorable:
         lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
     lines += _copies_lines(selection)

@@ -21,6 +21,7 @@ from hf_gist.data.rows import row_lengths
 from hf_gist.errors import MaxStepsWarning, NoEffectWarning
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.less import adam_checkpoint
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.scoring import measure_and_choose
@@ -133,6 +134,15 @@ class GISTRun:
             self.initial_adapter = InitialAdapter.of(self.parts.model, self.parts.output_folder, state)
         if state.global_step > 0:
             self._resume(state)
+        if self.selection is None:
+            # raises before the warm-up if `scoring_cost` does not pay for enough rows
+            plan_scoring(
+                self.parts.dataset_pass(self.config, self.inputs.loss), self.inputs, self.config, self._warmup()
+            )
+
+    def _warmup(self) -> PhaseCost:
+        """Cost of the warm-up, spent or to be spent."""
+        return self._cost(WARMUP, range(self.plan.warmup_steps))
 
     def _apply(self, plan: StepPlan, state: TrainerState) -> None:
         """Apply a plan to the sampler, the trainer's state, the learning rate and the progress bars."""
@@ -254,19 +264,17 @@ class GISTRun:
             checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
             inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
         self.clock.record(WARMUP)
-        warmup = self._cost(WARMUP, range(self.plan.warmup_steps))
+        warmup = self._warmup()
         dataset_pass = parts.dataset_pass(self.config, inputs.loss)
         if inputs.loss is not None and self.config.strategy not in UNSCORED:
             # before the first step, rows that a loss mixes may still have parallel gradients
             loss = verified_loss(inputs.loss, dataset_pass, parts, self.config.seed)
             dataset_pass = parts.dataset_pass(self.config, loss)
-        selection = measure_and_choose(dataset_pass, inputs, self.config, partial)
+        selection = measure_and_choose(dataset_pass, inputs, self.config, partial, warmup)
         self.clock.record(None)
         if len(selection.indices) == len(inputs.pool):
             warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=5)
-        if selection.costs is None:
-            return selection
-        return dataclasses.replace(selection, costs=selection.costs.with_phase(warmup, first=True))
+        return selection
 
     def _cost(self, phase: str, steps: Iterable[int]) -> PhaseCost:
         # an array, not a list: a long training run has millions of rows

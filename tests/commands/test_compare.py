@@ -235,10 +235,9 @@ def test_the_table_is_arithmetic_on_the_runs():
 
 
 def test_the_cost_of_scoring_counts_what_is_run():
-    config, warmup = GISTConfig(warmup_steps=2, prefilter=0.25), WarmupSettings()
-    assert scores.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 0.25 + 0.5)
+    config, warmup = GISTConfig(warmup_steps=2), WarmupSettings()
+    assert scores.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 1.0)
     assert scores.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
     assert scores.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
-    # the arm of LESS knows no prefilter
-    both = GISTConfig(score_layers=1, prefilter=0.25)
+    both = GISTConfig(score_layers=1)
     assert scores.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)

@@ -138,7 +138,8 @@ def test_flags_that_need_scoring_are_refused_with_from_scores(run, tmp_path, cap
         (("--eval_file", "nowhere.jsonl"), "`--eval_file nowhere.jsonl`: no such file"),
         (("--score_layers", "9"), "the adapter is on 2 blocks only"),
         (("--warmup_steps", "500"), "`warmup_steps=500` takes"),
-        (("--prefilter", "0.2", "--budget", "40"), "keeps 16 of 80 rows"),
+        (("--scoring_cost", "0.3", "--budget", "40"), "`scoring_cost=0.3` pays for scoring"),
+        (("--scoring_cost", "0.01"), "pays for scoring 0 rows"),
     ],
 )
 def test_mistakes_show_before_the_warm_up(files, tmp_path, capsys, flag, message):
@@ -219,7 +220,7 @@ def test_a_dry_run_writes_nothing_and_knows_the_counts(files, run, tmp_path, cap
     assert plan["counts"]["candidate_tokens"] == done["scoring"].tokens
     assert plan["counts"]["warmup_steps"] * 4 == done["warm-up"].rows
     assert list(plan["seconds"]) == ["warm-up", "targets", "scoring"] and min(plan["seconds"].values()) >= 0
-    for more in (["--scorer", "less"], ["--prefilter", "0.5"], ["--scorer", "rds_plus"], ["--strategy", "random"]):
+    for more in (["--scorer", "less"], ["--scoring_cost", "0.6"], ["--scorer", "rds_plus"], ["--strategy", "random"]):
         assert main(flags(files, output, "--dry_run", *more)) == 0
     trained = ["--adapter_name_or_path", str(run / "warmup_adapter")]
     capsys.readouterr()

@@ -65,8 +65,8 @@ def test_cheaper_scoring_counts_fewer_operations(selection):
     hidden = flops(scorer="rds_plus")["scoring"]
     assert hidden.backward_flops == 0 and hidden.forward_flops == full.forward_flops
     assert flops(score_layers=1)["scoring"].backward_flops == pytest.approx(full.backward_flops / 2)
-    short = flops(prefilter=0.5)
-    assert short["scoring"].rows == 20 and short["prefilter"].rows == 40 and short["prefilter"].backward_flops == 0
+    short = flops(scoring_cost=0.6)
+    assert short["scoring"].rows < 40 and short["shortlist"].flops == 0
 
 
 def test_break_even_is_where_the_costs_cross():

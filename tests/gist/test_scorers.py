@@ -1,5 +1,6 @@
 """Baselines against plain computations: RDS+, LESS, random draws, and the cheaper scorings."""
 
+import math
 from typing import Literal, get_args, get_type_hints
 
 import pytest
@@ -23,7 +24,7 @@ from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.hub.card_facts import is_gist, select_command, selection_facts
 from hf_gist.report import save_selection_figures, summary_line, summary_table
 from hf_gist.report.asked import asked
-from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
+from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
 COLLATOR = PaddingCollator()
@@ -256,9 +257,10 @@ def test_gradient_norm_takes_the_largest_gradients():
     [
         ({"scorer": "less", "score": "cosine"}, "`score` must be left at its default with `scorer='less'`"),
         ({"score": "grad_norm", "strategy": "round_robin"}, "`strategy` must be 'max' with `score='grad_norm'`"),
-        ({"prefilter": 0.5, "scorer": "rds_plus"}, "`prefilter` must be left out"),
-        ({"prefilter": 0.1, "budget": 0.05, "sample_from_top": 3.0}, "`prefilter` must be at least `budget` times"),
-        ({"prefilter": 1.0}, "`prefilter` must be between 0 and 1"),
+        ({"scoring_cost": 0.5, "strategy": "random"}, "`scoring_cost` must be left out with `strategy='random'`"),
+        ({"scoring_cost": 0.5, "score": "grad_norm"}, "`scoring_cost` must be left out with `score='grad_norm'`"),
+        ({"scoring_cost": 0.0}, "`scoring_cost` must be a number of passes over the pool above 0"),
+        ({"scoring_cost": math.inf}, "`scoring_cost` must be a number of passes over the pool above 0"),
         ({"sketch_dim": 8, "scorer": "less"}, "`sketch_dim` must be left out with `scorer='less'`"),
         ({"score_layers": 0}, "`score_layers` must be at least 1"),
     ],
@@ -298,33 +300,6 @@ def test_optimizers_with_moments_of_another_kind_are_refused_before_the_first_st
         check_optimizer(AcceleratedOptimizer(kind(weights)))
     with pytest.raises(ValueError, match="got Adamax"):
         check_optimizer(AcceleratedOptimizer(torch.optim.Adamax(weights)))
-
-
-def test_prefilter_scores_only_what_rds_plus_passes_on(tmp_path):
-    pool, targets = patterned_rows(40), patterned_rows(6, seed=3)
-    exact = selected(GISTConfig(budget=4), pool=pool, targets=targets)
-    cheap = selected(GISTConfig(scorer="rds_plus", budget=10), pool=pool, targets=targets)
-    got = selected(GISTConfig(budget=4, prefilter=0.25), pool=pool, targets=targets)
-    passed = torch.zeros(40, dtype=torch.bool)
-    passed[cheap.indices] = True
-    torch.testing.assert_close(got.scores[passed], exact.scores[passed], rtol=0, atol=1e-6)
-    assert torch.isneginf(got.scores[~passed]).all() and torch.isfinite(got.scores[passed]).all()
-    assert set(got.indices) <= set(cheap.indices)
-    got.save(tmp_path)
-    again = Selection.load(tmp_path)
-    assert again.indices == got.indices and torch.equal(again.measurements.scored, passed)
-    assert "passed the prefilter" in summary_table(again)
-    assert again.measurements.label_tokens.tolist() == exact.measurements.label_tokens.tolist()
-
-
-def test_prefilter_passes_on_the_best_also_where_the_selection_is_drawn():
-    pool, targets = patterned_rows(40), patterned_rows(6, seed=3)
-    pool[7] = targets[0]
-    best = selected(GISTConfig(scorer="rds_plus", budget=20), pool=pool, targets=targets)
-    got = selected(GISTConfig(budget=4, prefilter=0.5, sample_from_top=2.0), pool=pool, targets=targets)
-    passed = got.measurements.scored.nonzero().flatten().tolist()
-    # the copy of a target takes no place
-    assert 7 not in passed and passed == sorted(best.indices)
 
 
 def test_a_larger_sketch_is_closer_to_the_exact_scores():

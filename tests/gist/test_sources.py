@@ -129,7 +129,7 @@ def rows():
 SETTINGS = {"budget": 12, "source_column": "source", "source_shares": {"family3": 0.5}, "source_max": {"family0": 1}}
 
 
-@pytest.mark.parametrize("more", [{}, {"prefilter": 0.5}, {"strategy": "random"}], ids=str)
+@pytest.mark.parametrize("more", [{}, {"scoring_cost": 0.6}, {"strategy": "random"}], ids=str)
 def test_select_keeps_them(tmp_path, more):
     pool, targets = rows()
     config = GISTConfig(**SETTINGS, **more)

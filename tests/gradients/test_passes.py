@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.data.rows import content_digest
+from hf_gist.errors import DuplicateRowsWarning
 from hf_gist.gist import checks
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.partial import PartialScores, Shards
@@ -105,16 +106,9 @@ def test_scores_of_something_else_are_refused_with_the_difference(interrupted, c
         choose(interrupted, **change)
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        ({"target_group_column": "task"}, "target_group_column was None and is now 'task'"),
-        ({"rank": 1}, "rank was None and is now 1"),
-    ],
-)
-def test_scores_of_another_shortlist_are_refused(tmp_path, more, message):
-    short = {"budget": 4, "scoring_tokens_per_batch": 40, "save_every": 2, "prefilter": 0.5}
-    targets = [row | {"task": f"task{i % 2}"} for i, row in enumerate(TARGETS)]
+@pytest.mark.parametrize("more", [{"drop_pool_duplicates": False}, {"scoring_cost": 0.9}], ids=str)
+def test_scores_of_other_rows_are_refused(tmp_path, more):
+    short = {"budget": 4, "scoring_tokens_per_batch": 40, "save_every": 2, "scoring_cost": 0.8}
 
     class Dies(PaddingCollator):
         def __call__(self, rows):
@@ -122,10 +116,11 @@ def test_scores_of_another_shortlist_are_refused(tmp_path, more, message):
                 raise Interrupted
             return super().__call__(rows)
 
-    with pytest.raises(Interrupted):
-        choose(tmp_path, Dies(), targets=targets, config=GISTConfig(**short))
-    with pytest.raises(ValueError, match=message):
-        choose(tmp_path, targets=targets, config=GISTConfig(**short | more))
+    pool = [*POOL, *POOL[:4]]
+    with pytest.warns(DuplicateRowsWarning), pytest.raises(Interrupted):
+        choose(tmp_path, Dies(), pool=pool, config=GISTConfig(**short))
+    with pytest.warns(DuplicateRowsWarning), pytest.raises(ValueError, match="scored rows was"):
+        choose(tmp_path, pool=pool, config=GISTConfig(**short | more))
 
 
 def test_a_training_starts_over_where_unfinished_scores_are_of_another_one(tmp_path):

@@ -20,7 +20,7 @@ NAMES = (
     "source_shares",
     "source_max",
     "score_layers",
-    "prefilter",
+    "scoring_cost",
     "sketch_dim",
     "scoring_tokens_per_batch",
 )

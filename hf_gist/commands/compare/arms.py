@@ -85,7 +85,7 @@ def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConf
     """
     changes: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
     if arm.scorer != GIST.name:
-        changes |= {"prefilter": None, "sketch_dim": None}
+        changes |= {"scoring_cost": None, "sketch_dim": None}
     if seed is not None:
         changes["seed"] = seed
     return dataclasses.replace(config, **(changes | arm.changes))

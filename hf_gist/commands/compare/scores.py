@@ -135,4 +135,4 @@ def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int
     passed = 0.5 + 0.5 * (config.score_layers or blocks) / blocks
     if SCORERS[scorer].needs_adam:
         return trained + passed * warmup.less_checkpoints
-    return trained + (passed if config.prefilter is None else 0.5 + config.prefilter * passed)
+    return trained + passed

@@ -12,18 +12,21 @@ from torch import nn
 from hf_gist.commands.flags import SelectArguments
 from hf_gist.commands.select.plan import SelectionPlan
 from hf_gist.commands.select.scoring import evaluation_rows
+from hf_gist.commands.warmed import scoring_passes
 from hf_gist.commands.workspace import Workspace, open_workspace, token_counts
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.accounting import Sizes, expected_seconds, training_cost
+from hf_gist.costs.clock import RunClock
 from hf_gist.costs.flops import ModelWork
-from hf_gist.costs.stopwatch import PREFILTER, SCORING, TARGETS, WARMUP
+from hf_gist.costs.stopwatch import SCORING, TARGETS, WARMUP
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import rows_of
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.forecast import plan_memory
 from hf_gist.gist.inputs import Inputs, prepare
+from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
@@ -64,9 +67,14 @@ def _labelled_share(dataset_pass: DatasetPass, dataset: Any, lengths: np.ndarray
 
 
 def _seconds(
-    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, warmup_sample: list[int], passes: int
+    dataset_pass: DatasetPass,
+    inputs: Inputs,
+    config: GISTConfig,
+    warmup_sample: list[int],
+    passes: int,
+    scored: list[int] | None,
 ) -> tuple[dict[str, float], int]:
-    """Expected seconds of each phase, and the number of timed rows."""
+    """Expected seconds of each phase, and the number of timed rows; `scored` are the rows to score, by default all."""
     if config.strategy in UNSCORED:
         return {}, 0
     lengths = token_counts(inputs.pool)
@@ -82,11 +90,7 @@ def _seconds(
     if warmup_sample:
         trained = training_cost(work, Sizes(lengths[warmup_sample], 0), WARMUP, 0.0)
         seconds[WARMUP] = took * trained.flops / training_cost(work, timed, WARMUP, took).flops
-    scoring = expected(lengths)
-    if config.prefilter is not None:
-        # a forward pass alone costs half of a forward and a backward
-        seconds[PREFILTER] = scoring / 2
-        scoring *= config.prefilter
+    scoring = expected(lengths if scored is None else lengths[scored])
     seconds |= {TARGETS: passes * expected(token_counts(inputs.targets)), SCORING: passes * scoring}
     return {name: round(value, 1) for name, value in seconds.items()}, len(timed.lengths)
 
@@ -156,14 +160,16 @@ def plan_selection(
     passes = 1
     if scorer_of(config).needs_adam:
         # the same work without the optimizer state, which exists only after a warm-up
-        passes = (warmup or WarmupSettings()).less_checkpoints
+        passes = scoring_passes(config, warmup or WarmupSettings())
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
     sample = _warmup_sample(inputs, workspace, config, warmup)
     steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
     dataset_pass = workspace.dataset_pass(model, config)
-    seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes)
+    cost = RunClock().cost(WARMUP, model, token_counts(inputs.pool), sample)
+    plan = plan_scoring(dataset_pass, inputs, config, cost, passes)
+    seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes, None if plan is None else plan.rows)
     needed = _bytes(dataset_pass, inputs, config)
-    return SelectionPlan(_counts(inputs, config, steps), needed, seconds, timed_rows)
+    return SelectionPlan(_counts(inputs, config, steps), needed, seconds, timed_rows, plan)
 
 
 def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:

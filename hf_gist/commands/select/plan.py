@@ -1,12 +1,12 @@
 """The forecast that `hf-gist select --dry_run` prints."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.gist.forecast import duration
+from hf_gist.gist.plan import ScoringPlan
 
 
 @dataclass(frozen=True)
@@ -21,16 +21,20 @@ class SelectionPlan:
             `artifacts` on disk.
         seconds (`dict[str, float]`): of each phase, from a few timed batches.
         timed_rows (`int`): rows in those batches.
+        scoring (`ScoringPlan`, *optional*): the rows that are scored for `scoring_cost`.
     """
 
     counts: dict[str, int]
     bytes: dict[str, int]
     seconds: dict[str, float]
     timed_rows: int
+    scoring: ScoringPlan | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
-        return dataclasses.asdict(self) | {"total_seconds": sum(self.seconds.values())}
+        shown = {name: getattr(self, name) for name in ("counts", "bytes", "seconds", "timed_rows")}
+        plan = None if self.scoring is None else self.scoring.to_dict()
+        return shown | {"scoring_plan": plan, "total_seconds": sum(self.seconds.values())}
 
     def describe(self) -> str:
         """The forecast as lines of two aligned columns."""
@@ -53,4 +57,6 @@ class SelectionPlan:
             ("time, total", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows")
         )
         lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
-        return "\n".join(["Nothing is written in a dry run.", *(f"{name:<28}{text}" for name, text in lines)])
+        table = [f"{name:<28}{text}" for name, text in lines]
+        plan = [] if self.scoring is None else [self.scoring.describe()]
+        return "\n".join(["Nothing is written in a dry run.", *table, *plan])

@@ -80,8 +80,7 @@ def score(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig
 
 
 def _select(scoring: ScoringModel, workspace: Workspace, config: GISTConfig, evaluation: Dataset | None) -> Selection:
-    """The selection, with the cost of the warm-up added to its costs."""
-    selection = select(
+    return select(
         scoring.model,
         workspace.pool,
         workspace.targets,
@@ -90,10 +89,8 @@ def _select(scoring: ScoringModel, workspace: Workspace, config: GISTConfig, eva
         eval_dataset=evaluation,
         output_dir=workspace.arguments.output_dir,
         checkpoints=scoring.checkpoints,
+        warmup=scoring.cost,
     )
-    if scoring.cost is None or selection.costs is None:
-        return selection
-    return dataclasses.replace(selection, costs=selection.costs.with_phase(scoring.cost, first=True))
 
 
 def _inputs_of(

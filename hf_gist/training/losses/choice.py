@@ -114,7 +114,7 @@ def _check_pair_settings(name: str, config: GISTConfig) -> None:
     Raises:
         ValueError: naming the setting.
     """
-    single = {"scorer": config.scorer == "rds_plus", "prefilter": config.prefilter is not None}
+    single = {"scorer": config.scorer == "rds_plus"}
     for setting in (setting for setting, used in single.items() if used):
         raise ValueError(
             f"`{setting}={getattr(config, setting)!r}` compares the hidden states of one sequence, and a row of {name} "

@@ -101,7 +101,6 @@ def test_the_length_of_a_pair_is_what_it_takes_in_a_batch(tmp_path):
         ({"loss_type": ["sigmoid", "sft"]}, {}, "mixes the rows of a batch"),
         ({"loss_type": ["aot"]}, {}, "`loss_type='aot'` sorts the rows of a batch"),
         ({}, {"scorer": "rds_plus"}, "`scorer='rds_plus'` compares the hidden states of one sequence"),
-        ({}, {"prefilter": 0.5}, "`prefilter=0.5` compares the hidden states"),
     ],
 )
 def test_what_cannot_be_scored_by_pair_is_refused_before_the_first_step(tmp_path, arguments, config, reason):

@@ -1,0 +1,97 @@
+"""Rows that are nearest to a target by their mean input embeddings: found without running the model.
+
+It decides which rows are scored where not all can be. `recipes/README.md` has what was measured: it finds more of the
+best rows than BM25, and as many as the hidden states after the first blocks.
+"""
+
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from hf_gist.data.best_match import token_ids
+from hf_gist.functional.selection.ranking import round_robin
+from hf_gist.gradients.models import unwrapped, whole
+
+
+CHUNK_TOKENS = 1 << 18
+"""Tokens whose embeddings are averaged at once."""
+
+
+def embedding_weights(model: nn.Module) -> Tensor:
+    """The input embeddings `[V, d]` of a language model, gathered if they are sharded.
+
+    Raises:
+        ValueError: for a model without a table of input embeddings.
+    """
+    table = cast(PreTrainedModel, unwrapped(model)).get_input_embeddings()
+    weights = getattr(table, "weight", None)
+    if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.is_floating_point():
+        raise ValueError(
+            f"`scoring_cost` compares rows by their input embeddings, and {type(table).__name__} has none that can be "
+            "read. Leave it out to score all rows."
+        )
+    return whole(weights)
+
+
+def _chunks(rows: list[list[int]]) -> list[slice]:
+    """Consecutive rows of about `CHUNK_TOKENS` tokens."""
+    ends = np.cumsum([len(row) for row in rows])
+    numbers = (ends - 1) // CHUNK_TOKENS
+    starts = np.flatnonzero(np.diff(numbers, prepend=-2)).tolist()
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+
+
+def mean_embeddings(rows: list[list[int]], weights: Tensor) -> Tensor:
+    """The mean of the embeddings of each row's tokens; 0 for a row without tokens.
+
+    Args:
+        rows (`list[list[int]]`): token ids of `n` rows.
+        weights (`Tensor`): input embeddings `[V, d]`.
+
+    Returns:
+        `Tensor`: `[n, d]` float32, on the device of the weights.
+    """
+    ids = torch.tensor([token for row in rows for token in row], dtype=torch.long, device=weights.device)
+    starts = np.cumsum([0, *(len(row) for row in rows)])[:-1]
+    return functional.embedding_bag(ids, weights, torch.from_numpy(starts).to(weights.device), mode="mean").float()
+
+
+@torch.no_grad()
+def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:
+    """Each target in turn picks the remaining row with the largest cosine of their mean embeddings.
+
+    The mean over the pool is subtracted first, since all rows share most of it.
+
+    Args:
+        model (`nn.Module`): a language model.
+        pool: `N` tokenised rows.
+        targets: `M` tokenised rows.
+        allowed (`Tensor`): `[N]` bool, rows that may be picked.
+        limit (`int`, *optional*): rows to pick; by default all that may be picked.
+
+    Returns:
+        `list[int]`: rows in the order in which they are picked; of rows with equal cosines, the earlier first.
+
+    Raises:
+        ValueError: for rows without token ids, or a model without input embeddings.
+    """
+    weights = embedding_weights(model)
+    rows = token_ids(pool, "train_dataset")
+    wanted = token_ids(targets, "target_dataset")
+    chunks = _chunks(rows)
+    total = sum((mean_embeddings(rows[chunk], weights).sum(0, dtype=torch.float64) for chunk in chunks), start=0.0)
+    center = (cast(Tensor, total) / len(rows)).float()
+    directions = functional.normalize(mean_embeddings(wanted, weights) - center, dim=1)
+    # only the part of a row in the span of the targets matters, and its norm: [N, M] values instead of [N, d]
+    basis = torch.linalg.qr(directions.T.double()).Q.float()
+    coordinates = []
+    norms = []
+    for chunk in chunks:
+        means = mean_embeddings(rows[chunk], weights) - center
+        coordinates.append((means @ basis).cpu())
+        norms.append(means.norm(dim=1).cpu())
+    return round_robin(torch.cat(coordinates), (directions @ basis).double().cpu(), allowed, torch.cat(norms), limit)

@@ -1,0 +1,217 @@
+"""Which rows are scored for a price (`scoring_cost`), before any row is scored."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.costs.accounting import ScoringRun, Sizes, training_cost
+from hf_gist.costs.flops import ModelWork
+from hf_gist.costs.ledger import PhaseCost
+from hf_gist.costs.stopwatch import SUBSPACE, TARGETS, TRAINING
+from hf_gist.data.rows import row_lengths
+from hf_gist.functional.measurements import Measurements
+from hf_gist.functional.selection.budget import budget_amount, row_sizes
+from hf_gist.functional.selection.quotas import Quotas
+from hf_gist.gist.inputs import Inputs
+from hf_gist.gist.nearest import nearest_order
+from hf_gist.gist.scorers.label_counts import LabelCounts
+from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.sources import quotas_of
+from hf_gist.gradients.passes import DatasetPass
+
+
+@dataclass(frozen=True)
+class ScoringPlan:
+    """The rows that are scored for a price, and what that costs in training passes over the pool.
+
+    Args:
+        limit (`float`): `scoring_cost` of [`GISTConfig`].
+        warmup (`float`): cost of the warm-up.
+        targets (`float`): cost of scoring the targets, with their subspace.
+        scoring (`float`): cost of scoring `rows`.
+        candidates (`int`): rows of the pool.
+        label_tokens (`Tensor`): labelled tokens of each row of the pool `[N]`.
+        rows (`list[int]`, *optional*): the rows to score, in the order of the pool; `None` for all.
+    """
+
+    limit: float
+    warmup: float
+    targets: float
+    scoring: float
+    candidates: int
+    label_tokens: Tensor
+    rows: list[int] | None = None
+
+    @property
+    def total(self) -> float:
+        """The whole cost, warm-up included."""
+        return self.warmup + self.targets + self.scoring
+
+    @property
+    def scored(self) -> int:
+        """Number of rows that are scored."""
+        return self.candidates if self.rows is None else len(self.rows)
+
+    def describe(self) -> str:
+        """One line for the user."""
+        parts = f"warm-up {self.warmup:.3f}, targets {self.targets:.3f}, rows {self.scoring:.3f}"
+        plan = f"`scoring_cost={self.limit:g}`: {parts}, in all {self.total:.3f} training passes over the pool"
+        if self.rows is None:
+            return f"{plan}; all {self.candidates:,} rows are scored"
+        others = self.candidates - self.scored
+        return (
+            f"{plan}; the {self.scored:,} rows nearest to a target are scored, {others:,} of {self.candidates:,} are "
+            "not looked at"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the manifest."""
+        costs = {"warmup": self.warmup, "targets": self.targets, "scoring": self.scoring, "total": self.total}
+        rounded = {name: round(value, 4) for name, value in costs.items()}
+        return {"scoring_cost": self.limit, **rounded, "scored": self.scored, "candidates": self.candidates}
+
+
+def plan_scoring(
+    dataset_pass: DatasetPass,
+    inputs: Inputs,
+    config: GISTConfig,
+    warmup: PhaseCost | None = None,
+    passes: int | None = None,
+) -> ScoringPlan | None:
+    """The plan for `scoring_cost`; `None` without it.
+
+    Args:
+        dataset_pass (`DatasetPass`): model, collator and loss; only labels are counted.
+        inputs (`Inputs`): pool, targets and what must not be selected.
+        config (`GISTConfig`): the cost, the budget and how rows are scored.
+        warmup (`PhaseCost`, *optional*): cost of the warm-up, spent or to be spent.
+        passes (`int`, *optional*): checkpoints that every row is scored at; by default those of the inputs.
+
+    Raises:
+        ValueError: if the cost does not pay for enough rows, naming what would; for rows without token ids.
+    """
+    if config.scoring_cost is None or config.strategy in UNSCORED:
+        return None
+    prices = _Prices.of(dataset_pass, inputs, config, warmup, passes or max(1, len(inputs.checkpoints)))
+    left = config.scoring_cost - prices.spent
+    eligible = _eligible(inputs, config, prices.label_tokens)
+    if prices.by_row.sum() <= left or not eligible.any():
+        return _plan(config, prices, None)
+    if prices.by_row[eligible.numpy()].sum() <= left:
+        return _plan(config, prices, eligible.nonzero().flatten().tolist())
+    needed = min(_wanted_rows(config, prices.label_tokens, eligible), int(eligible.sum()))
+    order = _order(dataset_pass, inputs, config, eligible, max(needed, _most_rows(prices.by_row, eligible, left)))
+    rows = _affordable(order, left, prices, quotas_of(config, inputs.sources), needed)
+    if len(rows) < needed:
+        _refuse(config, prices, float(prices.by_row[order[:needed]].sum()), len(rows), needed)
+    return _plan(config, prices, sorted(rows))
+
+
+def _order(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, eligible: Tensor, limit: int) -> list[int]:
+    """The nearest rows, the same on all processes: a rounding difference must not change the rows of one of them."""
+    # the rows of a share may come late in the order
+    of_sources = bool(config.source_shares or config.source_max)
+    order = nearest_order(dataset_pass.model, inputs.pool, inputs.targets, eligible, None if of_sources else limit)
+    return broadcast_object_list([order])[0]
+
+
+def _plan(config: GISTConfig, prices: "_Prices", rows: list[int] | None) -> ScoringPlan:
+    scoring = prices.by_row.sum() if rows is None else prices.by_row[rows].sum()
+    return ScoringPlan(
+        limit=float(config.scoring_cost or 0),
+        warmup=prices.warmup,
+        targets=prices.targets,
+        scoring=float(scoring),
+        candidates=len(prices.by_row),
+        label_tokens=prices.label_tokens,
+        rows=rows,
+    )
+
+
+@dataclass(frozen=True)
+class _Prices:
+    """Costs in training passes over the pool: of the warm-up, of the targets and of each row of the pool `[N]`."""
+
+    warmup: float
+    targets: float
+    by_row: np.ndarray
+    label_tokens: Tensor
+
+    @property
+    def spent(self) -> float:
+        """What is spent before the first row of the pool is scored."""
+        return self.warmup + self.targets
+
+    @classmethod
+    def of(
+        cls, dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, warmup: PhaseCost | None, passes: int
+    ) -> "_Prices":
+        lengths = row_lengths(inputs.pool)
+        wanted = row_lengths(inputs.targets)
+        if lengths is None or wanted is None:
+            raise ValueError(
+                f"`scoring_cost={config.scoring_cost:g}` needs the lengths of the rows, but they are tokenised by the "
+                "collator only. Tokenise pool and targets first (`input_ids`), or leave it out."
+            )
+        counts = LabelCounts()
+        labelled = dataset_pass.scan(inputs.pool, "counting labels", counts).label_tokens
+        of_targets = int(dataset_pass.scan(inputs.targets, "counting labels", counts).label_tokens.sum())
+        work = ModelWork.of(dataset_pass.model)
+        run = ScoringRun(work, config, scorer_of(config).forward_only, passes)
+        rank = len(wanted)
+        sizes = {TARGETS: Sizes(wanted, of_targets)}
+        targets = sum(run.cost(phase, 0.0, sizes, rank).flops for phase in (TARGETS, SUBSPACE))
+        one_pass = training_cost(work, Sizes(lengths, int(labelled.sum())), TRAINING, 0.0).flops
+        by_row = run.flops_by_row(lengths, labelled.numpy(), rank) / one_pass
+        return cls(0.0 if warmup is None else warmup.flops / one_pass, targets / one_pass, by_row, labelled)
+
+
+def _eligible(inputs: Inputs, config: GISTConfig, label_tokens: Tensor) -> Tensor:
+    """`[N]` bool: the rows that may be selected, as far as this is known before they are scored."""
+    size = len(label_tokens)
+    known = Measurements(
+        coordinates=torch.zeros(size, 0),
+        norms=torch.zeros(size),
+        label_tokens=label_tokens,
+        singular_values=torch.zeros(0),
+        target_coordinates=torch.zeros(0, 0),
+        target_label_tokens=torch.zeros(0),
+        **({} if inputs.leaks is None else inputs.leaks.measured(size)),
+    )
+    return known.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
+
+
+def _wanted_rows(config: GISTConfig, label_tokens: Tensor, eligible: Tensor) -> int:
+    """The rows that a selection is chosen from at least; an estimate by the mean row for a token budget."""
+    amount = budget_amount(config.budget, config.budget_unit, label_tokens) * config.sample_from_top
+    mean = float(row_sizes(config.budget_unit, label_tokens)[eligible].double().mean()) if eligible.any() else 1.0
+    return math.ceil(amount / max(mean, 1e-9) - 1e-9)
+
+
+def _most_rows(by_row: np.ndarray, eligible: Tensor, left: float) -> int:
+    """The largest number of rows that can be paid for: the cheapest ones."""
+    return int(np.searchsorted(np.sort(by_row[eligible.numpy()]).cumsum(), left, side="right"))
+
+
+def _affordable(order: list[int], left: float, prices: _Prices, quotas: Quotas, needed: int) -> list[int]:
+    """The first rows of the order that `left` pays for; with quotas, as many rows of each source as theirs need."""
+    costs = torch.from_numpy(prices.by_row)
+    if not quotas.given:
+        return quotas.pick(order, left, costs)
+    paid = int((np.cumsum(prices.by_row[order]) <= left).sum())
+    return quotas.pick(order, left, costs, max(1.0, paid / max(1, needed)))
+
+
+def _refuse(config: GISTConfig, prices: _Prices, scoring: float, paid: int, needed: int) -> None:
+    enough = math.ceil(1000 * (prices.spent + scoring)) / 1000
+    raise ValueError(
+        f"`scoring_cost={config.scoring_cost:g}` pays for scoring {paid:,} rows, after {prices.warmup:.3f} training "
+        f"passes over the pool for the warm-up and {prices.targets:.3f} for the targets, but `budget` times "
+        f"`sample_from_top` needs {needed:,}. Set it to {enough:g} or more, or lower `warmup_ratio` or `budget`."
+    )
