@@ -96,7 +96,7 @@ class CostLedger:
         share = self.kept_pass_flops / self.pool_pass_flops
         took = f"Selecting cost {cost:.2f} training passes over the whole pool"
         if not cost:
-            return "Selecting cost nothing: no row was scored."
+            return "Selecting cost no pass: the model was not run."
         if share >= 1:
             return f"{took}, and the selection is as long as the pool: it never pays in time."
         epochs = max(1, math.floor(cost / (1 - share)) + 1)

@@ -1,6 +1,6 @@
 """Best matches by text (BM25) between targets and pool: without a model, some milliseconds for each target row."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import bm25s
@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import Tensor
 
 from hf_gist.data.rows import token_columns
-from hf_gist.functional.selection.ranking import take_turns
+from hf_gist.functional.selection.ranking import ranked, take_turns
 
 
 def token_ids(dataset: Any, argument: str) -> list[list[int]]:
@@ -68,6 +68,23 @@ def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:
         yield index.get_scores(known) if known else np.zeros(len(rows), dtype=np.float32)
 
 
+def order_by_turns(scores: Iterable[Tensor], allowed: Tensor, limit: int | None = None) -> list[int]:
+    """Each ranking in turn picks its best row among the remaining ones.
+
+    Args:
+        scores (`Iterable[Tensor]`): `M` rankings, each the scores `[N]` of all rows.
+        allowed (`Tensor`): `[N]` bool, rows that may be picked.
+        limit (`int`, *optional*): rows to pick; by default all that may be picked.
+
+    Returns:
+        `list[int]`: rows in the order in which they are picked; of rows with equal scores, the earlier first.
+    """
+    rows = allowed.nonzero().flatten()
+    limit = len(rows) if limit is None else min(limit, len(rows))
+    # no ranking needs more of its rows than there are rows to pick
+    return take_turns([rows[ranked(own[rows])[:limit]].tolist() for own in scores], limit)
+
+
 def best_match_order(pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:
     """Each target in turn picks its best match among the remaining rows.
 
@@ -78,16 +95,9 @@ def best_match_order(pool: Any, targets: Any, allowed: Tensor, limit: int | None
         limit (`int`, *optional*): rows to pick; by default all that may be picked.
 
     Returns:
-        `list[int]`: rows in the order in which they are picked; of rows with equal scores, the earlier first.
+        `list[int]`: see [`order_by_turns`].
 
     Raises:
         ValueError: see [`token_ids`].
     """
-    rows = allowed.nonzero().flatten()
-    limit = len(rows) if limit is None else min(limit, len(rows))
-    orders = []
-    for scores in best_match_scores(pool, targets):
-        order = torch.sort(torch.from_numpy(scores)[rows], descending=True, stable=True).indices
-        # no target needs more rows of its ranking than there are rows to pick
-        orders.append(rows[order[:limit]].tolist())
-    return take_turns(orders, limit)
+    return order_by_turns(map(torch.from_numpy, best_match_scores(pool, targets)), allowed, limit)

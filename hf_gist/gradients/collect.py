@@ -1,4 +1,4 @@
-"""Passes over a dataset that collect vectors, coordinates or the mean loss."""
+"""Passes over a dataset that collect vectors, coordinates or losses."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowFacts
 from hf_gist.gradients.processes import sum_over_ranks
-from hf_gist.gradients.vectors import Gradients, GradientVectors, Vectors
+from hf_gist.gradients.vectors import Gradients, GradientVectors, LossesOnly, Vectors
 
 
 def collect_vectors(
@@ -40,6 +40,17 @@ def collect_vectors(
     for values in gradients.values():
         sum_over_ranks(values)
     return gradients, facts
+
+
+def collect_losses(dataset_pass: DatasetPass, dataset: Any, what: str) -> RowFacts:
+    """Loss and labelled tokens of every row, from a forward pass in eval mode; a row without a label has the loss 0.
+
+    Args:
+        dataset_pass (`DatasetPass`): how the rows are processed.
+        dataset: tokenised rows.
+        what (`str`): name for messages and the progress bar.
+    """
+    return dataset_pass.scan(dataset, what, LossesOnly(dataset_pass.model))
 
 
 def collect_coordinates(

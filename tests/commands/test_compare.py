@@ -13,9 +13,13 @@ from hf_gist.commands.compare.table import against_random, break_even, markdown
 from hf_gist.commands.main import main
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.costs.ledger import CostLedger, PhaseCost
 from hf_gist.gradients.collect import mean_loss
 from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 from tests.helpers.words import save_model, varied
+
+
+SCORERS = {"gist", "rds_plus", "less", "labels", "bm25", "loss_drop"}
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +66,15 @@ def test_every_method_is_trained_with_the_same_rows_and_steps(compared):
     assert max(losses["in_domain_random"]) < losses["untrained"][0]
     assert len({round(v[0], 6) for v in losses.values()}) >= 8
     passes = {r["method"]: r["selection_passes"] for r in runs}
-    assert passes["random"] == passes["whole_pool"] == 0
-    assert passes["gist"] == pytest.approx(1.2) and passes["rds_plus"] == pytest.approx(0.7)
-    assert passes["less"] == pytest.approx(2.2)
+    assert passes["random"] == passes["whole_pool"] == passes["bm25"] == 0
+    for name in ("gist", "rds_plus", "less", "loss_drop"):
+        ledger = CostLedger.load(compared / "scores" / name)
+        assert ledger.phases[0].phase == "warm-up" and ledger.phases[0].flops > 0
+        assert passes[name] == ledger.selection_passes()
+        trained = {"loss_drop": 4 * 4}.get(name, 16)
+        assert ledger.phases[0].rows == trained
+    # LESS scores with two checkpoints
+    assert 0 < passes["rds_plus"] < passes["gist"] < passes["less"]
 
 
 def test_the_table_has_every_method_and_the_break_even(compared):
@@ -89,7 +99,7 @@ def test_the_arms_choose_what_select_would(files, compared):
         gist.measurements.coordinates[:, : gist.rank].double(), directions[None]
     )
     assert mean == scores.topk(8).indices.tolist()
-    assert {path.name for path in (compared / "scores").iterdir()} == {"gist", "rds_plus", "less", "labels"}
+    assert {path.name for path in (compared / "scores").iterdir()} == SCORERS
 
 
 def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
@@ -126,7 +136,9 @@ def test_an_interrupted_comparison_resumes_after_its_finished_runs(files, compar
     whole = parquet.read_table(compared / "compare.parquet").to_pylist()
     for name in ("gist-seed1.json", "random-seed0.json"):
         (compared / "runs" / name).unlink()
-    monkeypatch.setattr(scores, "select", None)  # nothing is measured again
+    # nothing is measured again
+    monkeypatch.setattr(scores, "select", None)
+    monkeypatch.setattr(scores, "score_baseline", None)
     assert main(flags(files, compared, "--seeds", "0", "1", "--methods", *arms.ARMS)) == 0
     again = parquet.read_table(compared / "compare.parquet").to_pylist()
     assert [(r["method"], r["loss_held"]) for r in again] == [(r["method"], r["loss_held"]) for r in whole]
@@ -151,15 +163,25 @@ def test_shared_scores_leave_out_the_test_rows_of_every_comparison(files, compar
     assert "sha256 of the test files" in capsys.readouterr().err
 
 
-def test_seconds_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
-    model, cost = SimpleNamespace(unload=lambda: None), SimpleNamespace(seconds=1000.0)
+def test_costs_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
+    model, cost = SimpleNamespace(unload=lambda: None), PhaseCost("warm-up", 1000.0, forward_flops=30.0)
     warmed = SimpleNamespace(model=model, checkpoints=[], cost=cost)
+    scored = CostLedger((PhaseCost("scoring", 1.0, forward_flops=50.0),), pool_pass_flops=100.0, kept_pass_flops=1.0)
     monkeypatch.setattr(scores, "warmed_model", lambda *_: warmed)
-    monkeypatch.setattr(scores, "select", lambda *_, **__: None)
+    monkeypatch.setattr(scores, "select", lambda *_, output_dir, **__: scored.save(output_dir))
     space = SimpleNamespace(pool=[], targets=[], collator=None)
     measured = scores.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
     for scorer in ("gist", "rds_plus"):
-        assert 1000 < measured._measure(scorer, tmp_path) < 1010
+        folder = tmp_path / scorer
+        folder.mkdir()
+        assert 1000 < measured._measure(scorer, folder) < 1010
+        assert scores.passes_of(folder) == pytest.approx(0.8)
+        assert [phase.phase for phase in CostLedger.load(folder).phases] == ["warm-up", "scoring"]
+
+
+def test_scores_without_their_costs_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="costs.json does not exist.*Delete the folder to score again"):
+        scores.passes_of(tmp_path)
 
 
 def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
@@ -232,12 +254,3 @@ def test_the_table_is_arithmetic_on_the_runs():
     ]
     assert "2.1000 ± 0.2828" in lines[2] and "2.1250 ± 0.1768" in lines[3] and lines[2].endswith("| 1.55 |")
     assert break_even(runs, 1000).count("\n") == 1 and "1.55 passes" in break_even(runs, 1000)
-
-
-def test_the_cost_of_scoring_counts_what_is_run():
-    config, warmup = GISTConfig(warmup_steps=2), WarmupSettings()
-    assert scores.passes_of("gist", warmup, config, 640, 4) == pytest.approx(0.1 + 1.0)
-    assert scores.passes_of("rds_plus", warmup, config, 640, 4) == pytest.approx(0.6)
-    assert scores.passes_of("gist", warmup, GISTConfig(score_layers=1), 640, 4) == pytest.approx(0.05 + 0.5 + 0.125)
-    both = GISTConfig(score_layers=1)
-    assert scores.passes_of("less", warmup, both, 640, 4) == pytest.approx(0.05 + 0.625 * warmup.less_checkpoints)

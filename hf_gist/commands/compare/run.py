@@ -20,7 +20,7 @@ from hf_gist.commands.compare.arguments import (
     scoring_settings,
 )
 from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, UNTRAINED, WHOLE_POOL, rows_of_arm
-from hf_gist.commands.compare.scores import Scores, passes_of
+from hf_gist.commands.compare.scores import Scores
 from hf_gist.commands.compare.table import Runs, break_even, markdown, save_plot
 from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
 from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_columns, token_counts
@@ -123,17 +123,16 @@ class Comparison:
     def train(self, method: str, seed: int) -> dict[str, Any]:
         """Train one arm with one seed and measure it: one row of the results."""
         scorer = ARMS[method].scorer if method not in NEED_NO_ROWS else LABELS
-        measured, seconds = self.scores.of(scorer)
+        scored = self.scores.of(scorer)
+        measured = scored.measured
         run = {"method": method, "seed": seed, "rows": 0, "label_tokens": 0, "steps": 0}
         run |= {"selection_seconds": 0.0, "selection_passes": 0.0, "train_seconds": 0.0, "train_tokens": 0}
         if method == UNTRAINED:
             return run | _named(self.bench.losses(self.bench.base))
-        rows = rows_of_arm(method, measured, self.config, seed, self.arguments.oracle_source)
+        rows = rows_of_arm(method, measured, self.config, seed, self.arguments.oracle_source, scored.row_scores)
         run |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
         if scorer != LABELS:
-            blocks = self.bench.base.config.num_hidden_layers
-            passes = passes_of(scorer, self.bench.settings, self.config, len(measured.norms), blocks)
-            run |= {"selection_seconds": seconds, "selection_passes": passes}
+            run |= {"selection_seconds": scored.seconds, "selection_passes": scored.passes}
         pool = self.scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
         trained = self.bench.train(pool, f"{method}, seed {seed}", seed, **self._length(method))
         run |= {"steps": trained.steps, "train_seconds": trained.seconds, "train_tokens": trained.tokens}

@@ -1,46 +1,73 @@
-"""The measurements that the arms of a comparison select from, and the cost of each scorer."""
+"""What the arms of a comparison select from, saved and reused, and what it cost."""
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 from peft import PeftModel
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_gist.commands.compare.arms import ARMS, LABELS, RANDOM, config_of
+from hf_gist.commands.compare.baselines import (
+    BASELINES,
+    TARGET_EPOCHS,
+    BaselineInputs,
+    load_row_scores,
+    score_baseline,
+    scores_for,
+)
 from hf_gist.commands.warmed import warmed_model
 from hf_gist.commands.workspace import Workspace
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.costs.ledger import COSTS, CostLedger, PhaseCost
+from hf_gist.data.copies import digest
 from hf_gist.data.leaks import Leaks, find_leaks
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.scorers.less import AdamCheckpoint
-from hf_gist.gist.scorers.table import SCORERS
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.offline import select
 from hf_gist.training.loading import fresh_lora
-from hf_gist.utils.disk import read_json, write_json
+from hf_gist.utils.disk import as_json, read_json, write_json
 from hf_gist.utils.terminal import say
 
 
 SCORED_WITH = "scored_with.json"
 
 
+@dataclass(frozen=True)
+class Scored:
+    """What an arm selects from.
+
+    Args:
+        measured (`Measurements`): of a scorer; of a baseline, those with the label counts.
+        seconds (`float`): of scoring and its warm-up.
+        passes (`float`): cost of scoring and its warm-up in training passes over the pool.
+        row_scores (`Tensor`, *optional*): of a baseline, see [`rows_by_scores`].
+    """
+
+    measured: Measurements
+    seconds: float
+    passes: float
+    row_scores: Tensor | None = None
+
+
 @dataclass
 class Scores:
-    """Measurements by scorer, computed at first use and saved to disk.
+    """Measurements by scorer and row scores by baseline, computed at first use and saved to disk.
 
     Args:
         workspace (`Workspace`): model, pool and targets.
         base (`PreTrainedModel`): the base model.
         warmup (`WarmupSettings`): of the warm-up.
         config (`GISTConfig`): settings that the arms share.
-        folder (`Path`): holds a folder per scorer.
+        folder (`Path`): holds a folder per scorer and baseline.
         settings (`dict`): settings that the scores depend on.
         tests (`Dataset`, *optional*): all test rows, which must not be selected.
         target (`tuple[str, str]`, *optional*): column and value of the target rows to keep; by default all.
@@ -54,31 +81,53 @@ class Scores:
     settings: dict[str, Any]
     tests: Dataset | None
     target: tuple[str, str] | None = None
-    _loaded: dict[str, tuple[Measurements, float]] = field(default_factory=dict)
+    _loaded: dict[str, Scored] = field(default_factory=dict)
     _leaks: list[Leaks | None] | None = None
 
-    def of(self, scorer: str) -> tuple[Measurements, float]:
-        """Measurements of a scorer, and the seconds they took with their warm-up."""
+    def of(self, scorer: str) -> Scored:
+        """What a scorer or a baseline has measured, and what it cost with its warm-up."""
         if scorer not in self._loaded:
-            self._loaded[scorer] = self._load(scorer)
+            self._loaded[scorer] = self._baseline(scorer) if scorer in BASELINES else self._load(scorer)
         return self._loaded[scorer]
 
-    def _load(self, scorer: str) -> tuple[Measurements, float]:
+    def _load(self, scorer: str) -> Scored:
         folder = self.folder / scorer
-        reused = (folder / SCORED_WITH).exists()
-        if reused:
-            about = read_json(folder / SCORED_WITH)
-            refuse_other_settings(about["settings"], self.settings, folder)
-        else:
-            about = {"settings": self.settings, "seconds": round(self._measure(scorer, folder), 1)}
-            write_json(folder / SCORED_WITH, about)
+        seconds, reused = self._seconds(folder, self.settings, lambda: self._measure(scorer, folder))
         measured = Selection.load(folder).measurements
         if reused:
             # an earlier comparison may have had other test rows
             measured = dataclasses.replace(measured, **self._leaked())
         if self.target is not None:
             measured = measured.for_targets(*self.target)
-        return measured, about["seconds"]
+        return Scored(measured, seconds, passes_of(folder))
+
+    def _baseline(self, name: str) -> Scored:
+        """The row scores of a baseline, which selects from the rows by their label counts, leaks and copies."""
+        measured = self.of(LABELS).measured
+        folder, settings = self._place_of(name)
+        given = BaselineInputs(self.workspace, self.base, self.warmup, self.config, measured, folder)
+        seconds, _ = self._seconds(folder, settings, lambda: _save_baseline(name, given))
+        scores = scores_for(name, load_row_scores(folder), measured)
+        return Scored(measured, seconds, passes_of(folder), scores)
+
+    def _place_of(self, baseline: str) -> tuple[Path, dict[str, Any]]:
+        """The folder of a baseline and all settings of its scores, with the target rows if these depend on them."""
+        if BASELINES[baseline].of_each_target:
+            return self.folder / baseline, self.settings
+        target = as_json({"target": self.target, "target_epochs": TARGET_EPOCHS})
+        # the values of a column may be no file names
+        suffix = "" if self.target is None else f"-{digest(repr(self.target).encode()).hex()[:12]}"
+        return self.folder / f"{baseline}{suffix}", self.settings | target
+
+    def _seconds(self, folder: Path, settings: dict[str, Any], score: Callable[[], float]) -> tuple[float, bool]:
+        """Seconds that the scores in a folder took, now or in an earlier comparison; and whether they are reused."""
+        if (folder / SCORED_WITH).exists():
+            about = read_json(folder / SCORED_WITH)
+            refuse_other_settings(about["settings"], settings, folder)
+            return about["seconds"], True
+        about = {"settings": settings, "seconds": round(score(), 1)}
+        write_json(folder / SCORED_WITH, about)
+        return about["seconds"], False
 
     def _leaked(self) -> dict[str, Any]:
         """The rows of the pool that are target or test rows of this comparison, or repeat each other."""
@@ -92,7 +141,7 @@ class Scores:
         """Score into `folder`; returns the seconds of scoring and warm-up, even if the warm-up was shared."""
         say(f"measuring: {scorer}")
         config = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config)
-        model, checkpoints, seconds_of_warmup = self._model(scorer, config)
+        model, checkpoints, warmup = self._model(scorer, config)
         start = time.perf_counter()
         select(
             model,
@@ -103,36 +152,44 @@ class Scores:
             checkpoints=checkpoints,
             eval_dataset=self.tests,
             output_dir=folder,
+            warmup=warmup,
         )
+        seconds = time.perf_counter() - start
         model.unload()
-        return seconds_of_warmup + time.perf_counter() - start
+        return seconds + (0.0 if warmup is None else warmup.seconds)
 
-    def _model(self, scorer: str, config: GISTConfig) -> tuple[PeftModel, Sequence[AdamCheckpoint], float]:
-        """The model to score with, the checkpoints of its warm-up, and the seconds the warm-up took."""
+    def _model(self, scorer: str, config: GISTConfig) -> tuple[PeftModel, Sequence[AdamCheckpoint], PhaseCost | None]:
+        """The model to score with, the checkpoints of its warm-up, and the cost of the warm-up."""
         if scorer == LABELS:
-            return fresh_lora(self.base, self.warmup, config.seed), [], 0.0
+            return fresh_lora(self.base, self.warmup, config.seed), [], None
         warmed = warmed_model(self.workspace, self.base, self.warmup, config, self.tests)
-        return warmed.model, warmed.checkpoints, warmed.cost.seconds
+        return warmed.model, warmed.checkpoints, warmed.cost
 
 
-def passes_of(scorer: str, warmup: WarmupSettings, config: GISTConfig, rows: int, blocks: int) -> float:
-    """Cost of scoring in passes over the pool (forward and backward); a forward pass alone counts half.
+def _save_baseline(name: str, given: BaselineInputs) -> float:
+    """Score into the folder of a baseline; returns the seconds of scoring and training."""
+    say(f"measuring: {name}")
+    scored = score_baseline(name, given)
+    scored.save(given.folder)
+    return scored.costs.totals()["selection_seconds"]
 
-    Args:
-        scorer (`str`): name of the scorer.
-        warmup (`WarmupSettings`): batch size and checkpoints of the warm-up.
-        config (`GISTConfig`): settings that the arms share.
-        rows (`int`): rows of the pool.
-        blocks (`int`): transformer blocks of the model.
+
+def ledger_of(folder: Path) -> CostLedger:
+    """The costs of saved scores.
+
+    Raises:
+        ValueError: if the folder has none.
     """
-    if scorer == LABELS:
-        return 0.0
-    trained = config.warmup_ratio
-    if config.warmup_steps is not None:
-        trained = config.warmup_steps * warmup.per_device_train_batch_size / rows
-    if SCORERS[scorer].forward_only:
-        return trained + 0.5
-    passed = 0.5 + 0.5 * (config.score_layers or blocks) / blocks
-    if SCORERS[scorer].needs_adam:
-        return trained + passed * warmup.less_checkpoints
-    return trained + passed
+    costs = CostLedger.load(folder)
+    if costs is None:
+        raise ValueError(
+            f"{folder / COSTS} does not exist, so the cost of the scores there is not known. Delete the folder to score "
+            "again."
+        )
+    return costs
+
+
+def passes_of(folder: Path) -> float:
+    """Cost of saved scores, warm-up included, in training passes over the pool."""
+    # the rows are tokenised, so the cost of a pass is known
+    return ledger_of(folder).selection_passes() or 0.0
