@@ -537,6 +537,22 @@ def test_baselines_and_cheaper_scorings_go_through_the_same_swap(tmp_path, choic
     assert Selection.load(tmp_path / "gist").indices == callback.selection.indices
 
 
+def test_a_cost_that_pays_for_too_few_rows_is_refused_before_the_first_step(tmp_path):
+    config = GISTConfig(budget=20, warmup_ratio=0.1, scoring_cost=0.15)
+    with pytest.raises(ValueError, match=r"after 0\.1\d+ training passes over the pool for the warm-up"):
+        train(tmp_path, config)
+    assert not (tmp_path / "gist").exists()
+
+
+def test_the_cost_of_the_warm_up_is_part_of_the_limit(tmp_path):
+    config = GISTConfig(budget=20, warmup_ratio=0.1, scoring_cost=0.5)
+    trainer, callback, _ = train(tmp_path, config)
+    costs = callback.selection.costs
+    assert [phase.phase for phase in costs.phases][:2] == ["warm-up", "shortlist"]
+    assert 0.4 < costs.selection_passes() <= 0.5
+    assert callback.selection.manifest["scoring_plan"]["warmup"] > 0.08
+
+
 def test_less_in_the_callback_uses_the_live_optimizer(tmp_path, monkeypatch):
     offline = []
 

@@ -1,4 +1,4 @@
-"""Agreement of the cheaper scoring methods with exact scores: `sketch_dim`, `score_layers`, `prefilter` and bf16.
+"""Agreement of the cheaper scoring methods with exact scores: `sketch_dim`, `score_layers`, `scoring_cost` and bf16.
 
     python recipes/benchmarks/fidelity.py --model_name_or_path MODEL --adapter_name_or_path ADAPTER \
         --train_file pool.jsonl --target_file targets.jsonl --rows 3000 --sketch_dims 1344 5376 21504 --score_layers 1 2 3
@@ -31,7 +31,7 @@ def parse():
     parser.add_argument("--max_length", type=int, default=512)
     parser.add_argument("--sketch_dims", type=int, nargs="*", default=[1344, 5376, 21504])
     parser.add_argument("--score_layers", type=int, nargs="*", default=[])
-    parser.add_argument("--prefilters", type=float, nargs="*", default=[0.3])
+    parser.add_argument("--scoring_costs", type=float, nargs="*", default=[0.25])
     parser.add_argument("--bf16", action="store_true", help="also with bfloat16 autocast")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--output", help="JSON file to write")
@@ -68,7 +68,7 @@ def main():
     variants = {"exact": {}}
     variants |= {f"sketch_dim={dim}": {"sketch_dim": dim} for dim in options.sketch_dims}
     variants |= {f"score_layers={n}": {"score_layers": n} for n in options.score_layers}
-    variants |= {f"prefilter={share}": {"prefilter": share} for share in options.prefilters}
+    variants |= {f"scoring_cost={cost}": {"scoring_cost": cost} for cost in options.scoring_costs}
     variants |= {"bfloat16": {"scoring_dtype": "bfloat16"}} if options.bf16 else {}
     results = []
     exact = None

@@ -168,7 +168,11 @@ def test_costs_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
     warmed = SimpleNamespace(model=model, checkpoints=[], cost=cost)
     scored = CostLedger((PhaseCost("scoring", 1.0, forward_flops=50.0),), pool_pass_flops=100.0, kept_pass_flops=1.0)
     monkeypatch.setattr(scores, "warmed_model", lambda *_: warmed)
-    monkeypatch.setattr(scores, "select", lambda *_, output_dir, **__: scored.save(output_dir))
+
+    def selected(*_, output_dir, warmup, **__):
+        scored.with_phase(warmup, first=True).save(output_dir)
+
+    monkeypatch.setattr(scores, "select", selected)
     space = SimpleNamespace(pool=[], targets=[], collator=None)
     measured = scores.Scores(space, None, WarmupSettings(), GISTConfig(), tmp_path, {}, None)
     for scorer in ("gist", "rds_plus"):

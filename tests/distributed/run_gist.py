@@ -37,6 +37,8 @@ def main(folder: Path) -> None:
     pool, targets = as_dataset(token_rows(61, seed=1)), as_dataset(token_rows(5, seed=2))
     config = GISTConfig(budget=8, warmup_steps=2, scoring_tokens_per_batch=64)
     offline = select(lora_model(), pool, targets, config, data_collator=PaddingCollator(), progress=False)
+    cheap = GISTConfig(budget=8, scoring_tokens_per_batch=64, scoring_cost=0.6)
+    nearest = select(lora_model(), pool, targets, cheap, data_collator=PaddingCollator(), progress=False)
 
     callback = GISTDataSelectorCallback(config, targets)
     arguments = TrainingArguments(
@@ -59,6 +61,8 @@ def main(folder: Path) -> None:
         "processes": state.num_processes,
         "indices": offline.indices,
         "scores": offline.scores.tolist(),
+        "nearest": nearest.indices,
+        "looked_at": nearest.measurements.looked_at.tolist(),
         "trained": callback.selection.indices,
         "pairs": selected_pairs(folder, state.num_processes),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],

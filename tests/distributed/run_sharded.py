@@ -22,7 +22,11 @@ class Sharded(ShardsOnCPU, Trainer):
 def run(folder: Path, after_selection: str, sharded: bool) -> dict:
     """Train with the callback; says the selection, the scores and the losses."""
     # 61 rows in batches of one or two: the processes have different numbers of batches
-    config = GISTConfig(budget=8, warmup_steps=2, scoring_tokens_per_batch=24, after_selection=after_selection)
+    # the embeddings that the nearest rows are found by are sharded too
+    cost = 0.9 if after_selection == "restart" else None
+    config = GISTConfig(
+        budget=8, warmup_steps=2, scoring_tokens_per_batch=24, after_selection=after_selection, scoring_cost=cost
+    )
     callback = GISTDataSelectorCallback(config, as_dataset(token_rows(5, seed=2)))
     arguments = TrainingArguments(
         str(folder / "training"), per_device_train_batch_size=2 if sharded else 4, num_train_epochs=3, learning_rate=1e-2,

@@ -32,5 +32,8 @@ def test_two_processes_select_and_train_as_one_does(tmp_path):
     for rank in ranks:
         assert rank["indices"] == alone["indices"] and rank["trained"] == alone["trained"]
         assert rank["pairs"] == alone["pairs"]
+        assert rank["nearest"] == alone["nearest"] and rank["looked_at"] == alone["looked_at"]
+    assert 8 <= sum(alone["looked_at"]) < 61
+    for rank in ranks:
         assert rank["scores"] == pytest.approx(alone["scores"], abs=1e-5)
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
