@@ -1,7 +1,6 @@
 """The runs of `real_model.py` in order."""
 
 import time
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,13 +156,13 @@ class Experiment:
         model, facts = found
         for key in missing:
             results = self.bench.test(model, key.target)
-            self.results.add(key, results | facts)
+            self.results.add(key, results | {"target_rows": len(self.data.of_target(key.target))} | facts)
             print(
                 f"{key.title}: loss {results['loss']:.4f}, accuracy {results['accuracy_by_sum']:.4f} by sum, "
                 f"{results['accuracy_by_mean']:.4f} by mean per token, tested in {results['test_seconds']:.1f} s",
                 flush=True,
             )
-            self.write()
+        self.write()
 
     def on_chosen_rows(self, training, missing):
         """A model trained on the rows of an arm, with the facts of the run."""
@@ -207,7 +206,7 @@ class Experiment:
             return None
         more = trainer_of(training.arm, self.data, training.seed)
         model, seconds = self.bench.train(rows, training.seed, passes, **more)
-        return model, {"selection_passes": 0.0, "select_seconds": 0.0} | self.facts(rows, passes, seconds)
+        return model, self.facts(rows, passes, seconds)
 
     def rows_of(self, budget):
         """A budget in rows."""
@@ -225,8 +224,6 @@ class Experiment:
             "command": self.command,
             "pool": len(self.data.pool),
             "selected": {f"{budget:g}": self.rows_of(budget) for budget in self.options.budgets},
-            "targets": dict(Counter(self.data.targets["source"])),
-            "test_rows": {name: len(test.answers) for name, test in self.data.tests.items()},
             "device_name": torch.cuda.get_device_name() if on_gpu else "CPU",
             "torch": torch.__version__,
             "transformers": transformers.__version__,

@@ -69,6 +69,7 @@ class Results:
 
     def __init__(self, folder, settings):
         self.folder = Path(folder)
+        self._read = {}
         settings = as_json(settings)
         before = {}
         if (self.folder / SETTINGS).exists():
@@ -89,7 +90,10 @@ class Results:
 
     def all(self):
         """Every finished run, of this start or another, by arm, budget and seed."""
-        runs = [read_json(path) for path in sorted((self.folder / RUNS).glob("*.json"))]
+        for path in sorted((self.folder / RUNS).glob("*.json")):
+            if path not in self._read:
+                self._read[path] = read_json(path)
+        runs = self._read.values()
         order = [UNTRAINED, *EVERY_ARM]
 
         def place(run):

@@ -1,8 +1,12 @@
 """The results of `real_model.py` as Markdown."""
 
 import statistics
+from functools import cache
+from pathlib import Path
 
-from real.arms import RANDOM
+import numpy as np
+
+from real.arms import RANDOM, UNTRAINED
 from real.gast import PLAIN, PREFIX
 
 
@@ -11,7 +15,7 @@ DIFFERENCES = {"loss": "loss", "accuracy_by_sum": "sum", "accuracy_by_mean": "pe
 
 EXPLANATION = (
     "Means over the seeds ± their standard deviation, in parentheses the standard error over the test rows. The "
-    "difference is that from {baseline} with the same seeds, with the standard error of the differences by row. Selecting "
+    "difference is that from random rows with the same seeds, with the standard error of the differences by row. Selecting "
     "is counted in training passes over the pool and in seconds, each with the warm-up, for all targets and budgets "
     "together; an empty cell is a time that is not known, because scoring was interrupted."
 )
@@ -25,15 +29,20 @@ def _cell(runs, metric):
     return f"{statistics.mean(values):.4f}{spread} ({_error(rows):.4f})"
 
 
+@cache
+def _values(text):
+    """The value of each test row; the table is made anew after every run, from all runs."""
+    return np.array(text.split(), dtype=float)
+
+
 def _by_row(texts):
     """The means over several runs of the value of each test row."""
-    values = [[float(value) for value in text.split()] for text in texts]
-    return [statistics.mean(row) for row in zip(*values, strict=True)]
+    return np.stack([_values(text) for text in texts]).mean(0)
 
 
 def _error(values):
     """Standard error of the mean."""
-    return statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else 0.0
+    return float(values.std(ddof=1)) / len(values) ** 0.5 if len(values) > 1 else 0.0
 
 
 def paired_difference(runs, baseline, metric):
@@ -56,8 +65,7 @@ def paired_difference(runs, baseline, metric):
     if not pairs:
         return None
     own, other = (_by_row(texts) for texts in zip(*pairs, strict=True))
-    differences = [a - b for a, b in zip(own, other, strict=True)]
-    return statistics.mean(differences), _error(differences)
+    return float((own - other).mean()), _error(own - other)
 
 
 def _mean_of(runs, name, digits):
@@ -93,15 +101,32 @@ def _table(title, runs, baseline):
     return lines + [_line(own, by_arm.get(baseline, [])) for own in by_arm.values()]
 
 
-def _introduction(about, settings):
-    tests = ", ".join(f"{name} {count:,}" for name, count in about["test_rows"].items())
+def _introduction(report):
+    about, settings = report["about"], report["settings"]
+    tests = {run["target"]: run["test_rows"] for run in report["results"]}
     return [
-        f"{settings['model']} in {settings['dtype']} on {about['device_name']}, pool of {about['pool']:,} rows, test rows: "
-        f"{tests}. `{about['command']}`",
+        f"{Path(settings['model']).name} in {settings['dtype']} on {about['device_name']}, pool of {about['pool']:,} rows, "
+        f"test rows: {', '.join(f'{name} {count:,}' for name, count in tests.items())}. `{about['command']}`",
         "",
-        f"{settings['passes']} passes, the whole pool {settings['whole_pool_passes']}; batches of "
-        f"{settings['batch_size']}, learning rate {settings['learning_rate']}. {EXPLANATION.format(baseline='random rows')}",
+        f"Passes over the rows: {settings['passes']}, over the whole pool {settings['whole_pool_passes']}; batches of "
+        f"{settings['batch_size']}, learning rate {settings['learning_rate']}. {EXPLANATION}",
     ]
+
+
+def _tables_of_target(target, runs, budgets):
+    """A table for each budget, and one for GAST if there are such runs."""
+    name = f"**{target}**, {runs[0]['test_rows']:,} test rows, {runs[0]['target_rows']:,} target rows"
+    with_gast = [run for run in runs if run["arm"].startswith(PREFIX)]
+    others = [run for run in runs if run not in with_gast]
+    lines = []
+    for budget in budgets:
+        shown = [run for run in others if run["budget"] in (None, budget)]
+        lines += _table(f"{name}, {100 * budget:g} % of the pool", shown, RANDOM) if shown else []
+    if with_gast:
+        title = f"{name}, GAST (passes over the rows: {with_gast[0]['passes']}), differences from plain LoRA"
+        untrained = [run for run in others if run["arm"] == UNTRAINED]
+        lines += _table(title, [*untrained, *with_gast], PLAIN)
+    return lines
 
 
 def markdown(report):
@@ -110,19 +135,12 @@ def markdown(report):
     Args:
         report (`dict`): what is in `results.json`.
     """
-    about, settings = report["about"], report["settings"]
-    lines = _introduction(about, settings)
-    for target, count in about["test_rows"].items():
-        name = f"**{target}**, {count:,} test rows, {about['targets'][target]} target rows"
-        own = [run for run in report["results"] if run["target"] == target]
-        with_gast = [run for run in own if run["arm"].startswith(PREFIX)]
-        others = [run for run in own if run not in with_gast]
-        for budget in settings["budgets"]:
-            shown = [run for run in others if run["budget"] in (None, budget)]
-            lines += _table(f"{name}, {100 * budget:g} % of the pool", shown, RANDOM) if shown else []
-        if with_gast:
-            title = f"{name}, GAST: {settings['gast_passes']} passes over random rows, differences from plain LoRA"
-            lines += _table(title, with_gast, PLAIN)
+    lines = _introduction(report)
+    by_target = {}
+    for run in report["results"]:
+        by_target.setdefault(run["target"], []).append(run)
+    for target, runs in by_target.items():
+        lines += _tables_of_target(target, runs, report["settings"]["budgets"])
     if report["missing"]:
         lines += ["", f"Missing: {'; '.join(report['missing'])}."]
     return "\n".join(lines) + "\n"
