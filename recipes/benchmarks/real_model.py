@@ -17,8 +17,9 @@ plain LoRA and every mode of GAST are trained on random rows.
 Every finished run is kept in OUT/runs, every warm-up in OUT/warmup_SEED and all scores in OUT/scores_SCORER_SEED
 (those of the proxy in OUT/proxy_...), from which other selections can be made without scoring. A second start
 continues: finished runs are skipped, and scoring resumes after the last saved batch. Arms, seeds and targets can be
-added; any other setting must stay as it was. OUT/results.json and OUT/results.md are rewritten after every run. With
-`--minutes`, runs that would not finish in time are skipped, and named at the end.
+added; any other setting must stay as it was. Several processes may share OUT, each with its own seeds.
+OUT/results.json and OUT/results.md are rewritten after every run. With `--minutes`, runs that would not finish in
+time are skipped, and named at the end.
 """
 
 import argparse

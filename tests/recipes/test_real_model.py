@@ -34,6 +34,10 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
+def chat(question, answer):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
 @pytest.fixture
 def data(tmp_path):
     save_model(tmp_path / "model")
@@ -350,6 +354,15 @@ def test_unfinished_scores_of_other_targets_are_named(data, monkeypatch):
     message = refused(data, *options, "--targets", "one")
     assert "scores_gist_0 has unfinished scores for other targets: add two to --targets" in message
     assert run(data, *options)["missing"] == []
+
+
+def test_a_proxy_without_room_for_a_target_is_refused(data):
+    base_model(max_position_embeddings=8).save_pretrained(data / "short")
+    tokenizer().save_pretrained(data / "short")
+    write(data / "pool.jsonl", [*varied(60, 1), {"messages": chat("w1 w2", "w3"), "source": "short"}])
+    write(data / "target_one.jsonl", [{"messages": chat("w4 w5", "w6")}])
+    message = refused(data, "--arms", "proxy_gist", "--proxy_model", data / "short")
+    assert "has 8 positions, and no row of two has as few tokens" in message
 
 
 def test_options_that_do_not_fit_are_refused(data, capsys):

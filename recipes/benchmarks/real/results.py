@@ -89,7 +89,7 @@ class Results:
         write_json(self.folder / RUNS / key.file, asdict(key) | {"title": title_of(key.arm)} | facts)
 
     def all(self):
-        """Every finished run, of this start or another, by arm, budget and seed."""
+        """Every finished run, of this start or another, by arm, budget, seed and target."""
         for path in sorted((self.folder / RUNS).glob("*.json")):
             if path not in self._read:
                 self._read[path] = read_json(path)
@@ -98,7 +98,8 @@ class Results:
 
         def place(run):
             known = order.index(run["arm"]) if run["arm"] in order else len(order)
-            return known, run["arm"], run["budget"] or 0.0, -1 if run["seed"] is None else run["seed"]
+            seed = -1 if run["seed"] is None else run["seed"]
+            return known, run["arm"], run["budget"] or 0.0, seed, run["target"]
 
         return sorted(runs, key=place)
 

@@ -115,7 +115,9 @@ class Scores:
         return [path for path in sorted(self.folder.glob(f"{stem}*")) if path.name == stem or f"{stem}_" in path.name]
 
     def _targets_of(self, path):
-        """The targets of finished scores."""
+        """The targets of finished scores; a target without a usable row is one of them, so that it is not scored again."""
+        if (path / SCORED_FOR).exists():
+            return set(read_json(path / SCORED_FOR)["targets"])
         return set(self._load(path).measurements.target_columns[SOURCE])
 
     def _finished_for(self, scorer, seed, target):
@@ -210,6 +212,11 @@ def proxy_scores(options, data, unscored, folder, clock, trained):
     limit = positions(base)
     pool, rows = as_tokens(data.raw_pool, tokenizer, "pool.jsonl for the proxy", limit)
     targets, _ = as_tokens(data.raw_targets, tokenizer, "targets for the proxy", limit)
+    if without := set(options.targets) - set(targets[SOURCE]):
+        raise ValueError(
+            f"--proxy_model {options.proxy_model} has {limit} positions, and no row of {', '.join(sorted(without))} has as "
+            "few tokens. Leave these --targets out, or take another proxy."
+        )
     own = dataclasses.replace(data, pool=pool, targets=targets, tokenizer=tokenizer)
     size = base.num_parameters() / trained.num_parameters()
     return Scores(options, base, own, rows, unscored, folder, clock, size, "proxy_")
