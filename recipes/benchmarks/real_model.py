@@ -46,6 +46,9 @@ def parse(argv):
     on_gpu = options.device == "cuda"
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
     options.tokens_per_batch = options.tokens_per_batch or (16384 if on_gpu else 4096)
+    options.rows_at_once = options.rows_at_once or (options.batch_size if on_gpu else min(8, options.batch_size))
+    if options.batch_size % options.rows_at_once:
+        parser.error(f"--batch_size {options.batch_size} must be a multiple of --rows_at_once {options.rows_at_once}")
     if options.arms is None:
         options.arms = [UNTRAINED, *ARMS, *([WHOLE] if on_gpu else []), *(PROXY_ARMS if options.proxy_model else {})]
     if set(options.arms) & set(PROXY_ARMS) and not options.proxy_model:
@@ -91,6 +94,7 @@ def add_training(parser):
     parser.add_argument("--whole_pool_passes", type=int, default=1, help="passes over the whole pool")
     parser.add_argument("--learning_rate", type=float, default=5e-4)
     parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--rows_at_once", type=int, help="rows of a batch in memory; default: all, on a CPU 8")
     parser.add_argument("--lora_target_modules", default="q_proj,k_proj,v_proj,o_proj")
     parser.add_argument("--tokens_per_batch", type=int, help="of scoring and testing; default: 16384, on a CPU 4096")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])

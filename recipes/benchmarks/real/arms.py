@@ -45,6 +45,7 @@ class Arm:
         scorer (`str`): whose measurements it gets; those of `LABELS` need no model.
         by_target (`bool`): its rows differ from target to target; otherwise the first target's are used for all.
         proxy (`bool`): the measurements are those of the proxy model.
+        scoring_cost (`float`, *optional*): only the rows that the library would score for it can be selected.
     """
 
     title: str
@@ -52,6 +53,7 @@ class Arm:
     scorer: str = LABELS
     by_target: bool = True
     proxy: bool = False
+    scoring_cost: float | None = None
 
 
 def random_order(size, seed):
@@ -91,6 +93,7 @@ ARMS = {
     "rds_plus": Arm("RDS+, round robin", chosen(scorer="rds_plus", strategy="round_robin"), RDS_PLUS),
     "gist": Arm("GIST, the paper's rule", chosen(), GIST),
     "recommended": Arm("GIST, recommended setting", chosen(**RECOMMENDED), GIST),
+    "plan": Arm("GIST, recommended setting for 0.25 passes", chosen(**RECOMMENDED), GIST, scoring_cost=0.25),
 }
 """Arms that train on a budget of rows."""
 

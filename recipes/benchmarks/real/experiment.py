@@ -16,6 +16,7 @@ from real.arms import EVERY_ARM, LABELS, UNTRAINED, WHOLE, random_order
 from real.clock import Clock
 from real.data import file_digests, read_data, without_scores
 from real.gast import gast_arms, trainer_of
+from real.plans import plan_for, scored_only
 from real.results import Key, Results, sources_of
 from real.scores import Scores, gist_config, proxy_scores
 from real.table import markdown
@@ -28,7 +29,7 @@ SHARED = (
 )
 """Options that all runs in a folder share."""
 
-OF_GAST = ("gast_rows", "gast_passes")
+OF_GAST = ("gast_rows", "gast_passes", "rows_at_once")
 """Options that all runs with GAST share."""
 
 
@@ -192,8 +193,14 @@ class Experiment:
                 return None
             passes = scores.passes(arm.scorer, training.seed)
         measurements, seconds = measured
-        start = time.perf_counter()
         config = gist_config(self.options, count, training.seed)
+        if arm.scoring_cost is not None:
+            plan = plan_for(arm.scoring_cost, scores, target, config, scores.warmup_rows(training.seed))
+            measurements = scored_only(measurements, plan)
+            # in proportion to what was measured for all rows
+            seconds = None if seconds is None else seconds * plan.total / passes
+            passes = plan.total
+        start = time.perf_counter()
         rows = arm.rows(measurements, self.data.pool, self.data.of_target(target), config, training.seed)
         took = None if seconds is None else seconds + time.perf_counter() - start
         return rows, {"selection_passes": passes, "select_seconds": took}

@@ -16,7 +16,7 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gradients.partial import PARTIAL
 from hf_gist.training.loading import load_adapter, load_tokenizer, padding_collator, positions
-from hf_gist.training.warmup import warmup_rows
+from hf_gist.training.warmup import warmup_rows as rows_of_warmup
 from hf_gist.utils.disk import read_json, write_json
 from real.arms import PASSES, SCORERS
 from real.clock import Clock
@@ -97,7 +97,7 @@ class Scores:
 
     def passes(self, scorer, seed):
         """Cost of scoring with the warm-up, in training passes of the trained model over the pool."""
-        share = len(self._warmup_rows(seed)) / len(self.rows)
+        share = len(self.warmup_rows(seed)) / len(self.rows)
         return self.relative_size * (share + PASSES[scorer])
 
     # ---- Files ----
@@ -151,7 +151,7 @@ class Scores:
     def _fits(self, scorer, seed):
         work = {f"{self.prefix}{scorer}": len(self.rows)}
         if not (self.folder / f"{self.prefix}warmup_{seed}").exists():
-            work[f"{self.prefix}train"] = len(self._warmup_rows(seed))
+            work[f"{self.prefix}train"] = len(self.warmup_rows(seed))
         return self.clock.fits(**work)
 
     def _score(self, scorer, seed):
@@ -177,14 +177,15 @@ class Scores:
             )
         print(f"{path.name}: scored in {seconds[0]:.1f} s", flush=True)
 
-    def _warmup_rows(self, seed):
-        return warmup_rows(gist_config(self.options, ONE_ROW, seed), lora_settings(self.options), len(self.rows))
+    def warmup_rows(self, seed):
+        """The rows of the pool that the warm-up trains on."""
+        return rows_of_warmup(gist_config(self.options, ONE_ROW, seed), lora_settings(self.options), len(self.rows))
 
     def _warmed(self, seed):
         """The model after its warm-up, now or at an earlier start."""
         path = self.folder / f"{self.prefix}warmup_{seed}"
         if not path.exists():
-            rows = self._warmup_rows(seed)
+            rows = self.warmup_rows(seed)
             with self.clock.timing(f"{self.prefix}train", len(rows)) as seconds:
                 model = train(self.base, self.data.pool.select(rows), self.collator, self.options, seed, 1)
             print(f"{path.name}: trained in {seconds[0]:.1f} s", flush=True)

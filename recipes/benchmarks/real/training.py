@@ -66,7 +66,8 @@ def train(base, rows, collator, options, seed, passes, trainer=Trainer, **more):
             lr_scheduler_type="linear",
             warmup_steps=0.05,
             learning_rate=settings.learning_rate,
-            per_device_train_batch_size=settings.per_device_train_batch_size,
+            per_device_train_batch_size=options.rows_at_once,
+            gradient_accumulation_steps=settings.per_device_train_batch_size // options.rows_at_once,
             use_cpu=options.device == "cpu",
             bf16=options.dtype == "bfloat16",
         )
