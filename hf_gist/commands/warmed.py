@@ -71,20 +71,10 @@ def warmed_model(
         ValueError: for inputs that cannot be scored, before the warm-up.
     """
     model = fresh_lora(base, settings, config.seed)
-    inputs = _checked_inputs(workspace, model, config, evaluation)
-    excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, len(inputs.pool), config))
+    rows, excluded = _checked_rows(workspace, model, settings, config, evaluation)
     made_with = _warmup_key(workspace, base, settings, config, excluded)
-    rows = warmup_rows(config, settings, len(workspace.pool), excluded)
     folder = workspace.arguments.folder / WARMUP_ADAPTER
     clock = RunClock()
-    # raises before the warm-up if `scoring_cost` does not pay for enough rows
-    plan_scoring(
-        workspace.dataset_pass(model, config),
-        inputs,
-        config,
-        clock.cost(WARMUP, model, token_counts(workspace.pool), rows),
-        scoring_passes(config, settings),
-    )
     checkpoints: list[AdamCheckpoint] = []
     # LESS also needs the optimizer state of the warm-up, which is not saved
     if not scorer_of(config).needs_adam and _is_kept(folder, made_with):
@@ -98,6 +88,38 @@ def warmed_model(
     clock.save(folder)
     write_json(folder / MADE_WITH, made_with)
     return Warmed(model, checkpoints, clock.cost(WARMUP, model, token_counts(workspace.pool), rows))
+
+
+def check_warm_up(
+    workspace: Workspace,
+    base: PreTrainedModel,
+    settings: WarmupSettings,
+    config: GISTConfig,
+    evaluation: Dataset | None = None,
+) -> None:
+    """The checks of [`warmed_model`] alone; its arguments.
+
+    Raises:
+        ValueError: for inputs that cannot be scored, or if `scoring_cost` does not pay for enough rows.
+    """
+    model = fresh_lora(base, settings, config.seed)
+    try:
+        _checked_rows(workspace, model, settings, config, evaluation)
+    finally:
+        model.unload()
+
+
+def _checked_rows(
+    workspace: Workspace, model: PeftModel, settings: WarmupSettings, config: GISTConfig, evaluation: Dataset | None
+) -> tuple[list[int], torch.Tensor | None]:
+    """The rows that the warm-up trains on, and `[N]` bool, those that it must not; raises for what cannot be scored."""
+    inputs = _checked_inputs(workspace, model, config, evaluation)
+    excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, len(inputs.pool), config))
+    rows = warmup_rows(config, settings, len(workspace.pool), excluded)
+    cost = RunClock().cost(WARMUP, model, token_counts(workspace.pool), rows)
+    passes = scoring_passes(config, settings)
+    plan_scoring(workspace.dataset_pass(model, config), inputs, config, cost, passes)
+    return rows, excluded
 
 
 def _is_kept(folder: Path, made_with: dict[str, Any]) -> bool:

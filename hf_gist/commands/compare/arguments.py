@@ -98,5 +98,5 @@ def scoring_settings(settings: dict[str, Any]) -> dict[str, Any]:
     """
     names = {f.name for f in dataclasses.fields(SourceArguments)} - {"output_dir"}
     names |= {f.name for f in dataclasses.fields(WarmupSettings)} | {"sha256", "seed", "source_column"}
-    names |= {"warmup_ratio", "warmup_steps", "score_layers", "sketch_dim", "scoring_cost", "scoring_dtype"}
+    names |= {"warmup_ratio", "warmup_steps", "score_layers", "sketch_dim", "scoring_dtype"}
     return {name: value for name, value in settings.items() if name in names}

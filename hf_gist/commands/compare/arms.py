@@ -24,6 +24,7 @@ UNTRAINED = "untrained"
 WHOLE_POOL = "whole_pool"
 IN_DOMAIN = "in_domain_random"
 RANDOM = "random"
+PLANNED = "gist_planned"
 LABELS = "labels"
 """Key of measurements that hold only label counts."""
 BM25 = "bm25"
@@ -41,17 +42,21 @@ class Arm:
         random (`bool`): its rows differ from seed to seed.
         baseline (`str`, *optional*): it selects by the row scores of this baseline, which is no setting of
             [`GISTConfig`].
+        planned (`bool`): only the rows that `scoring_cost` pays for are scored; the other arms have all scores.
     """
 
     title: str
     changes: dict[str, Any] = field(default_factory=dict)
     random: bool = False
     baseline: str | None = None
+    planned: bool = False
 
     @property
     def scorer(self) -> str:
         """Name of the scorer whose measurements, or of the baseline whose row scores it selects from."""
-        return LABELS if self.random else self.baseline or self.changes.get("scorer", GIST.name)
+        if self.random:
+            return LABELS
+        return PLANNED if self.planned else self.baseline or self.changes.get("scorer", GIST.name)
 
 
 ARMS = {
@@ -80,6 +85,11 @@ ARMS = {
         "plain cosine, round robin, a third of the top",
         {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0},
     ),
+    PLANNED: Arm(
+        "plain cosine, round robin, a third of the top, within `--scoring_cost`",
+        {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0},
+        planned=True,
+    ),
     WHOLE_POOL: Arm("whole pool"),
 }
 NEED_NO_ROWS = (UNTRAINED, WHOLE_POOL)
@@ -94,8 +104,9 @@ def config_of(arm: Arm, config: GISTConfig, seed: int | None = None) -> GISTConf
         seed (`int`, *optional*): of the random draws; no score depends on it.
     """
     changes: dict[str, Any] = {"scorer": GIST.name, "score": "subspace_cosine", "sample_from_top": 1.0}
-    if arm.scorer != GIST.name:
-        changes |= {"scoring_cost": None, "sketch_dim": None}
+    changes["scoring_cost"] = config.scoring_cost if arm.planned else None
+    if arm.scorer not in (GIST.name, PLANNED):
+        changes["sketch_dim"] = None
     if seed is not None:
         changes["seed"] = seed
     return dataclasses.replace(config, **(changes | arm.changes))

@@ -12,7 +12,7 @@ from peft import PeftModel
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_gist.commands.compare.arms import ARMS, LABELS, RANDOM, config_of
+from hf_gist.commands.compare.arms import ARMS, LABELS, PLANNED, RANDOM, config_of
 from hf_gist.commands.compare.baselines import (
     BASELINES,
     TARGET_EPOCHS,
@@ -21,13 +21,14 @@ from hf_gist.commands.compare.baselines import (
     score_baseline,
     scores_for,
 )
-from hf_gist.commands.warmed import warmed_model
+from hf_gist.commands.warmed import check_warm_up, warmed_model
 from hf_gist.commands.workspace import Workspace
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import COSTS, CostLedger, PhaseCost
 from hf_gist.data.copies import digest
 from hf_gist.data.leaks import Leaks, find_leaks
+from hf_gist.data.rows import read_column
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
@@ -91,8 +92,10 @@ class Scores:
         return self._loaded[scorer]
 
     def _load(self, scorer: str) -> Scored:
+        if scorer == PLANNED:
+            return self._planned()
         folder = self.folder / scorer
-        seconds, reused = self._seconds(folder, self.settings, lambda: self._measure(scorer, folder))
+        seconds, reused = self._seconds(folder, self.settings, lambda: self._measure(scorer, folder, self.workspace))
         measured = Selection.load(folder).measurements
         if reused:
             # an earlier comparison may have had other test rows
@@ -100,6 +103,31 @@ class Scores:
         if self.target is not None:
             measured = measured.for_targets(*self.target)
         return Scored(measured, seconds, passes_of(folder))
+
+    def _planned(self) -> Scored:
+        """The scores within `scoring_cost`, which are of the rows nearest to the target rows that are kept."""
+        folder, settings = self._place_for_target(PLANNED)
+        settings = settings | as_json({"scoring_cost": config_of(ARMS[PLANNED], self.config).scoring_cost})
+        space = self._own_targets()
+        seconds, reused = self._seconds(folder, settings, lambda: self._measure(PLANNED, folder, space))
+        measured = Selection.load(folder).measurements
+        if reused:
+            measured = dataclasses.replace(measured, **self._leaked())
+        return Scored(measured, seconds, passes_of(folder))
+
+    def _own_targets(self) -> Workspace:
+        """The workspace with only the target rows that are kept."""
+        if self.target is None:
+            return self.workspace
+        column, value = self.target
+        values = [str(found) for found in read_column(self.workspace.targets, column, "target_column")]
+        rows = [row for row, found in enumerate(values) if found == value]
+        return dataclasses.replace(self.workspace, targets=self.workspace.targets.select(rows))
+
+    def check_plan(self) -> None:
+        """Raise before any training if `scoring_cost` does not pay for enough rows."""
+        config = config_of(ARMS[PLANNED], self.config)
+        check_warm_up(self._own_targets(), self.base, self.warmup, config, self.tests)
 
     def _baseline(self, name: str) -> Scored:
         """The row scores of a baseline, which selects from the rows by their label counts, leaks and copies."""
@@ -114,10 +142,14 @@ class Scores:
         """The folder of a baseline and all settings of its scores, with the target rows if these depend on them."""
         if BASELINES[baseline].of_each_target:
             return self.folder / baseline, self.settings
-        target = as_json({"target": self.target, "target_epochs": TARGET_EPOCHS})
+        folder, settings = self._place_for_target(baseline)
+        return folder, settings | as_json({"target_epochs": TARGET_EPOCHS})
+
+    def _place_for_target(self, name: str) -> tuple[Path, dict[str, Any]]:
+        """The folder and all settings of scores that serve only the target rows that are kept."""
         # the values of a column may be no file names
         suffix = "" if self.target is None else f"-{digest(repr(self.target).encode()).hex()[:12]}"
-        return self.folder / f"{baseline}{suffix}", self.settings | target
+        return self.folder / f"{name}{suffix}", self.settings | as_json({"target": self.target})
 
     def _seconds(self, folder: Path, settings: dict[str, Any], score: Callable[[], float]) -> tuple[float, bool]:
         """Seconds that the scores in a folder took, now or in an earlier comparison; and whether they are reused."""
@@ -137,18 +169,18 @@ class Scores:
         (leaks,) = self._leaks
         return {"leaked": None} if leaks is None else leaks.measured(len(self.workspace.pool))
 
-    def _measure(self, scorer: str, folder: Path) -> float:
+    def _measure(self, scorer: str, folder: Path, workspace: Workspace) -> float:
         """Score into `folder`; returns the seconds of scoring and warm-up, even if the warm-up was shared."""
         say(f"measuring: {scorer}")
         config = config_of(ARMS.get(scorer, ARMS[RANDOM]), self.config)
-        model, checkpoints, warmup = self._model(scorer, config)
+        model, checkpoints, warmup = self._model(scorer, config, workspace)
         start = time.perf_counter()
         select(
             model,
-            self.workspace.pool,
-            self.workspace.targets,
+            workspace.pool,
+            workspace.targets,
             config,
-            data_collator=self.workspace.collator,
+            data_collator=workspace.collator,
             checkpoints=checkpoints,
             eval_dataset=self.tests,
             output_dir=folder,
@@ -158,11 +190,13 @@ class Scores:
         model.unload()
         return seconds + (0.0 if warmup is None else warmup.seconds)
 
-    def _model(self, scorer: str, config: GISTConfig) -> tuple[PeftModel, Sequence[AdamCheckpoint], PhaseCost | None]:
+    def _model(
+        self, scorer: str, config: GISTConfig, workspace: Workspace
+    ) -> tuple[PeftModel, Sequence[AdamCheckpoint], PhaseCost | None]:
         """The model to score with, the checkpoints of its warm-up, and the cost of the warm-up."""
         if scorer == LABELS:
             return fresh_lora(self.base, self.warmup, config.seed), [], None
-        warmed = warmed_model(self.workspace, self.base, self.warmup, config, self.tests)
+        warmed = warmed_model(workspace, self.base, self.warmup, config, self.tests)
         return warmed.model, warmed.checkpoints, warmed.cost
 
 
