@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN
+from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN, UNTRAINED
+from hf_gist.commands.testing.loading import load_metric
 from hf_gist.commands.workspace import SourceArguments, check_source, flag
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -17,9 +18,18 @@ from hf_gist.utils.disk import as_json
 class CompareArguments(SourceArguments):
     """Data, methods and training length of `hf-gist compare`."""
 
-    test_file: list[str] | None = flag("Held-out rows to measure the loss on: FILE, or NAME=FILE for several.")
+    test_file: list[str] | None = flag(
+        "Held-out rows: FILE, or NAME=FILE for several. Their loss is measured; rows with `choices` (texts) and `answer` "
+        "(number of the right one, from 0) are also answered by log-likelihood."
+    )
+    metric: dict[str, str] | None = flag(
+        "Test sets whose answers are generated: the NAME of a test file, and the folder of an `evaluate` module (in a "
+        "checkout, also a name in recipes/metrics). Its first value counts, and higher is better."
+    )
+    max_new_tokens: int = flag("Longest generated answer, in tokens.", 256)
     methods: list[str] | None = flag(
-        f"Any of: {', '.join(ARMS)}. Default: all except `less` (and `{IN_DOMAIN}` without --oracle_source)."
+        f"Any of: {', '.join(ARMS)}. Default: all except `less` (and `{IN_DOMAIN}` without "
+        "--oracle_source). `untrained` is always there."
     )
     seeds: list[int] | None = flag("Seeds of LoRA, order and random rows. Default: 0 1 2.")
     oracle_source: list[str] | None = flag("Value(s) of --source_column that in_domain_random draws from.")
@@ -58,12 +68,28 @@ def check_comparison(arguments: CompareArguments) -> None:
     for file in arguments.test_files.values():
         if not Path(file).is_file():
             raise ValueError(f"`--test_file {file}`: no such file.")
+    check_metrics(arguments)
     if (arguments.target_column is None) != (arguments.target_value is None):
         raise ValueError("`--target_column` and `--target_value` must be given together.")
 
 
+def check_metrics(arguments: CompareArguments) -> None:
+    """Check the test sets and metrics of `--metric`.
+
+    Raises:
+        ValueError: naming the flag that is wrong.
+    """
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"`--max_new_tokens {arguments.max_new_tokens}` must be at least 1.")
+    for name, metric in (arguments.metric or {}).items():
+        if name not in arguments.test_files:
+            known = ", ".join(arguments.test_files)
+            raise ValueError(f"`--metric {name}={metric}`: no test set is called {name!r}. The test sets are {known}.")
+        load_metric(metric, f"--metric {name}={metric}")
+
+
 def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
-    """The methods to compare.
+    """The methods to compare, the untrained model first.
 
     Raises:
         ValueError: for a method that does not exist or lacks its input.
@@ -75,7 +101,7 @@ def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]
         raise ValueError(f"`--methods {' '.join(unknown)}`: no such method. The methods are {', '.join(ARMS)}.")
     if IN_DOMAIN in methods and (not oracle or config.source_column is None):
         raise ValueError(f"`--methods {IN_DOMAIN}` needs `--source_column` and `--oracle_source`.")
-    return list(dict.fromkeys(methods))
+    return list(dict.fromkeys([UNTRAINED, *methods]))
 
 
 def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
