@@ -1,14 +1,13 @@
 """Means over the seeds, and how far test rows and seeds may have moved them."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hf_gist.commands.compare.arms import UNTRAINED
 from hf_gist.commands.testing.choices import ACCURACY_PER_TOKEN, ACCURACY_SUM
-from hf_gist.commands.testing.measured import standard_error
+from hf_gist.commands.testing.measured import deviation, mean, standard_error
 from hf_gist.commands.testing.sets import LOSS
 
 
@@ -84,7 +83,7 @@ class Estimate:
     @property
     def spread(self) -> float | None:
         """Standard deviation over the seeds; `None` for a single one."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
+        return deviation(self.values)
 
     @property
     def noise(self) -> float | None:
@@ -111,9 +110,9 @@ def estimate(own: Runs, column: Column) -> Estimate:
     known = [error**2 for error in errors if error is not None]
     outcomes = column.outcomes(own[0])
     return Estimate(
-        statistics.fmean(values),
+        mean(values),
         values,
-        math.sqrt(statistics.fmean(known)) if known else None,
+        math.sqrt(mean(known)) if known else None,
         None if outcomes is None else len(outcomes),
     )
 
@@ -135,7 +134,7 @@ def difference(first: Runs, second: Runs, column: Column) -> Estimate | None:
     values = [one[column.name] - other[column.name] for one, other in pairs]
     rows = _row_differences(pairs, column)
     return Estimate(
-        statistics.fmean(values),
+        mean(values),
         values,
         None if rows is None else standard_error(rows),
         None if rows is None else len(rows),
@@ -157,4 +156,4 @@ def _row_differences(pairs: Sequence[tuple[Run, Run]], column: Column) -> list[f
         if own is None or others is None:
             return None
         differences.append([a - b for a, b in zip(own, others, strict=True)])
-    return [statistics.fmean(row) for row in zip(*differences, strict=True)]
+    return [mean(row) for row in zip(*differences, strict=True)]

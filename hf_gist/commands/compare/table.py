@@ -8,6 +8,12 @@ from hf_gist.commands.compare.arms import ARMS, RANDOM
 from hf_gist.commands.compare.estimates import Column, Estimate, Run, Runs, columns_of, difference, estimate, of_method
 
 
+NOTE = (
+    "rows ±: standard error over the test rows, of one run. seeds ±: standard deviation over the seeds. Differences from "
+    "random rows are those of runs with the same seed on the same test rows; rows ± is then that of the mean over the seeds."
+)
+
+
 def errors(found: Estimate) -> str:
     """Standard error over the test rows, and standard deviation over the seeds, as far as they are known."""
     parts = [("rows", found.row_error), ("seeds", found.spread)]
@@ -56,12 +62,12 @@ def markdown(runs: Runs, pool_tokens: int) -> str:
     methods = {run["method"] for run in runs}
     head = ["trained on", "rows", "labelled tokens", "steps"]
     for column in columns:
-        head += [f"{column.title} (± se over rows; ± sd over seeds)", "minus random, paired"]
+        head += [column.title, "minus random"]
     head += ["select, s", "train, s", "cost, passes over the pool"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method in sorted(methods, key=lambda m: mean_of(of_method(runs, m), columns[0].name)):
         lines.append("| " + " | ".join(_cells(runs, method, columns, pool_tokens)) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\n{NOTE}\n"
 
 
 def _cells(runs: Runs, method: str, columns: Sequence[Column], pool_tokens: int) -> list[str]:

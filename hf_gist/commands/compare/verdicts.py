@@ -42,8 +42,9 @@ class Verdict:
         self.column = column
         self.methods = list(dict.fromkeys(run["method"] for run in runs))
         trained = [method for method in self.methods if method != UNTRAINED]
-        self.best = max(trained, key=self._goodness)
         self.trained = trained
+        self.best = max(trained, key=self._goodness)
+        self.tied = [method for method in trained if self._goodness(method) == self._goodness(self.best)]
 
     def text(self) -> str:
         """The verdict, in a few sentences."""
@@ -54,9 +55,12 @@ class Verdict:
 
     def _best(self) -> str:
         word = "lowest" if self.column.sign < 0 else "highest"
-        text = f"{self.column.title}: {word} for {_title(self.best)}, {self._value(self.best)}"
-        if self.best == RANDOM:
-            return text + "."
+        value = self._value(self.best)
+        if len(self.trained) > 1 and len(self.tied) == len(self.trained):
+            return f"{self.column.title}: the same for all trained models, {value}."
+        text = f"{self.column.title}: {word} for {_titles(self.tied)}, {value}"
+        if RANDOM in self.tied:
+            return f"{text}."
         found = self._difference(self.best, RANDOM)
         if found is None:
             return f"{text}; without random rows of the same seed, nothing says what the selection is worth."
@@ -70,20 +74,26 @@ class Verdict:
         unclear = _unclear(next(iter(known.values())))
         if unclear:
             return unclear
-        better = [method for method, one in known.items() if self._is_clear(one) and self._gain(one) > 0]
-        worse = [method for method, one in known.items() if self._is_clear(one) and self._gain(one) < 0]
-        if not better and not worse:
+        clear = {method: self._gain(one) for method, one in known.items() if self._is_clear(one)}
+        parts = [
+            ("better", [method for method, gain in clear.items() if gain > 0]),
+            ("worse", [method for method, gain in clear.items() if gain < 0]),
+            ("not finite", [method for method, one in known.items() if not math.isfinite(one.mean)]),
+        ]
+        named = [method for _, methods in parts for method in methods]
+        if not named:
             return "No method differs from random rows by more than two standard errors."
-        within = [method for method in known if method not in (*better, *worse)]
-        parts = [("better", better), ("worse", worse), ("within noise", within)]
+        parts.append(("within noise", [method for method in known if method not in named]))
         listed = "; ".join(f"{word}: {_titles(methods)}" for word, methods in parts if methods)
-        return f"Against random rows, by more than two standard errors {listed}."
+        return f"Against random rows (two standard errors) {listed}."
 
     def _close_to_best(self) -> str:
         """Methods that may be as good as the best one; random rows are in the sentence on them."""
-        others = [method for method in self.trained if method not in (self.best, RANDOM)]
+        if self.best == RANDOM:
+            return ""
+        others = [method for method in self.trained if method not in (*self.tied, RANDOM)]
         found = {method: self._difference(method, self.best) for method in others}
-        close = [m for m, one in found.items() if one is not None and not _unclear(one) and not self._is_clear(one)]
+        close = [method for method, one in found.items() if one is not None and self._is_close(one)]
         return f"Within two standard errors of the best: {_titles(close)}." if close else ""
 
     def _untrained(self) -> str:
@@ -93,13 +103,10 @@ class Verdict:
         found = self._difference(UNTRAINED, self.best)
         if found is None:
             return f"The untrained model: {value}."
-        unclear = bool(_unclear(found))
-        within = "" if unclear or self._is_clear(found) else ", which is within noise"
+        within = ", which is within noise" if self._is_close(found) else ""
         if self._gain(found) > 0:
             return f"The untrained model is better than every trained one: {value}, {self._apart(found)} the best{within}."
-        if within:
-            return f"The untrained model: {value}, within two standard errors of the best."
-        return f"The untrained model: {value}."
+        return f"The untrained model: {value}, {self._apart(found)} the best{within}."
 
     def _seeds(self) -> str:
         if len(of_method(self.runs, self.best)) > 1:
@@ -120,8 +127,13 @@ class Verdict:
         return self.column.sign * found.mean
 
     @staticmethod
+    def _is_close(found: Estimate) -> bool:
+        """Whether a difference is within noise, as far as that can be said."""
+        return not _unclear(found) and math.isfinite(found.mean) and not Verdict._is_clear(found)
+
+    @staticmethod
     def _is_clear(found: Estimate) -> bool:
-        # a difference that is not a number is not clear
+        """Whether a difference is more than noise; one that is not a number is not."""
         return found.noise is not None and abs(found.mean) > ERRORS * found.noise
 
     def _number(self, value: float) -> str:
@@ -135,6 +147,8 @@ class Verdict:
         return "" if found.noise is None else f" ± {self._number(found.noise)}"
 
     def _apart(self, found: Estimate) -> str:
+        if found.mean == 0:
+            return f"the same{self._error(found)} as"
         side = "above" if found.mean > 0 else "below"
         return f"{self._number(abs(found.mean))}{self._error(found)} {side}"
 

@@ -1,9 +1,10 @@
 """A measured number with what is known of its test rows."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,24 @@ class Measured:
         Args:
             rows (`Sequence[float]`): outcome of every row.
         """
-        return cls(statistics.fmean(rows), standard_error(rows), list(rows))
+        return cls(mean(rows), standard_error(rows), list(rows))
+
+
+def mean(values: Sequence[float]) -> float:
+    """Mean; not a number if a value is not."""
+    with np.errstate(invalid="ignore"):
+        return float(np.mean(values))
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Standard deviation; `None` for a single value, not a number if a value is not finite."""
+    if len(values) < 2:
+        return None
+    with np.errstate(invalid="ignore"):
+        return float(np.std(values, ddof=1))
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Standard error of the mean of some values, which are independent; `None` for a single one."""
-    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else None
+    """Standard error of the mean of values that are independent; `None` for a single one."""
+    spread = deviation(values)
+    return None if spread is None else spread / math.sqrt(len(values))
