@@ -254,6 +254,7 @@ def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
     [
         (("--methods", "best"), "`--methods best`: no such method"),
         (("--test_file", "held=nowhere.jsonl"), "no such file"),
+        (("--test_file", "a/test.jsonl", "b/test.jsonl"), "two test sets have the same name"),
         (("--budget", "0.001"), "selects nothing"),
         (("--metric", "other=x"), "`--metric other=x`: no test set is called 'other'. The test sets are held."),
         (

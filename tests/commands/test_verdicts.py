@@ -109,7 +109,10 @@ def test_ties_are_named_as_such():
     assert text.startswith("arc accuracy, sum: the same for all trained models, ") and "No method differs" in text
     runs = runs_of("accuracy_sum", noise=0, random=0.5, gist=0.75, rds_plus=0.75)
     (text,) = verdicts(runs)
-    assert "highest for GIST (paper's rule), RDS+" in text or "highest for RDS+" in text
+    assert "highest for GIST (paper's rule), RDS+" in text and "0.250 ± 0.000 above random rows." in text
+    runs = runs_of("accuracy_sum", noise=0, untrained=0.5, random=0.5, gist=0.25)
+    (text,) = verdicts(runs)
+    assert "The untrained model: 0.500 ± " in text and text.endswith(", the same as the best.")
 
 
 def test_without_random_rows_nothing_says_what_it_is_worth():

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN, UNTRAINED
-from hf_gist.commands.testing.loading import load_metric
+from hf_gist.commands.testing.loading import metric_file
 from hf_gist.commands.workspace import SourceArguments, check_source, flag
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -65,6 +65,9 @@ def check_comparison(arguments: CompareArguments) -> None:
     check_source(arguments)
     if not arguments.test_file:
         raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
+    if len(arguments.test_files) < len(arguments.test_file):
+        given = " ".join(arguments.test_file)
+        raise ValueError(f"`--test_file {given}`: two test sets have the same name; give each one with NAME=FILE.")
     for file in arguments.test_files.values():
         if not Path(file).is_file():
             raise ValueError(f"`--test_file {file}`: no such file.")
@@ -85,7 +88,7 @@ def check_metrics(arguments: CompareArguments) -> None:
         if name not in arguments.test_files:
             known = ", ".join(arguments.test_files)
             raise ValueError(f"`--metric {name}={metric}`: no test set is called {name!r}. The test sets are {known}.")
-        load_metric(metric, f"--metric {name}={metric}")
+        metric_file(metric, f"--metric {name}={metric}")
 
 
 def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
@@ -112,7 +115,10 @@ def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, con
     files: dict[str, Any] = {name: digests_of(describe_source(source, {}, name)) for name, source in sources.items()}
     files["chat_template"] = digest(arguments.chat_template)
     tests = {name: digest(file) for name, file in arguments.test_files.items()}
-    digests = {"sha256": files, "sha256 of the test files": tests}
+    metrics = {
+        name: digest(str(metric_file(m, f"--metric {name}={m}"))) for name, m in (arguments.metric or {}).items()
+    }
+    digests = {"sha256": files, "sha256 of the test files": tests, "sha256 of the metrics": metrics}
     return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)
 
 

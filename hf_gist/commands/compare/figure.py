@@ -32,7 +32,7 @@ def save_plot(runs: Runs, pool_tokens: int, path: Path) -> None:
     for axes, column in zip(panels, columns, strict=True):
         _draw(axes, runs, column, pool_tokens)
     panels[-1].legend(fontsize=7)
-    figure.suptitle("Quality against cost (mean and standard error over test rows and seeds)")
+    figure.suptitle("Quality against cost (mean and standard deviation over the seeds)")
     write(path, partial(figure.savefig, dpi=150, format="png"))
 
 
@@ -42,7 +42,8 @@ def _draw(axes: Any, runs: Runs, column: Column, pool_tokens: int) -> None:
         own = of_method(runs, method)
         found = estimate(own, column)
         style: dict[str, Any] = {"fmt": "osD^vP*X"[number % 8], "capsize": 3, "label": ARMS[method].title}
-        axes.errorbar(mean_cost(own, pool_tokens), found.mean, yerr=found.noise, **style)
+        # that other test rows would move all methods alike is in the table
+        axes.errorbar(mean_cost(own, pool_tokens), found.mean, yerr=found.spread, **style)
     axes.set_xlabel("selecting and training, passes over the pool")
     axes.set_ylabel(f"test {column.title}")
     axes.grid(alpha=0.3)

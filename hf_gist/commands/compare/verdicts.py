@@ -103,7 +103,7 @@ class Verdict:
         found = self._difference(UNTRAINED, self.best)
         if found is None:
             return f"The untrained model: {value}."
-        within = ", which is within noise" if self._is_close(found) else ""
+        within = ", which is within noise" if found.mean and self._is_close(found) else ""
         if self._gain(found) > 0:
             return f"The untrained model is better than every trained one: {value}, {self._apart(found)} the best{within}."
         return f"The untrained model: {value}, {self._apart(found)} the best{within}."
@@ -148,7 +148,7 @@ class Verdict:
 
     def _apart(self, found: Estimate) -> str:
         if found.mean == 0:
-            return f"the same{self._error(found)} as"
+            return "the same as"
         side = "above" if found.mean > 0 else "below"
         return f"{self._number(abs(found.mean))}{self._error(found)} {side}"
 

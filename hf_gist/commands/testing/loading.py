@@ -15,8 +15,8 @@ def row_accuracy() -> evaluate.EvaluationModule:
     return evaluate.load(str(OWN / "row_accuracy"), keep_in_memory=True)
 
 
-def load_metric(name: str, argument: str, known: Path = RECIPES) -> evaluate.EvaluationModule:
-    """A metric by its name in the recipes, or one of your own by the path of its folder.
+def metric_file(name: str, argument: str, known: Path = RECIPES) -> Path:
+    """The module of a metric, by its name in the recipes, or by the path of its folder.
 
     Args:
         name (`str`): of a folder that contains a module of the same name: `my_metric/my_metric.py`.
@@ -27,11 +27,23 @@ def load_metric(name: str, argument: str, known: Path = RECIPES) -> evaluate.Eva
         ValueError: if there is no such metric; the message lists the known ones.
     """
     for folder in (known / name, Path(name)):
-        if (folder / f"{folder.name}.py").is_file():
-            return evaluate.load(str(folder), keep_in_memory=True)
+        module = folder / f"{folder.name}.py"
+        if module.is_file():
+            return module
     names = ", ".join(sorted(path.name for path in known.iterdir() if path.is_dir())) if known.is_dir() else ""
     either = f"neither a metric of the recipes ({names}) nor" if names else "not"
     raise ValueError(
         f"`{argument}` is {either} a folder that contains a metric; give the path of a folder with an `evaluate` module "
         "of the same name, such as my_metric for my_metric/my_metric.py."
     )
+
+
+def load_metric(name: str, argument: str, known: Path = RECIPES) -> evaluate.EvaluationModule:
+    """The metric of [`metric_file`], whose arguments and errors it has.
+
+    Args:
+        name (`str`): see [`metric_file`].
+        argument (`str`): see [`metric_file`].
+        known (`Path`): see [`metric_file`].
+    """
+    return evaluate.load(str(metric_file(name, argument, known).parent), keep_in_memory=True)
