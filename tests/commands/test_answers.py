@@ -256,3 +256,28 @@ def test_a_metric_that_is_no_mean_over_rows_has_no_outcomes(tmp_path):
 def test_an_installed_package_has_no_metrics_of_the_recipes(tmp_path):
     with pytest.raises(ValueError, match="`--metric a=b` is not a folder that contains a metric; give the path"):
         load_metric("b", "--metric a=b", tmp_path / "nowhere")
+
+
+def test_prompts_are_those_of_the_template(tmp_path):
+    raw = read(tmp_path, asked(3))
+    questions = Questions(raw.rows, lambda *_: {"same": 1.0}, 3, raw.where)
+    prompts = questions.prompts(tokenizer(), 64)
+    assert [tokenizer().decode(ids) for ids in prompts] == [f"user w{i} w{i + 1} assistant" for i in range(3)]
+    # a template that renders content parts alone
+    parts = TEMPLATE.replace("{{ m['content'] }}", "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}")
+    assert questions.prompts(tokenizer(parts), 64) == prompts
+    with pytest.raises(ValueError, match="the tokenizer has no chat template"):
+        questions.prompts(tokenizer(None), 64)
+    with pytest.raises(ValueError, match="Lower `max_new_tokens` or leave the row out"):
+        questions.prompts(tokenizer(), 6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"tools": [{"name": "f"}]}, {"messages": [user("w1")]}, {"messages": None, "prompt": "w1", "completion": ""}],
+)
+def test_questions_that_cannot_be_asked_are_named(tmp_path, change):
+    rows = asked(2)
+    raw = read(tmp_path, [rows[0], rows[1] | change])
+    with pytest.raises(ValueError, match="test_file test.jsonl, line 2 has"):
+        Questions(raw.rows, lambda *_: {"same": 1.0}, 3, raw.where)

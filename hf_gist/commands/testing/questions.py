@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_gist.commands.testing.measured import Measured
+from hf_gist.data.preparation.templates import as_parts, find_template
 
 
 Compute = Callable[[Sequence[str], Sequence[str]], Mapping[str, Any]]
@@ -88,9 +89,14 @@ class Questions:
             positions (`int`): of the model.
 
         Raises:
-            ValueError: if one of them and the answer do not fit into the model's positions.
+            ValueError: if one of them and the answer do not fit into the model's positions, or the tokenizer has no chat
+                template for conversations.
         """
-        prompts = [encode_prompt(question, tokenizer) for question in self.questions]
+        questions = self.questions
+        if any(isinstance(question, list) for question in questions):
+            if not find_template(tokenizer, "test_file").takes_text:
+                questions = [as_parts(one) if isinstance(one, list) else one for one in questions]
+        prompts = [encode_prompt(question, tokenizer) for question in questions]
         longest = max(len(prompt) for prompt in prompts)
         if longest + self.max_new_tokens > positions:
             raise ValueError(
