@@ -1,11 +1,11 @@
-"""Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, test losses."""
+"""Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, test sets."""
 
 import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from datasets import Dataset
@@ -13,9 +13,12 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.rows import Collator
-from hf_gist.gradients.collect import mean_loss
 from hf_gist.training.loading import fresh_lora
 from hf_gist.utils.step_bar import with_step_bar
+
+
+Result = TypeVar("Result")
+"""What is measured of a model on one test set."""
 
 
 def quiet_arguments(folder: Path, **more: Any) -> TrainingArguments:
@@ -37,51 +40,51 @@ def quiet_arguments(folder: Path, **more: Any) -> TrainingArguments:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Generic[Result]):
     """Measurements of one training run of a [`Bench`].
 
     Args:
-        losses (`dict[str, float]`): test loss by the name of the test set.
+        results (`dict`): what was measured, by the name of the test set.
         steps (`int`): optimizer steps.
         tokens (`int`): tokens trained on, without padding; 0 unless `arguments` of the bench enables the count.
         seconds (`float`): wall time of `train()`.
     """
 
-    losses: dict[str, float]
+    results: dict[str, Result]
     steps: int
     tokens: int
     seconds: float
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Generic[Result]):
     """The settings that several training runs share, so that only their rows differ.
 
     Args:
         base (`PreTrainedModel`): the base model; every run starts from a copy of it.
         collator (`Collator`): rows to a padded batch.
-        tests (`dict[str, Dataset]`): name to tokenised test rows.
+        tests (`dict`): name to test set, as `measure` takes it.
         settings (`WarmupSettings`): LoRA, learning rate and batch size.
         folder (`Path`): output folder of the `Trainer`.
+        measure (`Callable`): model, test set and collator to what is measured.
         arguments (`dict`): further `TrainingArguments` of every run.
-        loss (`Callable`): model, rows and collator to the test loss.
     """
 
     base: PreTrainedModel
     collator: Collator
-    tests: dict[str, Dataset]
+    tests: dict[str, Any]
     settings: WarmupSettings
     folder: Path
+    measure: Callable[[torch.nn.Module, Any, Collator], Result]
     arguments: dict[str, Any] = field(default_factory=dict)
-    loss: Callable[[torch.nn.Module, Dataset, Collator], float] = mean_loss
 
-    def losses(self, model: torch.nn.Module) -> dict[str, float]:
-        """Loss on every test set."""
-        return {name: self.loss(model, rows, self.collator) for name, rows in self.tests.items()}
+    def results(self, model: torch.nn.Module) -> dict[str, Result]:
+        """What is measured of a model, by the name of the test set."""
+        return {name: self.measure(model, test, self.collator) for name, test in self.tests.items()}
 
     def train(
         self, rows: Dataset, title: str, seed: int, callbacks: Sequence[TrainerCallback] = (), **arguments: Any
-    ) -> Trained:
+    ) -> Trained[Result]:
         """Train a new LoRA on some rows and evaluate it.
 
         Args:
@@ -104,7 +107,7 @@ class Bench:
         trainer.train()
         seconds = time.perf_counter() - start
         state = trainer.state
-        return Trained(self.losses(model), state.global_step, int(state.num_input_tokens_seen), round(seconds, 2))
+        return Trained(self.results(model), state.global_step, int(state.num_input_tokens_seen), round(seconds, 2))
 
     def _training_arguments(self, seed: int, length: dict[str, Any]) -> TrainingArguments:
         return quiet_arguments(

@@ -74,23 +74,58 @@ def collect_coordinates(
     return dataset_pass.scan(dataset, what, vectors or GradientVectors(dataset_pass.model), basis=basis, shards=shards)
 
 
+def row_losses(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> tuple[Tensor, Tensor]:
+    """Every row's mean token loss and its labelled tokens, in eval mode and without gradients.
+
+    Args:
+        model (`nn.Module`): a peft or transformers model.
+        rows: tokenised rows.
+        collator (`Collator`): rows to a padded batch.
+        tokens_per_batch (`int`): most tokens of a batch, padding included.
+
+    Returns:
+        `tuple[Tensor, Tensor]`: losses `[N]` fp64 and labelled tokens `[N]` int64 on the host. A row without a labelled
+        token has a loss of 0, which means nothing.
+    """
+    device = model_device(model)
+    losses = torch.zeros(len(rows), dtype=torch.float64, device=device)
+    counts = torch.zeros(len(rows), dtype=torch.long)
+    with scoring_mode(model), torch.no_grad():
+        for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
+            batch = collator(fetch_rows(rows, indices))
+            values, _ = sample_losses(model, to_device(prepared(model, batch), device))
+            losses[send(torch.tensor(indices), device)] = values.double()
+            counts[indices] = labelled_tokens(model, batch)
+    return losses.cpu(), counts
+
+
 def mean_loss(model: nn.Module, rows: Any, collator: Collator, tokens_per_batch: int = 8192) -> float:
-    """Mean over the rows of each row's mean token loss, in eval mode; long answers do not weigh more than short ones.
+    """Mean over the rows of each row's mean token loss; long answers do not weigh more than short ones.
 
     Rows without a labelled token have no loss and are skipped.
+
+    Args:
+        model (`nn.Module`): see [`row_losses`].
+        rows: see [`row_losses`].
+        collator (`Collator`): see [`row_losses`].
+        tokens_per_batch (`int`): see [`row_losses`].
 
     Raises:
         ValueError: if no row has a labelled token.
     """
-    device = model_device(model)
-    total = torch.zeros((), dtype=torch.float64, device=device)
-    counted = torch.zeros((), dtype=torch.long)
-    with scoring_mode(model), torch.no_grad():
-        for indices in plan_batches(row_lengths(rows), len(rows), tokens_per_batch):
-            batch = collator(fetch_rows(rows, indices))
-            losses, _ = sample_losses(model, to_device(prepared(model, batch), device))
-            total += losses.sum()
-            counted += (labelled_tokens(model, batch) > 0).sum()
-    if not counted:
-        raise ValueError(f"None of the {len(rows)} rows has a labelled token, so there is no loss to measure.")
-    return total.item() / counted.item()
+    return labelled_losses(*row_losses(model, rows, collator, tokens_per_batch)).mean().item()
+
+
+def labelled_losses(losses: Tensor, counts: Tensor) -> Tensor:
+    """The losses of the rows that have a labelled token `[n]`, from those of [`row_losses`].
+
+    Args:
+        losses (`Tensor`): of all rows `[N]`.
+        counts (`Tensor`): their labelled tokens `[N]`.
+
+    Raises:
+        ValueError: if no row has one.
+    """
+    if not bool((counts > 0).any()):
+        raise ValueError(f"None of the {len(counts)} rows has a labelled token, so there is no loss to measure.")
+    return losses[counts > 0]

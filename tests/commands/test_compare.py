@@ -1,5 +1,6 @@
 """`hf-gist compare` as a user runs it, and its arithmetic."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from pyarrow import parquet
 
 from hf_gist import Selection
 from hf_gist.commands.compare import arms, run, scores
+from hf_gist.commands.compare.estimates import Column
 from hf_gist.commands.compare.table import against_random, break_even, markdown
 from hf_gist.commands.main import main
 from hf_gist.config.gist import GISTConfig
@@ -50,7 +52,8 @@ def flags(files, output, *more):
 @pytest.fixture(scope="module")
 def compared(files):
     output = files / "out"
-    assert main(flags(files, output, "--seeds", "0", "1", "--methods", *arms.ARMS)) == 0
+    more = ("--seeds", "0", "1", "--scoring_cost", "0.6", "--methods", *arms.ARMS)
+    assert main(flags(files, output, *more)) == 0
     return output
 
 
@@ -71,6 +74,7 @@ def test_every_method_is_trained_with_the_same_rows_and_steps(compared):
         ledger = CostLedger.load(compared / "scores" / name)
         assert ledger.phases[0].phase == "warm-up" and ledger.phases[0].flops > 0
         assert passes[name] == ledger.selection_passes()
+    assert 0.5 < passes["gist_planned"] <= 0.6
         trained = {"loss_drop": 4 * 4}.get(name, 16)
         assert ledger.phases[0].rows == trained
     # LESS scores with two checkpoints
@@ -102,6 +106,76 @@ def test_the_arms_choose_what_select_would(files, compared):
     assert {path.name for path in (compared / "scores").iterdir()} == SCORERS
 
 
+@pytest.fixture(scope="module")
+def answered(files, compared):
+    """A comparison with a test set of choices and one of generated answers."""
+    rows = varied(40, 5)
+    for number, row in enumerate(rows[:12]):
+        texts = [rows[number + shift]["messages"][1]["content"] for shift in (0, 4, 8)]
+        row["choices"] = texts[1:] + texts[:1]
+        row["answer"] = 2
+    Dataset.from_list(rows[:12]).to_json(files / "choices.jsonl")
+    folder = files / "first_word"
+    folder.mkdir()
+    (folder / "first_word.py").write_text(FIRST_WORD)
+    output = files / "answered"
+    tests = ("--test_file", f"abc={files / 'choices.jsonl'}", f"held={files / 'test.jsonl'}")
+    more = ("--metric", f"held={folder}", "--max_new_tokens", "3", "--methods", "random", "gist", "--seeds", "0", "1")
+    assert main(flags(files, output, "--scores_dir", str(files / "answered_scores"), *tests, *more)) == 0
+    return output
+
+
+FIRST_WORD = """
+import datasets
+import evaluate
+
+class FirstWord(evaluate.Metric):
+    def _info(self):
+        text = datasets.Value("string")
+        return evaluate.MetricInfo(
+            description="", citation="", features=datasets.Features({"predictions": text, "references": text})
+        )
+
+    def _compute(self, predictions, references):
+        pairs = zip(predictions, references)
+        return {"name": "share of the right family", "same": sum(a[:2] == b[:2] for a, b in pairs) / len(references)}
+"""
+
+
+def test_answers_are_in_every_file(answered, capsys):
+    names = ["loss_abc", "accuracy_sum_abc", "accuracy_per_token_abc", "loss_held", "same_held"]
+    runs = parquet.read_table(answered / "compare.parquet").to_pylist()
+    assert [(r["method"], r["seed"]) for r in runs][0] == ("untrained", 0) and len(runs) == 5
+    for row in runs:
+        kept = json.loads(run.run_file(answered, row["method"], row["seed"]).read_text())
+        lists = {f"{measure}_{test}": v for test, found in kept["outcomes"].items() for measure, v in found.items()}
+        assert list(lists) == names and {len(v) for n, v in lists.items() if "abc" in n} == {12}
+        for name in names:
+            values = torch.tensor(lists[name], dtype=torch.float64)
+            assert row[name] == kept[name] == pytest.approx(values.mean().item(), abs=1e-6)
+            error = (values.std() / len(values) ** 0.5).item()
+            assert row[f"standard_error_{name}"] == pytest.approx(error, abs=1e-6)
+            assert name.startswith("loss") or set(lists[name]) <= {0, 1}
+    text = (answered / "compare.md").read_text()
+    for title in ("abc accuracy, sum", "abc accuracy, per token", "held same"):
+        assert f"| {title} |" in text and f"\n- {title}: " in text
+    assert "untrained model" in text and (answered / "compare.png").stat().st_size > 10_000
+
+
+def test_the_json_has_the_verdicts_and_no_outcomes(files, answered, capsys):
+    again = json.loads((answered / "compare.json").read_text())
+    tests = again["test_file"]
+    more = ("--metric", f"held={files / 'first_word'}", "--max_new_tokens", "3", "--methods", "random", "gist")
+    given = (*more, "--seeds", "0", "1", "--scores_dir", str(files / "answered_scores"), "--json")
+    capsys.readouterr()
+    assert main(flags(files, answered, "--test_file", *tests, *given)) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert len(printed["verdicts"]) == 5 and all(
+        f"- {v}\n" in (answered / "compare.md").read_text() for v in printed["verdicts"]
+    )
+    assert "outcomes" not in printed["runs"][0] and printed["runs"][0]["accuracy_sum_abc"] >= 0
+
+
 def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
     rows = varied(40, 1)
     both = [
@@ -127,6 +201,7 @@ def test_one_scoring_serves_several_target_sets(files, compared, tmp_path):
         torch.testing.assert_close(rotated.energy, selection.energy, rtol=0, atol=1e-5)
     runs = [parquet.read_table(tmp_path / name / "compare.parquet").to_pylist() for name in ("alone", "b")]
     losses = [{r["method"]: r["loss_held"] for r in part if "random" not in r["method"]} for part in runs]
+    assert len(losses[0]) == 3
     assert losses[0] == losses[1]
     with pytest.raises(ValueError, match="Values: a, b"):
         Selection.load(tmp_path / "scores" / "gist").measurements.for_targets("set", "c")
@@ -183,6 +258,37 @@ def test_costs_of_a_scorer_hold_the_warm_up_it_shares(tmp_path, monkeypatch):
         assert [phase.phase for phase in CostLedger.load(folder).phases] == ["warm-up", "scoring"]
 
 
+def test_the_planned_method_selects_what_select_does_for_its_target_rows(files, tmp_path):
+    raw = Dataset.from_list(varied(80, 0))
+    both = varied(40, 2)[:8]
+    Dataset.from_list([row | {"task": row["source"]} for row in both]).to_json(tmp_path / "targets.jsonl")
+    kept = [row for row in both if row["source"] == "family1"]
+    Dataset.from_list(kept).to_json(tmp_path / "kept.jsonl")
+    output = tmp_path / "out"
+    wanted = ("--scoring_cost", "0.8", "--target_column", "task", "--target_value", "family1")
+    more = ("--methods", "gist_planned", "--seeds", "0", "--target_file", str(tmp_path / "targets.jsonl"))
+    assert main(flags(files, output, *more, *wanted)) == 0
+    (folder,) = (output / "scores").glob("gist_planned-*")
+    scored = Selection.load(folder)
+    assert len(scored.measurements.target_rows) == len(kept) and scored.measurements.scored.sum() < len(raw)
+    # another price is another comparison, and a price without the method has no effect
+    other = ("--scoring_cost", "0.7", *wanted[2:])
+    assert main(flags(files, output, *more, *other)) == 2
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--methods", "gist_planned"), "`--scoring_cost` and the method `gist_planned` belong together"),
+        (("--methods", "gist", "--scoring_cost", "0.5"), "belong together"),
+        (("--methods", "gist_planned", "--scoring_cost", "0.2"), "`scoring_cost=0.2` pays for scoring 0 rows"),
+    ],
+)
+def test_a_price_and_its_method_are_checked_before_any_training(files, tmp_path, capsys, more, message):
+    assert main(flags(files, tmp_path / "out", *more)) == 2
+    assert message in capsys.readouterr().err and not list(tmp_path.glob("out/runs/*"))
+
+
 def test_scores_without_their_costs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="costs.json does not exist.*Delete the folder to score again"):
         scores.passes_of(tmp_path)
@@ -198,7 +304,8 @@ def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
     more = ("--scores_dir", str(compared / "scores"), "--budget", "100", "--budget_unit", "tokens", "--seeds", "0")
     assert main(flags(files, tmp_path / "tokens", *more, "--methods", "gist", "random")) == 0
     runs = parquet.read_table(tmp_path / "tokens" / "compare.parquet").to_pylist()
-    assert all(90 <= row["label_tokens"] <= 100 for row in runs)
+    assert [row["method"] for row in runs] == ["untrained", "random", "gist"]
+    assert all(90 <= row["label_tokens"] <= 100 for row in runs[1:])
 
 
 @pytest.mark.parametrize(
@@ -206,7 +313,15 @@ def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
     [
         (("--methods", "best"), "`--methods best`: no such method"),
         (("--test_file", "held=nowhere.jsonl"), "no such file"),
+        (("--test_file", "a/test.jsonl", "b/test.jsonl"), "two test sets have the same name"),
         (("--budget", "0.001"), "selects nothing"),
+        (("--metric", "other=x"), "`--metric other=x`: no test set is called 'other'. The test sets are held."),
+        (
+            ("--metric", "held=accurate"),
+            "`--metric held=accurate` is neither a metric of the recipes (choice_accuracy, gsm",
+        ),
+        (("--max_new_tokens", "0"), "`--max_new_tokens 0` must be at least 1"),
+        (("--metric", "held=gsm8k_exact_match", "--max_new_tokens", "60"), "Lower `max_new_tokens`"),
     ],
 )
 def test_mistakes_are_named(files, tmp_path, capsys, more, message):
@@ -240,21 +355,31 @@ def made_runs():
         ("untrained", (4.0,), 0.0),
     ]:
         for seed, loss in enumerate(losses):
+            outcomes = {"a": {"loss": [loss - 0.5 - seed / 10, loss + 0.5 + seed / 10]}}
             rows.append(
                 {"method": method, "seed": seed, "rows": 5, "label_tokens": 50, "steps": 3, "loss_a": loss}
                 | {"selection_seconds": 10.0, "selection_passes": passes, "train_seconds": 2.0, "train_tokens": 500}
+                | {"standard_error_loss_a": 0.5 + seed / 10, "outcomes": outcomes}
             )
     return rows
 
 
 def test_the_table_is_arithmetic_on_the_runs():
     runs = made_runs()
-    assert against_random(runs, "gist", "loss_a") == "-0.0250 (1 of 2 seeds)"
+    column = Column("a", "loss")
+    # both rows of a seed differ by the same, so that there is nothing between rows
+    assert against_random(runs, "gist", column) == "-0.0250 (rows ± 0.0000; seeds ± 0.1061; better in 1 of 2 seeds)"
+    assert against_random(runs, "random", column) == ""
+    # without a seed: against the random rows of every seed
+    assert "+1.8750 (rows ± 0.0500; seeds ± 0.1768; better in 0 of 2" in against_random(runs, "untrained", column)
+    assert against_random(runs[2:3], "gist", column) == ""
     lines = markdown(runs, pool_tokens=1000).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:]] == [
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [
         "| GIST (paper's rule)",
         "| random rows",
         "| untrained model",
     ]
-    assert "2.1000 ± 0.2828" in lines[2] and "2.1250 ± 0.1768" in lines[3] and lines[2].endswith("| 1.55 |")
+    # of one run: root of the mean of 0.5 and 0.6 squared
+    assert "2.1000 (rows ± 0.5523; seeds ± 0.2828)" in lines[2] and lines[2].endswith("| 1.55 |")
+    assert "2.1250 (rows ± 0.5523; seeds ± 0.1768)" in lines[3] and "| 4.0000 (rows ± 0.5000) |" in lines[4]
     assert break_even(runs, 1000).count("\n") == 1 and "1.55 passes" in break_even(runs, 1000)

@@ -16,6 +16,7 @@ from datasets import Dataset
 
 from hf_gist import GASTConfig, GISTConfig, Selection
 from hf_gist.commands import main as cli
+from hf_gist.commands.testing.questions import encode_prompt, question_and_answer
 from tests import ROOT
 from tests.helpers.tiny import base_model
 from tests.helpers.words import save_model, tokenizer, varied
@@ -315,9 +316,9 @@ def trained(place):
 
 def test_answers_are_greedy_and_the_same_in_any_batch(trained):
     rows = varied(7, 3)
-    pairs = [generation.question_and_answer(row, 0) for row in rows]
+    pairs = [question_and_answer(row, "Row 0") for row in rows]
     assert [answer for _, answer in pairs] == [row["messages"][1]["content"] for row in rows]
-    prompts = [generation.encode_prompt(question, trained.processing_class) for question, _ in pairs]
+    prompts = [encode_prompt(question, trained.processing_class) for question, _ in pairs]
     assert trained.processing_class.decode(prompts[0]).endswith("assistant")
     prompts[2] = prompts[2] + prompts[0]
     alone, together = (generation.generate_answers(trained, prompts, size, 6) for size in (1, 4))
@@ -334,13 +335,13 @@ def test_answers_are_greedy_and_the_same_in_any_batch(trained):
 
 
 def test_prompt_and_completion_rows_are_questions_too(trained):
-    text = generation.question_and_answer({"prompt": "w1 w2", "completion": "w3"}, 0)
-    assert text == ("w1 w2", "w3") and len(generation.encode_prompt(text[0], trained.processing_class)) == 2
+    text = question_and_answer({"prompt": "w1 w2", "completion": "w3"}, "Row 0")
+    assert text == ("w1 w2", "w3") and len(encode_prompt(text[0], trained.processing_class)) == 2
     turn = {"prompt": [{"role": "user", "content": "w1"}], "completion": [{"role": "assistant", "content": "w3"}]}
-    assert generation.question_and_answer(turn, 0) == (turn["prompt"], "w3")
+    assert question_and_answer(turn, "Row 0") == (turn["prompt"], "w3")
     for bad in ({"messages": turn["prompt"]}, {"text": "w1"}, {"prompt": "w1", "completion": ""}):
         with pytest.raises(ValueError, match="Row 5 of `test_file`"):
-            generation.question_and_answer(bad, 5)
+            question_and_answer(bad, "Row 5 of `test_file`")
 
 
 # ---- By its launch command ----

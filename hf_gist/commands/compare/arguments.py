@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN
+from hf_gist.commands.compare.arms import ARMS, IN_DOMAIN, PLANNED, UNTRAINED
+from hf_gist.commands.testing.loading import metric_file
 from hf_gist.commands.workspace import SourceArguments, check_source, flag
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -17,9 +18,18 @@ from hf_gist.utils.disk import as_json
 class CompareArguments(SourceArguments):
     """Data, methods and training length of `hf-gist compare`."""
 
-    test_file: list[str] | None = flag("Held-out rows to measure the loss on: FILE, or NAME=FILE for several.")
+    test_file: list[str] | None = flag(
+        "Held-out rows: FILE, or NAME=FILE for several. Their loss is measured; rows with `choices` (texts) and `answer` "
+        "(number of the right one, from 0) are also answered by log-likelihood."
+    )
+    metric: dict[str, str] | None = flag(
+        "Test sets whose answers are generated: the NAME of a test file, and the folder of an `evaluate` module (in a "
+        "checkout, also a name in recipes/metrics). Its first value counts, and higher is better."
+    )
+    max_new_tokens: int = flag("Longest generated answer, in tokens.", 256)
     methods: list[str] | None = flag(
-        f"Any of: {', '.join(ARMS)}. Default: all except `less` (and `{IN_DOMAIN}` without --oracle_source)."
+        f"Any of: {', '.join(ARMS)}. Default: all except `less` (and `{IN_DOMAIN}` without "
+        f"--oracle_source, `{PLANNED}` without --scoring_cost). `untrained` is always there."
     )
     seeds: list[int] | None = flag("Seeds of LoRA, order and random rows. Default: 0 1 2.")
     oracle_source: list[str] | None = flag("Value(s) of --source_column that in_domain_random draws from.")
@@ -55,27 +65,53 @@ def check_comparison(arguments: CompareArguments) -> None:
     check_source(arguments)
     if not arguments.test_file:
         raise ValueError("`--test_file` is missing: held-out rows to measure the loss on.")
+    if len(arguments.test_files) < len(arguments.test_file):
+        given = " ".join(arguments.test_file)
+        raise ValueError(f"`--test_file {given}`: two test sets have the same name; give each one with NAME=FILE.")
     for file in arguments.test_files.values():
         if not Path(file).is_file():
             raise ValueError(f"`--test_file {file}`: no such file.")
+    check_metrics(arguments)
     if (arguments.target_column is None) != (arguments.target_value is None):
         raise ValueError("`--target_column` and `--target_value` must be given together.")
 
 
+def check_metrics(arguments: CompareArguments) -> None:
+    """Check the test sets and metrics of `--metric`.
+
+    Raises:
+        ValueError: naming the flag that is wrong.
+    """
+    if arguments.max_new_tokens < 1:
+        raise ValueError(f"`--max_new_tokens {arguments.max_new_tokens}` must be at least 1.")
+    for name, metric in (arguments.metric or {}).items():
+        if name not in arguments.test_files:
+            known = ", ".join(arguments.test_files)
+            raise ValueError(f"`--metric {name}={metric}`: no test set is called {name!r}. The test sets are {known}.")
+        metric_file(metric, f"--metric {name}={metric}")
+
+
 def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:
-    """The methods to compare.
+    """The methods to compare, the untrained model first.
 
     Raises:
         ValueError: for a method that does not exist or lacks its input.
     """
     oracle = arguments.oracle_source is not None
-    methods = arguments.methods or [m for m in ARMS if m != "less" and (oracle or m != IN_DOMAIN)]
+    priced = config.scoring_cost is not None
+    unasked = {"less", *(() if oracle else (IN_DOMAIN,)), *(() if priced else (PLANNED,))}
+    methods = arguments.methods or [m for m in ARMS if m not in unasked]
     unknown = [m for m in methods if m not in ARMS]
     if unknown:
         raise ValueError(f"`--methods {' '.join(unknown)}`: no such method. The methods are {', '.join(ARMS)}.")
     if IN_DOMAIN in methods and (not oracle or config.source_column is None):
         raise ValueError(f"`--methods {IN_DOMAIN}` needs `--source_column` and `--oracle_source`.")
-    return list(dict.fromkeys(methods))
+    if priced != (PLANNED in methods):
+        raise ValueError(
+            f"`--scoring_cost` and the method `{PLANNED}` belong together: it scores as many rows as that pays for, and "
+            "the other methods score all rows. Give both or neither."
+        )
+    return list(dict.fromkeys([UNTRAINED, *methods]))
 
 
 def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:
@@ -86,7 +122,10 @@ def comparison_settings(arguments: CompareArguments, warmup: WarmupSettings, con
     files: dict[str, Any] = {name: digests_of(describe_source(source, {}, name)) for name, source in sources.items()}
     files["chat_template"] = digest(arguments.chat_template)
     tests = {name: digest(file) for name, file in arguments.test_files.items()}
-    digests = {"sha256": files, "sha256 of the test files": tests}
+    metrics = {
+        name: digest(str(metric_file(m, f"--metric {name}={m}"))) for name, m in (arguments.metric or {}).items()
+    }
+    digests = {"sha256": files, "sha256 of the test files": tests, "sha256 of the metrics": metrics}
     return as_json(values | dataclasses.asdict(warmup) | config.to_dict() | digests)
 
 

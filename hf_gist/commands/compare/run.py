@@ -8,7 +8,6 @@ from typing import Any
 
 import pyarrow
 import torch
-from datasets import Dataset
 from pyarrow import parquet
 
 from hf_gist.commands.bench import Bench
@@ -19,15 +18,21 @@ from hf_gist.commands.compare.arguments import (
     comparison_settings,
     scoring_settings,
 )
-from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, UNTRAINED, WHOLE_POOL, rows_of_arm
+from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, PLANNED, UNTRAINED, WHOLE_POOL, rows_of_arm
+from hf_gist.commands.compare.estimates import ERROR, OUTCOMES, Column, Run, Runs, columns_of
+from hf_gist.commands.compare.figure import save_plot
 from hf_gist.commands.compare.scores import Scores
-from hf_gist.commands.compare.table import Runs, break_even, markdown, save_plot
+from hf_gist.commands.compare.table import break_even, markdown
+from hf_gist.commands.compare.verdicts import verdicts
 from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
+from hf_gist.commands.testing.measured import Measured
+from hf_gist.commands.testing.sets import LossSet, measure, read_test
 from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_columns, token_counts
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import RowSource
 from hf_gist.gradients.partial import refuse_other_settings
+from hf_gist.training.loading import positions
 from hf_gist.utils.disk import read_json, write, write_json
 from hf_gist.utils.terminal import say
 
@@ -65,9 +70,10 @@ def read_runs(folder: Path) -> Runs:
 def write_results(pool_tokens: int, folder: Path) -> str:
     """Write the Parquet file, Markdown table and figure of all finished runs; returns the Markdown."""
     runs = read_runs(folder)
-    table = pyarrow.Table.from_pylist(runs)
+    table = pyarrow.Table.from_pylist(without_outcomes(runs))
     write(folder / RESULTS, lambda name: parquet.write_table(table, name))
-    text = markdown(runs, pool_tokens) + "\n" + break_even(runs, pool_tokens)
+    said = "".join(f"- {verdict}\n" for verdict in verdicts(runs))
+    text = "\n".join(part for part in (markdown(runs, pool_tokens), said, break_even(runs, pool_tokens)) if part)
     write(folder / TABLE, lambda name: Path(name).write_text(text, encoding="utf-8"))
     try:
         save_plot(runs, pool_tokens, folder / PLOT)
@@ -76,13 +82,24 @@ def write_results(pool_tokens: int, folder: Path) -> str:
     return text
 
 
-def read_tests(arguments: CompareArguments, workspace: Workspace) -> dict[str, Dataset]:
-    """The test sets by name."""
+def without_outcomes(runs: Runs) -> Runs:
+    """The runs without the outcomes of single test rows, which are in the file of each run."""
+    return [{name: value for name, value in run.items() if name != OUTCOMES} for run in runs]
+
+
+def read_tests(arguments: CompareArguments, workspace: Workspace, positions: int) -> dict[str, LossSet]:
+    """The test sets by name.
+
+    Args:
+        arguments (`CompareArguments`): files and metrics.
+        workspace (`Workspace`): tokenises rows.
+        positions (`int`): of the model.
+    """
     tests = {}
+    metrics = arguments.metric or {}
     for name, file in arguments.test_files.items():
         raw = arguments.read(RowSource(file), "test_file")
-        rows = workspace.tokenized(raw.rows, "test_file")
-        tests[name] = rows.select_columns(["input_ids", "labels"])
+        tests[name] = read_test(raw, workspace, metrics.get(name), arguments.max_new_tokens, positions)
     return tests
 
 
@@ -105,7 +122,7 @@ class Comparison:
     arguments: CompareArguments
     config: GISTConfig
     folder: Path
-    bench: Bench
+    bench: Bench[dict[str, Measured]]
     scores: Scores
     pool_tokens: int
 
@@ -117,18 +134,18 @@ class Comparison:
         run = self.train(method, seed)
         write_json(file, run)
         write_results(self.pool_tokens, self.folder)
-        losses = ", ".join(f"{k.removeprefix('loss_')} {v:.4f}" for k, v in run.items() if k.startswith("loss_"))
-        say(f"{method}, seed {seed}: {losses}")
+        results = ", ".join(f"{column.title} {run[column.name]:.4f}" for column in columns_of([run]))
+        say(f"{method}, seed {seed}: {results}")
 
-    def train(self, method: str, seed: int) -> dict[str, Any]:
+    def train(self, method: str, seed: int) -> Run:
         """Train one arm with one seed and measure it: one row of the results."""
-        scorer = ARMS[method].scorer if method not in NEED_NO_ROWS else LABELS
-        scored = self.scores.of(scorer)
-        measured = scored.measured
         run = {"method": method, "seed": seed, "rows": 0, "label_tokens": 0, "steps": 0}
         run |= {"selection_seconds": 0.0, "selection_passes": 0.0, "train_seconds": 0.0, "train_tokens": 0}
         if method == UNTRAINED:
-            return run | _named(self.bench.losses(self.bench.base))
+            return run | measured_columns(self.bench.results(self.bench.base))
+        scorer = ARMS[method].scorer if method not in NEED_NO_ROWS else LABELS
+        scored = self.scores.of(scorer)
+        measured = scored.measured
         rows = rows_of_arm(method, measured, self.config, seed, self.arguments.oracle_source, scored.row_scores)
         run |= {"rows": len(rows), "label_tokens": int(measured.label_tokens[torch.tensor(rows)].sum())}
         if scorer != LABELS:
@@ -136,7 +153,7 @@ class Comparison:
         pool = self.scores.workspace.pool.select(rows).select_columns(["input_ids", "labels"])
         trained = self.bench.train(pool, f"{method}, seed {seed}", seed, **self._length(method))
         run |= {"steps": trained.steps, "train_seconds": trained.seconds, "train_tokens": trained.tokens}
-        return run | _named(trained.losses)
+        return run | measured_columns(trained.results)
 
     def _length(self, method: str) -> dict[str, Any]:
         """Passes over the rows of an arm, or optimizer steps."""
@@ -145,9 +162,24 @@ class Comparison:
         return {"num_train_epochs": self.arguments.num_train_epochs, "max_steps": self.arguments.max_steps}
 
 
-def _named(losses: dict[str, float]) -> dict[str, float]:
-    """Losses with the names of their columns in the results."""
-    return {f"loss_{name}": loss for name, loss in losses.items()}
+def measured_columns(results: dict[str, dict[str, Measured]]) -> Run:
+    """What was measured as columns of the results, with standard errors and the outcomes of single test rows.
+
+    Args:
+        results (`dict`): test set to measure to what was measured.
+    """
+    run: Run = {}
+    for test, measures in results.items():
+        for name, found in measures.items():
+            column = Column(test, name)
+            run |= {column.name: found.value, f"{ERROR}_{column.name}": found.standard_error}
+    outcomes = {test: {name: compact(found.rows) for name, found in one.items()} for test, one in results.items()}
+    return run | {OUTCOMES: outcomes}
+
+
+def compact(rows: Sequence[float] | None) -> list[float] | None:
+    """Outcomes with few digits: whole numbers without a point."""
+    return None if rows is None else [int(value) if value in (0, 1) else round(value, 6) for value in rows]
 
 
 def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, int]]:
@@ -170,8 +202,8 @@ def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config:
         refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
     base = arguments.load_model()
     workspace = open_workspace(arguments, arguments.load_pool(), base)
-    tests = read_tests(arguments, workspace)
-    bench = Bench(base, workspace.collator, tests, warmup, folder / TRAINER_FOLDER, TRAINING)
+    tests = read_tests(arguments, workspace, positions(base))
+    bench = Bench(base, workspace.collator, tests, warmup, folder / TRAINER_FOLDER, measure, TRAINING)
     (folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
     scores = Scores(
@@ -181,7 +213,7 @@ def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config:
         config,
         folder=Path(arguments.scores_dir) if arguments.scores_dir else folder / SCORES_FOLDER,
         settings=scoring_settings(settings),
-        tests=token_columns(list(tests.values())),
+        tests=token_columns([test.rows for test in tests.values()]),
         target=arguments.target,
     )
     return Comparison(arguments, config, folder, bench, scores, int(token_counts(workspace.pool).sum()))
@@ -204,6 +236,8 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
     check_comparison(arguments)
     methods = chosen_methods(arguments, config)
     comparison = open_comparison(arguments, warmup, config)
+    if PLANNED in methods:
+        comparison.scores.check_plan()
     for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):
         comparison.finish(method, seed)
     say("\n" + write_results(comparison.pool_tokens, comparison.folder))
@@ -223,4 +257,5 @@ def add_compare_flags(parser: argparse.ArgumentParser) -> None:
 def run_compare(flags: argparse.Namespace) -> dict[str, Any]:
     """`hf-gist compare`; returns what `--json` prints."""
     _, (arguments, warmup, config) = settings_of(flags)
-    return {"runs": compare(arguments, warmup, config), "artifacts": arguments.output_dir}
+    runs = compare(arguments, warmup, config)
+    return {"runs": without_outcomes(runs), "verdicts": verdicts(runs), "artifacts": arguments.output_dir}

@@ -75,7 +75,7 @@ def make_base(
 
 
 def train_with_gist(
-    bench: Bench, pool: Dataset, targets: Dataset, settings: DemoSettings, seed: int, result: DemoResult
+    bench: Bench[float], pool: Dataset, targets: Dataset, settings: DemoSettings, seed: int, result: DemoResult
 ) -> Selection:
     """A stock `Trainer` with the callback: warm-up, selection and training in one `train()`."""
     config = GISTConfig(budget=settings.budget, source_column="task", seed=seed)
@@ -91,7 +91,7 @@ def train_with_gist(
     if selection is None or selection.costs is None:
         raise RuntimeError("The training ended before its selection.")
     add_scoring_seconds(result, selection.costs)
-    result.losses[GIST] = trained.losses[TARGET_TEST]
+    result.losses[GIST] = trained.results[TARGET_TEST]
     result.steps[GIST] = trained.steps
     result.rows[GIST] = len(selection.indices)
     return selection
@@ -104,7 +104,7 @@ def add_scoring_seconds(result: DemoResult, costs: CostLedger) -> None:
     result.seconds["- of it, scoring the pool"] = round(seconds[stopwatch.SCORING], 1)
 
 
-def train_baselines(bench: Bench, pool: Dataset, seed: int, result: DemoResult) -> list[int]:
+def train_baselines(bench: Bench[float], pool: Dataset, seed: int, result: DemoResult) -> list[int]:
     """Train on as many random rows for as many steps, and on the whole pool once; returns the random rows."""
     kept = result.rows[GIST]
     steps = result.steps[GIST]
@@ -118,7 +118,7 @@ def train_baselines(bench: Bench, pool: Dataset, seed: int, result: DemoResult) 
     with result.phase("training on the whole pool"):
         on_whole = bench.train(pool, "whole pool", seed, num_train_epochs=1)
     for name, trained in ((RANDOM, on_random), (WHOLE, on_whole)):
-        result.losses[name] = trained.losses[TARGET_TEST]
+        result.losses[name] = trained.results[TARGET_TEST]
         result.steps[name] = trained.steps
     result.rows |= {RANDOM: kept, WHOLE: len(pool)}
     return chosen
@@ -171,7 +171,7 @@ def _measure(settings: DemoSettings, folder: Path, seed: int, result: DemoResult
     with result.phase("pre-training"):
         base = make_base(data, tokenizer, settings, folder, seed)
     bench = demo_bench(base, tokenizer, test, folder, settings.lora)
-    result.losses[UNTRAINED] = bench.losses(base)[TARGET_TEST]
+    result.losses[UNTRAINED] = bench.results(base)[TARGET_TEST]
     say_wrapped(f"   {base.num_parameters() / 1e6:.2f} million parameters, {result.seconds['pre-training']:.0f} s.\n")
     selection = train_with_gist(bench, pool, targets, settings, seed, result)
     drawn = train_baselines(bench, pool, seed, result)

@@ -69,7 +69,7 @@ def demo_bench(
     test: Dataset,
     folder: Path,
     settings: WarmupSettings,
-) -> Bench:
+) -> Bench[float]:
     """The model, test rows and settings that all fine-tuning runs of the demo share.
 
     Args:
@@ -82,4 +82,4 @@ def demo_bench(
     collator = padding_collator(tokenizer)
     loss = partial(answer_loss, folder=folder)
     arguments = ON_CPU | {"warmup_steps": 10}
-    return Bench(base, collator, {TARGET_TEST: test}, settings, folder, arguments, loss)
+    return Bench(base, collator, {TARGET_TEST: test}, settings, folder, loss, arguments)

@@ -1,0 +1,1 @@
+"""Test sets of the commands: losses, choices answered by log-likelihood, and generated answers with a metric."""
