@@ -19,7 +19,8 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
     Returns:
         `dict[str, float]`: `gist_rows`, `gist_share` of the pool, `gist_label_tokens`, `gist_score_cut` (the lowest
         selected score), and if gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
-        of the selected rows) and `gist_scoring_seconds`.
+        of the selected rows), `gist_scoring_seconds` and `gist_selection_passes` (what selecting cost in training
+        passes over the pool, warm-up included).
     """
     m = selection.measurements
     kept = torch.tensor(selection.indices)
@@ -36,7 +37,11 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
             "gist_energy": float(selection.energy[kept].median()),
         }
     phases = {p.phase: p.seconds for p in selection.costs.phases} if selection.costs else {}
-    return metrics | ({"gist_scoring_seconds": phases[SCORING]} if SCORING in phases else {})
+    if SCORING not in phases or selection.costs is None:
+        return metrics
+    passes = selection.costs.selection_passes()
+    costs = {"gist_scoring_seconds": phases[SCORING]} | ({} if passes is None else {"gist_selection_passes": passes})
+    return metrics | costs
 
 
 def track_selection(parts: TrainerParts, state: TrainerState, selection: Selection) -> None:
