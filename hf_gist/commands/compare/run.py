@@ -199,7 +199,11 @@ def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config:
     folder = arguments.folder
     settings = comparison_settings(arguments, warmup, config)
     if (folder / SETTINGS).exists():
-        refuse_other_settings(read_json(folder / SETTINGS), settings, folder)
+        before = read_json(folder / SETTINGS)
+        # the method that has a price may be added later, or be left out by a later command
+        price = before["scoring_cost"] or settings["scoring_cost"]
+        settings["scoring_cost"] = settings["scoring_cost"] or price
+        refuse_other_settings(before | {"scoring_cost": price}, settings, folder)
     base = arguments.load_model()
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     tests = read_tests(arguments, workspace, positions(base))
