@@ -1,4 +1,4 @@
-"""Loss after training against the cost of selecting, for each way to shorten the pool, and which setting to recommend.
+r"""Loss after training against the cost of selecting, for each way to shorten the pool, and which setting to recommend.
 
     python recipes/benchmarks/frontier.py --model MODEL --pool pool.jsonl --output OUT \
         --target gsm8k=target_gsm8k.jsonl:test_gsm8k.jsonl arc=target_arc.jsonl:test_arc.jsonl \
@@ -8,8 +8,8 @@ Files hold rows with `messages`, or another format that `hf-gist select` takes; 
 `--without NAME=SOURCE` selects for the target NAME once more, from a pool without that source. With every seed all rows
 are scored once, for all targets together; every arm then chooses from these scores as if only the rows that it pays for
 had been scored. Every run is a file in OUT/runs, and is kept: the same command continues after an interruption, seed by
-seed and arm by arm. OUT/frontier.md and OUT/frontier.png are rewritten after every arm. After `--minutes` no further run
-begins, and the missing ones are named.
+seed and arm by arm. OUT/frontier.md is rewritten after every arm, OUT/frontier.png after every seed. After `--minutes` no
+further run begins, and the missing ones are named; `--minutes 0` rewrites table and figure.
 
 `--arms` takes names such as random, bm25, paper, cosine@0.25 or cosine_random@0.25: a rule, and after `@` its
 `scoring_cost`, one of `--scoring_costs`.
@@ -73,21 +73,27 @@ def chosen_arms(names, costs):
     return {name: known[name] for name in names}
 
 
-def write_results(experiment):
-    """Write table and figure of all finished runs; returns the Markdown."""
-    results = Results(experiment.finished())
-    data, options = experiment.data, experiment.options
+def write_table(experiment):
+    """Write the tables of all finished runs; returns the Markdown."""
+    data = experiment.data
+    options = experiment.options
     families = {variant.name: variant.target for variant in data.variants}
     tests = ", ".join(f"{name} {len(rows)}" for name, rows in data.tests.items())
     settings = (
         f"Pool of {len(data.pool):,} rows, {100 * options.budget:g} % selected, {options.passes} passes over them, batches "
         f"of {options.batch_size}, learning rate {options.learning_rate:g}; test rows: {tests}."
     )
+    results = Results(experiment.finished())
     text = markdown(results, experiment.arms, families, experiment.missing(), settings)
     write(experiment.folder / TABLE, lambda name: Path(name).write_text(text, encoding="utf-8"))
+    return text
+
+
+def write_figure(experiment):
+    """Write the figure of all finished runs, if there are any."""
+    results = Results(experiment.finished())
     if results.targets:
         save_figure(results, experiment.arms, experiment.folder / FIGURE)
-    return text
 
 
 def run(options):
@@ -97,9 +103,13 @@ def run(options):
     base = load_base(options.model, None, "float32", False).eval()
     preparer = Preparer(tokenizer, min(options.max_length, limit, positions(base)))
     experiment = Experiment(options, read_data(options, preparer), base, tokenizer, chosen)
-    for _ in experiment.run():
-        write_results(experiment)
-    print(write_results(experiment))
+    last = list(chosen)[-1]
+    for arm in experiment.run():
+        write_table(experiment)
+        if arm == last:
+            write_figure(experiment)
+    write_figure(experiment)
+    print(write_table(experiment))
     return Results(experiment.finished())
 
 

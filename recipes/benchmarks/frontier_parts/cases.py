@@ -10,7 +10,6 @@ from frontier_parts.data import TARGET, Variant
 from frontier_parts.scores import WARMUP_RATIO, Scores
 from hf_gist import GISTConfig
 from hf_gist.costs.accounting import ScoringRun, Sizes, training_cost
-from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.functional.measurements import Measurements
@@ -107,22 +106,17 @@ class Case:
         """Cost of a warm-up on a share of the pool."""
         config = GISTConfig(warmup_ratio=ratio, seed=self.seed)
         rows = warmup_rows(config, self.scores.settings, len(self.variant.pool))
-        return training_cost(self.work, Sizes(self.variant.lengths[rows], 0), WARMUP, 0.0)
-
-    @cached_property
-    def work(self) -> ModelWork:
-        """Operations of the model."""
-        return ModelWork.of(self.scores.model)
+        return training_cost(self.scores.work, Sizes(self.variant.lengths[rows], 0), WARMUP, 0.0)
 
     @cached_property
     def one_pass(self) -> float:
         """Operations of a training pass over the pool."""
-        return training_cost(self.work, Sizes(self.variant.lengths, 0), TRAINING, 0.0).flops
+        return training_cost(self.scores.work, Sizes(self.variant.lengths, 0), TRAINING, 0.0).flops
 
     @cached_property
     def price_by_row(self) -> np.ndarray:
         """Cost of scoring each row exactly `[N]`."""
-        run = ScoringRun(self.work, GISTConfig())
+        run = ScoringRun(self.scores.work, GISTConfig())
         labelled = self.variant.label_tokens.numpy()
         return run.flops_by_row(self.variant.lengths, labelled, len(self.variant.targets)) / self.one_pass
 
@@ -132,4 +126,6 @@ class Case:
 
     def training_passes(self, rows: list[int]) -> float:
         """Cost of one pass over some rows."""
-        return training_cost(self.work, Sizes(self.variant.lengths[rows], 0), TRAINING, 0.0).flops / self.one_pass
+        return (
+            training_cost(self.scores.work, Sizes(self.variant.lengths[rows], 0), TRAINING, 0.0).flops / self.one_pass
+        )

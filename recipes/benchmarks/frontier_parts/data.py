@@ -1,5 +1,6 @@
 """Pool, targets and test rows of `frontier.py`, tokenised as the commands do it."""
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -158,6 +159,8 @@ def make_variants(pool: Dataset, targets: dict[str, Dataset], without: list[str]
             raise ValueError(f"`--without {text}`: no target has this name; targets are {', '.join(targets)}.")
         if source not in sources:
             raise ValueError(f"`--without {text}`: no row of the pool has the source {source!r}.")
+        if any(variant.target == name and len(variant.kept) < len(every) for variant in variants):
+            raise ValueError(f"`--without {text}`: {name} is given twice; remove one source for a target.")
         kept = [row for row in every if sources[row] != source]
         rows = pool.select(kept).select_columns(TOKENS)
         variants.append(Variant(f"{name}, source removed", name, kept, rows, targets[name]))
@@ -175,8 +178,11 @@ def read_data(options, preparer: Preparer) -> Data:
     for text in options.target:
         name, files = named(text, "--target", "NAME=TARGET.jsonl:TEST.jsonl")
         file, colon, test = files.rpartition(":")
-        if not colon or name in targets:
-            raise ValueError(f"`--target {text}` must be NAME=TARGET.jsonl:TEST.jsonl, with another name for each.")
+        if not colon or name in targets or not re.fullmatch(r"[\w.-]+", name):
+            raise ValueError(
+                f"`--target {text}` must be NAME=TARGET.jsonl:TEST.jsonl, with another name for each, of letters, digits, "
+                "`_`, `.` and `-`: files are named after it."
+            )
         targets[name] = reader.rows(file, f"target {name}").select_columns(TOKENS)
         tests[name] = reader.rows(test, f"test {name}", options.test_rows).select_columns(TOKENS)
     together = concatenate_datasets([rows.add_column(TARGET, [name] * len(rows)) for name, rows in targets.items()])

@@ -1,4 +1,4 @@
-"""The figure of `frontier.py`: loss after training, less that of random rows, against the cost of selecting."""
+"""The figure of `frontier.py`: loss after training, minus that of random rows, against the cost of selecting."""
 
 import math
 from functools import partial
@@ -51,7 +51,7 @@ def draw(axes: Axes, results: Results, arms: dict[str, Arm], target: str) -> Non
     axes.axhline(0.0, color="grey", linewidth=0.8)
     axes.set_title(target)
     axes.set_xlabel("selecting, passes over the pool")
-    axes.set_ylabel("test loss less that of random rows")
+    axes.set_ylabel("test loss minus that of random rows")
     axes.grid(alpha=0.3)
 
 

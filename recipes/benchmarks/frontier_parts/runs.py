@@ -1,5 +1,6 @@
 """The runs of `frontier.py`: one JSON file each, seed by seed and arm by arm, until the time is over."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from frontier_parts.data import Data, Variant
 from frontier_parts.scores import Scores
 from hf_gist.commands.bench import Bench
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import as_json, read_json, write_json
@@ -45,7 +47,7 @@ class Experiment:
         arms (`dict[str, Arm]`): the arms to run, in their order.
 
     Raises:
-        ValueError: if the output folder has runs with other settings or rows.
+        ValueError: if the output folder has runs with other settings or rows, or if the runs would be too short.
     """
 
     def __init__(
@@ -71,7 +73,18 @@ class Experiment:
         trainer = self.folder / "trainer"
         self.bench = Bench(base, padding_collator(tokenizer), data.tests, self.settings, trainer, TRAINING)
         self.end = time.monotonic() + 60 * options.minutes
+        self._check_steps()
         self._check_settings()
+
+    def _check_steps(self) -> None:
+        """Check that every run trains: the learning rate of the first optimizer step is 0."""
+        for variant in self.data.variants:
+            rows = rows_in_budget(self.options.budget, "rows", len(variant.pool))
+            if self.options.passes * math.ceil(rows / self.options.batch_size) < 2:
+                raise ValueError(
+                    f"{variant.name}: {self.options.passes} pass over {rows} rows in batches of {self.options.batch_size} is "
+                    "one optimizer step, whose learning rate is 0. Raise `--passes` or `--budget`, or lower `--batch_size`."
+                )
 
     def _check_settings(self) -> None:
         names = ("model", "budget", "passes", "learning_rate", "batch_size", "lora_target_modules", "max_length")

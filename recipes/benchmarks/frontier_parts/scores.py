@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frontier_parts.data import TARGET, TOKENS, Data
 from hf_gist import GISTConfig, Selection, select
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.costs.flops import ModelWork
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.training.loading import fresh_lora, load_adapter, padding_collator
@@ -68,6 +69,11 @@ class Scores:
         # written last: without it, the adapter may be incomplete
         write_json(folder / DONE, {"rows": rows})
         return model
+
+    @cached_property
+    def work(self) -> ModelWork:
+        """Operations of the model."""
+        return ModelWork.of(self.model)
 
     def measured(self, scorer: str) -> Measurements:
         """The measurements of the whole pool with a scorer, for the targets of all names together."""

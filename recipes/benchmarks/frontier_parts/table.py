@@ -174,9 +174,11 @@ def open_ends(results: Results, arms: dict[str, Arm], missing: Sequence[tuple[st
     lines = []
     if results.refused:
         lines += ["", "Not run, since the cost does not pay for the rows:", ""]
-        lines += [
-            f"- {arms[r['arm']].title}, {r['target']}, seed {r['seed']}: {r['refused']}" for r in results.refused
-        ]
+        for name in dict.fromkeys(run["arm"] for run in results.refused):
+            own = [run for run in results.refused if run["arm"] == name]
+            which = "; ".join(f"{run['target']}, seed {run['seed']}" for run in own)
+            first = "" if len(own) == 1 else "the first: "
+            lines.append(f"- {arms[name].title} ({which}): {first}{own[0]['refused']}")
     if missing:
         names = [arm + f", {target}" + ("" if seed is None else f", seed {seed}") for arm, target, seed in missing]
         lines += ["", f"Missing: {'; '.join(names)}."]
