@@ -106,7 +106,10 @@ def test_finished_runs_are_kept_and_other_settings_refused(data, frontier, monke
     figures = []
     monkeypatch.setattr(frontier, "save_figure", lambda *given: figures.append(given))
     results = frontier.main(arguments(data, *few, "--minutes", "0"))
-    assert results.done == [] and "Missing: untrained, one; random, one, seed 0;" in capsys.readouterr().out
+    assert (
+        results.done == []
+        and "Missing runs: 3, by arm untrained (1), random (1), cosine@0.5 (1)." in capsys.readouterr().out
+    )
     # an interruption while the second arm trains
     train = Bench.train
 
@@ -322,8 +325,14 @@ def test_the_text_says_what_was_refused_and_what_is_missing(frontier):
     table = {name: arms([0.25])[name] for name in ("untrained", "random", "cosine", "cosine@0.25", "paper")}
     refused = {"arm": "paper", "target": "c", "seed": 1, "refused": "too little"}
     families = {"a": "a", "b": "b", "b out": "b"}
-    text = markdown(Results([*runs_of(LOSSES), refused]), table, families, [("paper", "c", 0)], "Pool of 5 rows.")
-    assert "- the paper's rule (c, seed 1): too little" in text and "Missing: paper, c, seed 0." in text
+    text = markdown(
+        Results([*runs_of(LOSSES), refused]),
+        table,
+        families,
+        [("paper", "c", 0), ("paper", "c", 1)],
+        "Pool of 5 rows.",
+    )
+    assert "- the paper's rule (c, seed 1): too little" in text and "Missing runs: 2, by arm paper (2)." in text
     assert "| plain cosine, round robin, scoring_cost 0.25 | 0.000 | 2 of 3 | 25 % | 42 % | 0 % |" in text
     assert "| plain cosine, round robin | 5 | 2 | 0.000 | 1.1000 ± 0.1414 | -1.0000 ± 0.0000 |" in text
     assert "| untrained |  |  | 0.000 | 3.0000 | +0.9000 ± 0.1414 |" in text.replace(

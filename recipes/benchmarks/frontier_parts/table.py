@@ -1,6 +1,7 @@
 """The results of `frontier.py` as Markdown."""
 
 import statistics
+from collections import Counter
 from collections.abc import Sequence
 
 from frontier_parts.arms import RANDOM, SHORTLIST_COST, Arm
@@ -180,8 +181,9 @@ def open_ends(results: Results, arms: dict[str, Arm], missing: Sequence[tuple[st
             first = "" if len(own) == 1 else "the first: "
             lines.append(f"- {arms[name].title} ({which}): {first}{own[0]['refused']}")
     if missing:
-        names = [arm + f", {target}" + ("" if seed is None else f", seed {seed}") for arm, target, seed in missing]
-        lines += ["", f"Missing: {'; '.join(names)}."]
+        counts = Counter(arm for arm, _, _ in missing)
+        by_arm = ", ".join(f"{arm} ({count})" for arm, count in counts.items())
+        lines += ["", f"Missing runs: {len(missing)}, by arm {by_arm}."]
     return lines
 
 
