@@ -1,6 +1,7 @@
 """Training runs that differ only in their rows: a new LoRA on the same base model, a stock `Trainer`, test sets."""
 
 import copy
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArgu
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.rows import Collator
 from hf_gist.training.loading import fresh_lora
+from hf_gist.training.warmup import rising_steps
 from hf_gist.utils.step_bar import with_step_bar
 
 
@@ -67,7 +69,7 @@ class Bench(Generic[Result]):
         settings (`WarmupSettings`): LoRA, learning rate and batch size.
         folder (`Path`): output folder of the `Trainer`.
         measure (`Callable`): model, test set and collator to what is measured.
-        arguments (`dict`): further `TrainingArguments` of every run.
+        arguments (`dict`): further `TrainingArguments` of every run; `warmup_steps` is a share of the steps.
     """
 
     base: PreTrainedModel
@@ -97,7 +99,7 @@ class Bench(Generic[Result]):
         model = fresh_lora(copy.deepcopy(self.base), self.settings, seed)
         trainer = Trainer(
             model,
-            self._training_arguments(seed, arguments),
+            self._training_arguments(len(rows), seed, arguments),
             train_dataset=rows,
             data_collator=self.collator,
             callbacks=list(callbacks),
@@ -109,12 +111,18 @@ class Bench(Generic[Result]):
         state = trainer.state
         return Trained(self.results(model), state.global_step, int(state.num_input_tokens_seen), round(seconds, 2))
 
-    def _training_arguments(self, seed: int, length: dict[str, Any]) -> TrainingArguments:
+    def _training_arguments(self, rows: int, seed: int, length: dict[str, Any]) -> TrainingArguments:
+        batch = self.settings.per_device_train_batch_size
+        steps = length.get("max_steps", -1)
+        if steps <= 0:
+            steps = math.ceil(math.ceil(rows / batch) * length["num_train_epochs"])
+        more = self.arguments | length
+        if "warmup_steps" in more:
+            more["warmup_steps"] = rising_steps(more["warmup_steps"], steps)
         return quiet_arguments(
             self.folder,
             seed=seed,
-            per_device_train_batch_size=self.settings.per_device_train_batch_size,
+            per_device_train_batch_size=batch,
             learning_rate=self.settings.learning_rate,
-            **self.arguments,
-            **length,
+            **more,
         )

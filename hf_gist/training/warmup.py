@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
 from transformers import (
@@ -87,15 +88,28 @@ def warmup_rows(
     return order[:rows].tolist()
 
 
+def rising_steps(share: float, steps: int) -> int:
+    """The steps over which the learning rate rises to its full value, rounded up, but never all steps.
+
+    It is 0 in the first of these steps, so a training of one such step would change nothing.
+
+    Args:
+        share (`float`): share of the steps.
+        steps (`int`): optimizer steps of the training.
+    """
+    return min(math.ceil(share * steps), max(0, steps - 1))
+
+
 def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path, rows: int) -> TrainingArguments:
     """Arguments of one epoch over `rows` rows with five log lines and no checkpoint."""
     batch = settings.per_device_train_batch_size
+    steps = math.ceil(rows / (batch * PartialState().num_processes))
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch,
         learning_rate=settings.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=0.03,
+        warmup_steps=rising_steps(0.03, steps),
         num_train_epochs=1,
         logging_steps=max(1, rows // batch // 5),
         save_strategy="no",

@@ -9,11 +9,13 @@ import sys
 import pytest
 import yaml
 from datasets import Dataset
+from safetensors.torch import load_file
 
 from hf_gist import GISTConfig, Selection
 from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
 from hf_gist.commands.select import scoring
+from hf_gist.training.warmup import rising_steps
 from tests.helpers.words import chats, save_model
 
 
@@ -174,6 +176,20 @@ def test_every_config_field_is_a_flag_and_the_command_is_installed():
     command = [command] if isinstance(command, str) else command
     text = subprocess.run([*command, "select", "--help"], capture_output=True, text=True, check=True).stdout
     assert all(f"--{name}" in text for name in GISTConfig().to_dict())
+
+
+@pytest.mark.parametrize(
+    ("share", "steps", "rising"), [(0.03, 1, 0), (0.03, 2, 1), (0.03, 100, 3), (0.9, 4, 3), (0.0, 5, 0)]
+)
+def test_the_learning_rate_never_rises_in_the_only_step(share, steps, rising):
+    assert rising_steps(share, steps) == rising
+
+
+def test_a_warm_up_of_one_step_changes_the_adapter(files, tmp_path):
+    assert main(flags(files, tmp_path, "--warmup_steps", "1")) == 0
+    weights = load_file(tmp_path / "warmup_adapter" / "adapter_model.safetensors")
+    assert any(float(values.abs().max()) > 0 for name, values in weights.items() if "lora_B" in name)
+    assert float(Selection.load(tmp_path).measurements.norms.min()) > 0
 
 
 def test_an_interrupted_command_uses_its_warm_up_again(files, tmp_path, monkeypatch):

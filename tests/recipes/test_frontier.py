@@ -354,3 +354,23 @@ def test_a_smaller_cost_has_a_shorter_warm_up(frontier):
 
     assert [warmup_ratio(cost) for cost in (None, 0.5, 0.25)] == [0.05] * 3
     assert warmup_ratio(0.1) == pytest.approx(0.02)
+
+
+def test_shortlists_are_compared_on_the_same_scores(frontier, data, capsys):
+    from shortlists import carried, main
+
+    text = main([*arguments(data), "--pool_rows", "80"])
+    lines = [line for line in text.splitlines() if line.startswith("| ")]
+    names = {line.split(" | ")[0].strip("| ") for line in lines}
+    assert {"random rows", "BM25", "mean input embeddings", "RDS+", "landmarks"} <= names
+    cells = [cell.split(" / ") for line in lines if " / " in line for cell in line.strip("| ").split(" | ")[1:]]
+    assert len(cells) == 2 * 6 * 3 and all(0 <= float(same) <= 1 for same, *_ in cells)
+    # ridge regression carries what is linear in the features
+    generator = torch.Generator().manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(60, 5, generator=generator), dim=1)
+    features = features - features.mean(0)
+    features = torch.nn.functional.normalize(features, dim=1)
+    coordinates = features @ torch.randn(5, 3, generator=generator)
+    predicted, norms = carried(features, coordinates, coordinates.norm(dim=1), torch.arange(40))
+    assert float(torch.corrcoef(torch.stack([predicted[40:].flatten(), coordinates[40:].flatten()]))[0, 1]) > 0.9
+    assert bool((norms >= predicted.norm(dim=1) - 1e-6).all())

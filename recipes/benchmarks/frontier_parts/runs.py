@@ -17,6 +17,7 @@ from frontier_parts.scores import Scores
 from hf_gist.commands.bench import Bench
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.functional.selection.budget import rows_in_budget
+from hf_gist.gradients.collect import mean_loss
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import as_json, read_json, write_json
@@ -26,7 +27,7 @@ from hf_gist.utils.terminal import say
 SETTINGS = "frontier.json"
 RUNS = "runs"
 
-TRAINING = {"lr_scheduler_type": "linear", "warmup_steps": 0.05}
+TRAINING = {"lr_scheduler_type": "linear", "warmup_steps": 0.05, "train_sampling_strategy": "group_by_length"}
 """`TrainingArguments` of every run."""
 
 
@@ -71,7 +72,7 @@ class Experiment:
         )
         self.tokenizer = tokenizer
         trainer = self.folder / "trainer"
-        self.bench = Bench(base, padding_collator(tokenizer), data.tests, self.settings, trainer, TRAINING)
+        self.bench = Bench(base, padding_collator(tokenizer), data.tests, self.settings, trainer, mean_loss, TRAINING)
         self.end = time.monotonic() + 60 * options.minutes
         self._check_steps()
         self._check_settings()
@@ -141,7 +142,7 @@ class Experiment:
     def _test_untrained(self) -> None:
         waiting = self._waiting(UNTRAINED, None)
         if waiting and self.in_time():
-            losses = self.bench.losses(self.bench.base)
+            losses = self.bench.results(self.bench.base)
             for variant in waiting:
                 self._write(UNTRAINED, variant.name, None, {"loss": losses[variant.target]})
 
@@ -171,7 +172,7 @@ class Experiment:
         facts = {"rows": len(rows), "train_seconds": trained.seconds}
         facts |= {"sources": dict(Counter(pool["source"]).most_common())}
         for variant, choice in served:
-            own = {"loss": trained.losses[variant.target], "selection_passes": choice.passes}
+            own = {"loss": trained.results[variant.target], "selection_passes": choice.passes}
             passes = self.options.passes * cases[variant.name].training_passes(choice.rows)
             self._write(name, variant.name, seed, own | {"training_passes": passes} | facts)
 
