@@ -1,5 +1,6 @@
 """A new LoRA after its warm-up; the adapter is saved in the output folder and reused."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -21,9 +22,9 @@ from hf_gist.data.leaks import excluded_rows, find_leaks
 from hf_gist.data.rows import content_digest
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs, prepare
-from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gradients.models import weights_digest
 from hf_gist.training.loading import fresh_lora, load_adapter
 from hf_gist.training.warmup import warm_up, warmup_rows
@@ -117,7 +118,7 @@ def _checked_rows(
     excluded = workspace.with_bad_rows(excluded_rows(inputs.leaks, len(inputs.pool), config))
     rows = warmup_rows(config, settings, len(workspace.pool), excluded)
     cost = RunClock().cost(WARMUP, model, token_counts(workspace.pool), rows)
-    passes = scoring_passes(config, settings)
+    passes = scoring_passes(config, settings, len(rows))
     plan_scoring(workspace.dataset_pass(model, config), inputs, config, cost, passes)
     return rows, excluded
 
@@ -127,9 +128,10 @@ def _is_kept(folder: Path, made_with: dict[str, Any]) -> bool:
     return (folder / MADE_WITH).exists() and read_json(folder / MADE_WITH) == made_with
 
 
-def scoring_passes(config: GISTConfig, settings: WarmupSettings) -> int:
-    """The number of checkpoints that every row is scored at after a warm-up."""
-    return settings.less_checkpoints if scorer_of(config).needs_adam else 1
+def scoring_passes(config: GISTConfig, settings: WarmupSettings, rows: int) -> int:
+    """The number of checkpoints that every row is scored at after a warm-up on `rows` rows."""
+    steps = math.ceil(rows / settings.per_device_train_batch_size)
+    return min(settings.less_checkpoints, steps) if scorer_of(config).needs_adam else 1
 
 
 def _checked_inputs(workspace: Workspace, model: PeftModel, config: GISTConfig, evaluation: Dataset | None) -> Inputs:

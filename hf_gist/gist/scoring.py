@@ -20,10 +20,10 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
 from hf_gist.gist.forecast import announce, forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.plan import ScoringPlan, plan_scoring
 from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
+from hf_gist.gist.scoring_cost.plan import ScoringPlan, plan_scoring
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.sources import warn_quotas
 from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace, lost_by_group
@@ -35,7 +35,7 @@ from hf_gist.utils.disk import as_json
 from hf_gist.version import __version__
 
 
-SCORED_BY = ("scorer", "score_layers", "sketch_dim", "scoring_tokens_per_batch", "seed")
+SCORED_BY = ("scoring_cost", "scorer", "score_layers", "sketch_dim", "scoring_tokens_per_batch", "seed")
 """Settings that scores depend on."""
 
 
@@ -64,7 +64,7 @@ def scoring_key(
         "target_dataset": content_digest(inputs.targets),
     }
     if rows is not None:
-        read["scored rows"] = digest(repr(rows).encode()).hex()
+        read["scored rows"] = f"{len(rows)} ({digest(repr(rows).encode()).hex()[:8]})"
     return as_json(settings | read)
 
 

@@ -1,7 +1,6 @@
 """`Selection`: which rows of the pool to train on, and why."""
 
 import dataclasses
-import math
 import os
 import warnings
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.measurements import Measurements
-from hf_gist.functional.selection.budget import rows_in_budget, sampled_from_top
+from hf_gist.functional.selection.budget import sampled_from_top
 from hf_gist.functional.selection.choice import ComparisonSpace, order_candidates
 from hf_gist.functional.selection.ranking import energy_inside
 from hf_gist.functional.subspace import captured_variance, choose_rank
@@ -31,6 +30,7 @@ from hf_gist.gist.artifacts import (
     save_measurements,
 )
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.scoring_cost.looked_at import check_all_rows_known, check_looked_at
 from hf_gist.gist.sources import SourceUse, check_quotas, quotas_of, source_uses, warn_quotas
 from hf_gist.gist.wording import method_title
 from hf_gist.utils.disk import read, read_json, write, write_json
@@ -50,21 +50,6 @@ RESELECTABLE = (
     "drop_pool_duplicates",
     "target_group_column",
 )
-
-
-def _check_enough_scored(m: Measurements, config: GISTConfig, eligible: Tensor) -> None:
-    """Check that a selection from some scored rows fills its budget like one from all rows."""
-    wanted = rows_in_budget(config.budget, config.budget_unit, len(eligible))
-    if m.scored is None or wanted is None or config.strategy in UNSCORED:
-        return
-    top = math.ceil(wanted * config.sample_from_top - 1e-9)
-    others = int((~m.scored).sum())
-    if top > int(eligible.sum()) and others:
-        raise ValueError(
-            f"`budget={config.budget}` and `sample_from_top={config.sample_from_top:g}` need {top:,} rows to choose "
-            f"from, but only {int(eligible.sum()):,} were scored within `scoring_cost`, and {others:,} rows were not looked "
-            "at. Lower one of them, or score again with a higher `scoring_cost`."
-        )
 
 
 def _check_scored(m: Measurements, config: GISTConfig) -> None:
@@ -161,7 +146,6 @@ class Selection:
         _check_scored(m, config)
         quotas = quotas_of(config, m.sources)
         eligible = m.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
-        _check_enough_scored(m, config, eligible)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         scorer = scorer_of(config)
@@ -200,7 +184,8 @@ class Selection:
                 `target_group_column`. Giving only `explained_variance` removes a fixed `rank`.
 
         Raises:
-            ValueError: for any other field, which needs scoring again.
+            ValueError: for any other field, which needs scoring again; for a selection that needs rows which were not
+                looked at within `scoring_cost`.
         """
         unknown = sorted(set(changes) - set(RESELECTABLE))
         if unknown:
@@ -210,8 +195,10 @@ class Selection:
             )
         if "explained_variance" in changes:
             changes.setdefault("rank", None)
+        check_all_rows_known(self.measurements, changes)
         config = dataclasses.replace(self.config, **changes)
         check_quotas(config, self.measurements.sources)
+        check_looked_at(self.measurements, self.config, config)
         again = Selection.choose(self.measurements, config, self.manifest)
         warn_quotas(again.measurements, config, again.indices)
         return again

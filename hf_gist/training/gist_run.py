@@ -21,10 +21,10 @@ from hf_gist.data.rows import row_lengths
 from hf_gist.errors import MaxStepsWarning, NoEffectWarning
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.less import adam_checkpoint
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.scoring import measure_and_choose
+from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import PARTIAL, PartialScores
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table

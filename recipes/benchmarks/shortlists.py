@@ -41,32 +41,24 @@ FIRST_BLOCKS = (1, 2)
 RULES = {"the paper's rule": PAPER, "plain cosine, round robin": COSINE}
 
 
-class Stopped(Exception):
-    """The forward pass has reached the block after the last one that is wanted."""
-
-
-@torch.no_grad()
 def first_states(model, rows, collator, blocks):
     """Position-weighted mean of the hidden states after the first blocks `[n, d]`."""
-    layers = model.get_base_model().model.layers
+    decoder = model.get_base_model().model
     found = torch.zeros(len(rows), model.get_base_model().config.hidden_size)
+    layers = decoder.layers
     seen = []
-
-    def stop(module, args):
-        seen.append(args[0])
-        raise Stopped
-
-    handle = layers[blocks].register_forward_pre_hook(stop)
+    handle = decoder.norm.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    decoder.layers = layers[:blocks]
     try:
-        with scoring_mode(model):
+        # scoring_mode turns gradients on
+        with scoring_mode(model), torch.no_grad():
             for batch in plan_batches(row_lengths(rows), len(rows), 4096):
-                inputs = dict(collator([rows[row] for row in batch]))
-                inputs.pop("labels")
-                try:
-                    model(**inputs)
-                except Stopped:
-                    found[batch] = position_weighted_mean(seen.pop(), inputs["attention_mask"])
+                inputs = collator([rows[row] for row in batch])
+                mask = inputs["attention_mask"]
+                decoder(input_ids=inputs["input_ids"], attention_mask=mask, use_cache=False)
+                found[batch] = position_weighted_mean(seen.pop(), mask)
     finally:
+        decoder.layers = layers
         handle.remove()
     return found
 

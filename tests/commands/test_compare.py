@@ -288,6 +288,17 @@ def test_the_planned_method_selects_what_select_does_for_its_target_rows(files, 
 def test_a_price_and_its_method_are_checked_before_any_training(files, tmp_path, capsys, more, message):
     assert main(flags(files, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err and not list(tmp_path.glob("out/runs/*"))
+    # a price that was refused is not that of the folder
+    assert not (tmp_path / "out" / "compare.json").exists()
+
+
+def test_shared_scores_within_a_price_are_refused_for_another_shortlist(files, tmp_path, capsys):
+    shared = ("--scores_dir", str(tmp_path / "scores"), "--methods", "gist_planned", "--seeds", "0")
+    priced = (*shared, "--scoring_cost", "0.7")
+    assert main(flags(files, tmp_path / "first", *priced)) == 0
+    for more, name in [(("--source_shares", "family2=0.5"), "source_shares"), (("--budget", "0.05"), "budget")]:
+        assert main(flags(files, tmp_path / name, *priced, *more)) == 2
+        assert f"{name} was" in capsys.readouterr().err
 
 
 def test_scores_without_their_costs_are_refused(tmp_path):

@@ -246,6 +246,16 @@ def test_a_dry_run_writes_nothing_and_knows_the_counts(files, run, tmp_path, cap
     assert not output.exists()
 
 
+@pytest.mark.parametrize("steps", ["1", "3"])
+def test_a_dry_run_plans_what_the_run_then_does(files, tmp_path, capsys, steps):
+    more = ("--scorer", "less", "--warmup_steps", steps, "--scoring_cost", "0.8", "--budget", "0.05")
+    assert main(flags(files, tmp_path / "dry", *more, "--dry_run", "--json")) == 0
+    planned = json.loads(capsys.readouterr().out)["scoring_plan"]
+    assert main(flags(files, tmp_path / "run", *more)) == 0
+    done = Selection.load(tmp_path / "run")
+    assert done.manifest["scoring_plan"] == planned and done.costs.selection_passes() <= 0.8
+
+
 def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):
     more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--json")
     assert main(flags(files, tmp_path, *more)) == 0

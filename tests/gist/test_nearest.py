@@ -4,8 +4,8 @@ import pytest
 import torch
 from datasets import Dataset
 
-from hf_gist.gist import nearest
-from hf_gist.gist.nearest import nearest_order
+from hf_gist.gist.scoring_cost import nearest
+from hf_gist.gist.scoring_cost.nearest import nearest_order
 from tests.helpers.tiny import lora_model
 
 
@@ -65,3 +65,12 @@ def test_a_model_without_readable_embeddings_is_refused_by_name():
 
     with pytest.raises(ValueError, match="`scoring_cost` compares rows by their input embeddings, and Identity"):
         nearest_order(Holder(), [{"input_ids": [1]}], [{"input_ids": [1]}], torch.ones(1, dtype=torch.bool))
+
+
+def test_embeddings_that_are_not_finite_are_refused():
+    model = lora_model()
+    with torch.no_grad():
+        model.get_base_model().get_input_embeddings().weight[7, 0] = float("nan")
+    rows = Dataset.from_dict({"input_ids": [[5, 6], [7, 8], [9]]})
+    with pytest.raises(ValueError, match="input embeddings of a token of the pool are not finite"):
+        nearest_order(model, rows, rows, torch.ones(3, dtype=torch.bool))

@@ -9,9 +9,10 @@ from torch.utils.data import Dataset as TorchDataset
 from hf_gist import GISTConfig, Selection, select
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.data.leaks import find_leaks
+from hf_gist.errors import DuplicateRowsWarning, LeakWarning
 from hf_gist.gist.inputs import prepare
-from hf_gist.gist.nearest import nearest_order
-from hf_gist.gist.plan import plan_scoring
+from hf_gist.gist.scoring_cost.nearest import nearest_order
+from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.report import summary_table
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
@@ -127,18 +128,91 @@ def test_rows_that_cannot_be_selected_are_not_paid_for():
     assert plan.rows is not None and max(plan.rows) < 60
 
 
-def test_another_selection_from_the_scores_is_refused_where_rows_are_missing(tmp_path):
+def test_another_selection_from_the_scores_is_refused_where_rows_are_missing():
     found = chosen(scoring_cost=0.5)
     scored = int(found.measurements.scored.sum())
     assert len(found.reselect(budget=scored).indices) == scored
-    with pytest.raises(ValueError, match=f"only {scored} were scored within `scoring_cost`"):
-        found.reselect(budget=scored + 1)
-    with pytest.raises(ValueError, match="`sample_from_top=50` need 300 rows"):
-        found.reselect(sample_from_top=50.0)
-    with pytest.raises(ValueError, match="scoring_cost cannot be changed"):
-        found.reselect(scoring_cost=0.9)
-    # without scores, rows that were not looked at can be drawn too
-    assert len(found.reselect(strategy="max", budget=3).indices) == 3
+    for changes, message in [
+        ({"budget": scored + 1}, f"needs {scored + 1} rows to choose from, .* have {scored}, and {60 - scored} rows"),
+        ({"sample_from_top": 9.0}, "with `sample_from_top=9` needs 54 rows to choose from"),
+        ({"budget": 0.9, "budget_unit": "tokens"}, r"needs [\d,]+ tokens to choose from"),
+        ({"strategy": "random"}, "`strategy='random'` chooses from the whole pool"),
+        ({"strategy": "length_matched_random"}, "chooses from the whole pool"),
+        ({"score": "grad_norm"}, "`score='grad_norm'` chooses from the whole pool"),
+        (
+            {"drop_target_duplicates": False},
+            "`drop_target_duplicates=False` lets rows be selected that were not looked at",
+        ),
+        ({"drop_pool_duplicates": False}, "`drop_pool_duplicates=False` lets rows"),
+        ({"scoring_cost": 0.9}, "scoring_cost cannot be changed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            found.reselect(**changes)
+    assert len(found.reselect(strategy="mean", budget=3).indices) == 3
+
+
+@pytest.mark.parametrize(
+    "quotas",
+    [
+        {"source_shares": {"family0": 0.5}},
+        {"source_shares": {"family0": 0.5, "family2": 0.5}},
+        {"source_max": {"family0": 1, "family1": 2}},
+        {"source_max": {"family0": 0, "family1": 0, "family2": 3}},
+        {"source_shares": {"family3": 0.3}, "source_max": {"family0": 0}},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("more", [{}, {"sample_from_top": 1.5}], ids=str)
+def test_sources_get_what_is_theirs_within_the_cost(quotas, more):
+    settings = {"source_column": "source"} | quotas | more
+    exact = chosen(**settings)
+    found = chosen(scoring_cost=0.5, **settings)
+    assert found.costs.selection_passes() <= 0.5 and found.manifest["scoring_plan"]["total"] <= 0.5
+    assert len(found.indices) == len(exact.indices)
+    for use, other in zip(found.source_uses, exact.source_uses, strict=True):
+        assert use.got >= min(other.got, use.wanted or 0) and (use.most is None or use.got <= use.most)
+
+
+def test_a_rare_source_that_costs_too_much_is_refused_with_what_would_do():
+    long = [row | {"source": "rare"} for row in token_rows(10, seed=8, low=40, high=60)]
+    pool = [*[{**row, "source": "common"} for row in POOL], *long]
+    settings = {"budget": 16, "source_column": "source", "source_max": {"common": 8}}
+    with pytest.raises(ValueError, match="`scoring_cost=0.4` pays for scoring") as caught:
+        chosen(pool, scoring_cost=0.4, **settings)
+    enough = float(str(caught.value).split("Set it to ")[1].split(" ")[0])
+    found = chosen(pool, scoring_cost=enough, **settings)
+    assert len(found.indices) == len(chosen(pool, **settings).indices)
+
+
+def test_the_advice_holds_for_a_pool_of_copies_and_unlabelled_rows():
+    pool = [*POOL[:14] * 3, *[row | {"labels": [-100] * len(row["labels"])} for row in token_rows(10, seed=8)]]
+    with pytest.warns(DuplicateRowsWarning):
+        exact = chosen(pool, budget=12, sample_from_top=3.0)
+        with pytest.raises(ValueError, match="needs 14") as caught:
+            chosen(pool, budget=12, sample_from_top=3.0, scoring_cost=0.15)
+        enough = float(str(caught.value).split("Set it to ")[1].split(" ")[0])
+        found = chosen(pool, budget=12, sample_from_top=3.0, scoring_cost=enough)
+    assert sorted(found.indices) == sorted(exact.indices)
+
+
+def test_a_budget_in_tokens_is_filled_as_from_all_rows():
+    near = [{**row, "labels": [-100] * (len(row["labels"]) - 1) + row["labels"][-1:]} for row in POOL[:30]]
+    settings = {"budget": 150, "budget_unit": "tokens"}
+    exact = chosen([*near, *POOL[30:]], **settings)
+    with pytest.raises(ValueError, match="pays for scoring") as caught:
+        chosen([*near, *POOL[30:]], scoring_cost=0.12, **settings)
+    enough = float(str(caught.value).split("Set it to ")[1].split(" ")[0])
+    found = chosen([*near, *POOL[30:]], scoring_cost=enough, **settings)
+    tokens = [int(each.measurements.label_tokens[each.indices].sum()) for each in (exact, found)]
+    assert tokens[1] >= 150 - 15 and tokens[0] >= 150 - 15
+
+
+def test_a_pool_without_a_row_to_select_is_refused_before_scoring():
+    with (
+        pytest.warns(LeakWarning),
+        pytest.raises(ValueError, match="No row of the pool can be selected: of 4 rows 0 have"),
+    ):
+        chosen(TARGETS, budget=2, scoring_cost=0.5)
 
 
 def test_rows_that_the_collator_tokenizes_are_refused():

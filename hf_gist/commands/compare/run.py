@@ -190,7 +190,9 @@ def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, i
 # ---- The command ----
 
 
-def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig) -> Comparison:
+def open_comparison(
+    arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig, methods: Sequence[str]
+) -> Comparison:
     """Load the model, read all rows, and write the settings into the output folder.
 
     Raises:
@@ -208,8 +210,6 @@ def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config:
     workspace = open_workspace(arguments, arguments.load_pool(), base)
     tests = read_tests(arguments, workspace, positions(base))
     bench = Bench(base, workspace.collator, tests, warmup, folder / TRAINER_FOLDER, measure, TRAINING)
-    (folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
-    write_json(folder / SETTINGS, settings)
     scores = Scores(
         workspace,
         base,
@@ -220,6 +220,11 @@ def open_comparison(arguments: CompareArguments, warmup: WarmupSettings, config:
         tests=token_columns([test.rows for test in tests.values()]),
         target=arguments.target,
     )
+    if PLANNED in methods:
+        # before anything is written: a price that is refused must not be that of the folder
+        scores.check_plan()
+    (folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+    write_json(folder / SETTINGS, settings)
     return Comparison(arguments, config, folder, bench, scores, int(token_counts(workspace.pool).sum()))
 
 
@@ -239,9 +244,7 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
     """
     check_comparison(arguments)
     methods = chosen_methods(arguments, config)
-    comparison = open_comparison(arguments, warmup, config)
-    if PLANNED in methods:
-        comparison.scores.check_plan()
+    comparison = open_comparison(arguments, warmup, config, methods)
     for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):
         comparison.finish(method, seed)
     say("\n" + write_results(comparison.pool_tokens, comparison.folder))

@@ -28,7 +28,7 @@ from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import COSTS, CostLedger, PhaseCost
 from hf_gist.data.copies import digest
 from hf_gist.data.leaks import Leaks, find_leaks
-from hf_gist.data.rows import read_column
+from hf_gist.data.rows import content_digest, read_column
 from hf_gist.functional.measurements import Measurements
 from hf_gist.gist.scorers.less import AdamCheckpoint
 from hf_gist.gist.selection import Selection
@@ -107,13 +107,20 @@ class Scores:
     def _planned(self) -> Scored:
         """The scores within `scoring_cost`, which are of the rows nearest to the target rows that are kept."""
         folder, settings = self._place_for_target(PLANNED)
-        settings = settings | as_json({"scoring_cost": config_of(ARMS[PLANNED], self.config).scoring_cost})
+        settings = settings | as_json(self._shortlisted_by())
         space = self._own_targets()
         seconds, reused = self._seconds(folder, settings, lambda: self._measure(PLANNED, folder, space))
         measured = Selection.load(folder).measurements
         if reused:
             measured = dataclasses.replace(measured, **self._leaked())
         return Scored(measured, seconds, passes_of(folder))
+
+    def _shortlisted_by(self) -> dict[str, Any]:
+        """Settings that decide which rows are scored within `scoring_cost`."""
+        names = ["scoring_cost", "budget", "budget_unit", "source_shares", "source_max"]
+        names += ["drop_target_duplicates", "drop_pool_duplicates"]
+        found = {name: getattr(self.config, name) for name in names}
+        return found | {"test rows": None if self.tests is None else content_digest(self.tests)}
 
     def _own_targets(self) -> Workspace:
         """The workspace with only the target rows that are kept."""
@@ -122,6 +129,9 @@ class Scores:
         column, value = self.target
         values = [str(found) for found in read_column(self.workspace.targets, column, "target_column")]
         rows = [row for row, found in enumerate(values) if found == value]
+        if not rows:
+            known = ", ".join(sorted(set(values)))
+            raise ValueError(f"`--target_value {value}` is not in the column {column!r}. Values: {known}.")
         return dataclasses.replace(self.workspace, targets=self.workspace.targets.select(rows))
 
     def check_plan(self) -> None:

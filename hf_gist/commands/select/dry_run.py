@@ -26,10 +26,10 @@ from hf_gist.data.rows import rows_of
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.forecast import plan_memory
 from hf_gist.gist.inputs import Inputs, prepare
-from hf_gist.gist.plan import plan_scoring
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
+from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import fresh_lora
 from hf_gist.training.warmup import warmup_rows
@@ -157,12 +157,11 @@ def plan_selection(
     inputs = prepare(model, workspace.pool, workspace.targets, config, workspace.collator)
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, workspace.tokenizer)
     inputs = dataclasses.replace(inputs, leaks=leaks)
-    passes = 1
+    sample = _warmup_sample(inputs, workspace, config, warmup)
+    passes = scoring_passes(config, warmup or WarmupSettings(), len(sample))
     if scorer_of(config).needs_adam:
         # the same work without the optimizer state, which exists only after a warm-up
-        passes = scoring_passes(config, warmup or WarmupSettings())
         config = dataclasses.replace(config, scorer="gist", sketch_dim=LESS_SIZE)
-    sample = _warmup_sample(inputs, workspace, config, warmup)
     steps = math.ceil(len(sample) / warmup.per_device_train_batch_size) if warmup is not None else 0
     dataset_pass = workspace.dataset_pass(model, config)
     cost = RunClock().cost(WARMUP, model, token_counts(inputs.pool), sample)

@@ -6,7 +6,7 @@ from typing import Any
 from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.gist.forecast import duration
-from hf_gist.gist.plan import ScoringPlan
+from hf_gist.gist.scoring_cost.plan import ScoringPlan
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.nearest import nearest_order
-from hf_gist.gist.plan import ScoringPlan, plan_scoring
+from hf_gist.gist.scoring_cost.nearest import nearest_order
+from hf_gist.gist.scoring_cost.plan import ScoringPlan, plan_scoring
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import padding_collator
 from hf_gist.training.warmup import warmup_rows

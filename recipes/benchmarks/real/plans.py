@@ -9,7 +9,7 @@ from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import row_lengths
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.plan import plan_scoring
+from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import fresh_lora
 from real.training import lora_settings

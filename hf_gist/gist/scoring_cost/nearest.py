@@ -77,7 +77,7 @@ def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, li
         `list[int]`: rows in the order in which they are picked; of rows with equal cosines, the earlier first.
 
     Raises:
-        ValueError: for rows without token ids, or a model without input embeddings.
+        ValueError: for rows without token ids, or a model without input embeddings or with some that are not finite.
     """
     weights = embedding_weights(model)
     rows = token_ids(pool, "train_dataset")
@@ -85,6 +85,11 @@ def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, li
     chunks = _chunks(rows)
     total = sum((mean_embeddings(rows[chunk], weights).sum(0, dtype=torch.float64) for chunk in chunks), start=0.0)
     center = (cast(Tensor, total) / len(rows)).float()
+    if not torch.isfinite(center).all():
+        raise ValueError(
+            "The input embeddings of a token of the pool are not finite, so rows cannot be compared by them. Check the "
+            "weights of the model, or leave out `scoring_cost`."
+        )
     directions = functional.normalize(mean_embeddings(wanted, weights) - center, dim=1)
     # only the part of a row in the span of the targets matters, and its norm: [N, M] values instead of [N, d]
     basis = torch.linalg.qr(directions.T.double()).Q.float()

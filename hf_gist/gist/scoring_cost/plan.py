@@ -19,9 +19,9 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import budget_amount, row_sizes
 from hf_gist.functional.selection.quotas import Quotas
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.nearest import nearest_order
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.scoring_cost.nearest import nearest_order
 from hf_gist.gist.sources import quotas_of
 from hf_gist.gradients.passes import DatasetPass
 
@@ -98,27 +98,74 @@ def plan_scoring(
     """
     if config.scoring_cost is None or config.strategy in UNSCORED:
         return None
-    prices = _Prices.of(dataset_pass, inputs, config, warmup, passes or max(1, len(inputs.checkpoints)))
+    prices = _Prices.measured(dataset_pass, inputs, config, warmup, passes or max(1, len(inputs.checkpoints)))
     left = config.scoring_cost - prices.spent
     eligible = _eligible(inputs, config, prices.label_tokens)
-    if prices.by_row.sum() <= left or not eligible.any():
+    _check_any(eligible, inputs, prices.label_tokens)
+    if prices.by_row.sum() <= left:
         return _plan(config, prices, None)
     if prices.by_row[eligible.numpy()].sum() <= left:
         return _plan(config, prices, eligible.nonzero().flatten().tolist())
-    needed = min(_wanted_rows(config, prices.label_tokens, eligible), int(eligible.sum()))
-    order = _order(dataset_pass, inputs, config, eligible, max(needed, _most_rows(prices.by_row, eligible, left)))
-    rows = _affordable(order, left, prices, quotas_of(config, inputs.sources), needed)
-    if len(rows) < needed:
-        _refuse(config, prices, float(prices.by_row[order[:needed]].sum()), len(rows), needed)
-    return _plan(config, prices, sorted(rows))
+    wanted = Wanted.of(config, prices.label_tokens, inputs.sources)
+    limit = None if wanted.quotas.given else max(math.ceil(wanted.amount), prices.most_rows(eligible, left) + 1)
+    order = nearest_order(dataset_pass.model, inputs.pool, inputs.targets, eligible, limit)
+    # the same on all processes: a rounding difference must not change the rows of one of them
+    order = broadcast_object_list([order])[0]
+    needed = wanted.rows(order, 1.0)
+    if prices.of(needed) > left:
+        _refuse(config, prices, needed)
+    return _plan(config, prices, sorted(_affordable(order, left, prices, wanted)))
 
 
-def _order(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, eligible: Tensor, limit: int) -> list[int]:
-    """The nearest rows, the same on all processes: a rounding difference must not change the rows of one of them."""
-    # the rows of a share may come late in the order
-    of_sources = bool(config.source_shares or config.source_max)
-    order = nearest_order(dataset_pass.model, inputs.pool, inputs.targets, eligible, None if of_sources else limit)
-    return broadcast_object_list([order])[0]
+LARGEST_FACTOR = float(1 << 40)
+"""A selection that is so many times as large has every row that may be selected."""
+
+BISECTIONS = 100
+"""Halvings of an interval of this size until neighbouring numbers of rows are told apart."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The rows that a selection is chosen from.
+
+    Args:
+        amount (`float`): the budget times `sample_from_top`.
+        sizes (`Tensor`): what each row takes of the budget `[N]` int64.
+        quotas (`Quotas`): what each source gets.
+        times (`float`): `sample_from_top`.
+    """
+
+    amount: float
+    sizes: Tensor
+    quotas: Quotas
+    times: float
+
+    @classmethod
+    def of(cls, config: GISTConfig, label_tokens: Tensor, sources: list[str] | None) -> "Wanted":
+        """From the budget and the quotas of a configuration."""
+        amount = budget_amount(config.budget, config.budget_unit, label_tokens) * config.sample_from_top
+        sizes = row_sizes(config.budget_unit, label_tokens)
+        return cls(amount, sizes, quotas_of(config, sources), config.sample_from_top)
+
+    def rows(self, order: list[int], factor: float) -> list[int]:
+        """The first rows of an order for a budget, and limits of sources, that are `factor` times as large."""
+        return self.quotas.pick(order, self.amount * factor, self.sizes, self.times * factor)
+
+
+def _affordable(order: list[int], left: float, prices: "_Prices", wanted: Wanted) -> list[int]:
+    """As many of the first rows of an order as `left` pays for, with the sources in the proportions of the selection."""
+    low = 1.0
+    high = LARGEST_FACTOR
+    if prices.of(wanted.rows(order, high)) <= left:
+        # the limits of the sources leave out the others
+        return wanted.rows(order, high)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if prices.of(wanted.rows(order, middle)) <= left:
+            low = middle
+        else:
+            high = middle
+    return wanted.rows(order, low)
 
 
 def _plan(config: GISTConfig, prices: "_Prices", rows: list[int] | None) -> ScoringPlan:
@@ -148,8 +195,17 @@ class _Prices:
         """What is spent before the first row of the pool is scored."""
         return self.warmup + self.targets
 
+    def of(self, rows: list[int]) -> float:
+        """Cost of scoring some rows."""
+        return float(self.by_row[rows].sum())
+
+    def most_rows(self, eligible: Tensor, left: float) -> int:
+        """The largest number of rows that can be paid for: the cheapest ones."""
+        costs = np.sort(self.by_row[eligible.numpy()]).cumsum()
+        return int(np.searchsorted(costs, left, side="right"))
+
     @classmethod
-    def of(
+    def measured(
         cls, dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, warmup: PhaseCost | None, passes: int
     ) -> "_Prices":
         lengths = row_lengths(inputs.pool)
@@ -187,31 +243,25 @@ def _eligible(inputs: Inputs, config: GISTConfig, label_tokens: Tensor) -> Tenso
     return known.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
 
 
-def _wanted_rows(config: GISTConfig, label_tokens: Tensor, eligible: Tensor) -> int:
-    """The rows that a selection is chosen from at least; an estimate by the mean row for a token budget."""
-    amount = budget_amount(config.budget, config.budget_unit, label_tokens) * config.sample_from_top
-    mean = float(row_sizes(config.budget_unit, label_tokens)[eligible].double().mean()) if eligible.any() else 1.0
-    return math.ceil(amount / max(mean, 1e-9) - 1e-9)
-
-
-def _most_rows(by_row: np.ndarray, eligible: Tensor, left: float) -> int:
-    """The largest number of rows that can be paid for: the cheapest ones."""
-    return int(np.searchsorted(np.sort(by_row[eligible.numpy()]).cumsum(), left, side="right"))
-
-
-def _affordable(order: list[int], left: float, prices: _Prices, quotas: Quotas, needed: int) -> list[int]:
-    """The first rows of the order that `left` pays for; with quotas, as many rows of each source as theirs need."""
-    costs = torch.from_numpy(prices.by_row)
-    if not quotas.given:
-        return quotas.pick(order, left, costs)
-    paid = int((np.cumsum(prices.by_row[order]) <= left).sum())
-    return quotas.pick(order, left, costs, max(1.0, paid / max(1, needed)))
-
-
-def _refuse(config: GISTConfig, prices: _Prices, scoring: float, paid: int, needed: int) -> None:
-    enough = math.ceil(1000 * (prices.spent + scoring)) / 1000
+def _check_any(eligible: Tensor, inputs: Inputs, label_tokens: Tensor) -> None:
+    if eligible.any():
+        return
+    leaked = 0 if inputs.leaks is None else int(inputs.leaks.mask(len(label_tokens)).sum())
     raise ValueError(
-        f"`scoring_cost={config.scoring_cost:g}` pays for scoring {paid:,} rows, after {prices.warmup:.3f} training "
+        f"No row of the pool can be selected: of {len(label_tokens):,} rows {int((label_tokens == 0).sum()):,} have no "
+        f"labelled token and {leaked:,} are also target or evaluation rows."
+    )
+
+
+def _refuse(config: GISTConfig, prices: _Prices, needed: list[int]) -> None:
+    limit = float(config.scoring_cost or 0)
+    paid = int((prices.by_row[needed].cumsum() <= limit - prices.spent).sum())
+    enough = math.ceil(1000 * (prices.spent + prices.of(needed))) / 1000
+    lower = ["`budget`", *(["`sample_from_top`"] if config.sample_from_top > 1 else [])]
+    lower += ["`warmup_ratio`"] if prices.warmup else []
+    fewer = " Or use fewer target rows." if prices.targets > 0.2 * limit else ""
+    raise ValueError(
+        f"`scoring_cost={limit:g}` pays for scoring {paid:,} rows, after {prices.warmup:.3f} training "
         f"passes over the pool for the warm-up and {prices.targets:.3f} for the targets, but `budget` times "
-        f"`sample_from_top` needs {needed:,}. Set it to {enough:g} or more, or lower `warmup_ratio` or `budget`."
+        f"`sample_from_top` needs {len(needed):,}. Set it to {enough:g} or more, or lower {' or '.join(lower)}.{fewer}"
     )
