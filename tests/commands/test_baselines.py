@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from hf_gist.commands.compare import baselines, run, scores
 from hf_gist.commands.compare.arguments import CompareArguments, chosen_methods
-from hf_gist.commands.compare.arms import BM25, LABELS, LOSS_DROP, rows_by_scores, rows_of_arm
+from hf_gist.commands.compare.arms import BM25, LABELS, LOSS_DROP, NEAREST, rows_by_scores, rows_of_arm
 from hf_gist.commands.main import main
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -119,6 +119,21 @@ def test_bm25_picks_the_best_match_of_each_target_in_turn(comparison):
 def pool_and_targets(comparison):
     space = comparison.scores.workspace
     return space.pool, space.targets
+
+
+def test_nearest_picks_by_the_mean_embeddings_of_each_target_in_turn(comparison):
+    scored = comparison.scores.of(NEAREST)
+    space = comparison.scores.workspace
+    weights = comparison.scores.base.get_input_embeddings().weight.detach().double()
+    means = torch.stack([weights[row].mean(0) for row in space.pool["input_ids"]])
+    wanted = torch.stack([weights[row].mean(0) for row in space.targets["input_ids"]])
+    expected = torch.nn.functional.cosine_similarity(
+        (wanted - means.mean(0))[:, None], (means - means.mean(0))[None], dim=2
+    )
+    torch.testing.assert_close(scored.row_scores.double(), expected, rtol=0, atol=1e-5)
+    assert scored.passes == 0
+    picked = rows_of(comparison, NEAREST)
+    assert picked == picks_by_turns(scored.row_scores.tolist(), selectable(comparison), len(picked))
 
 
 def test_bm25_costs_no_pass(comparison):

@@ -21,7 +21,7 @@ from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 from tests.helpers.words import save_model, varied
 
 
-SCORERS = {"gist", "gist_planned", "rds_plus", "less", "labels", "bm25", "loss_drop"}
+SCORERS = {"gist", "nearest", "gist_planned", "rds_plus", "less", "labels", "bm25", "loss_drop"}
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_every_method_is_trained_with_the_same_rows_and_steps(compared):
     assert max(losses["in_domain_random"]) < losses["untrained"][0]
     assert len({round(v[0], 6) for v in losses.values()}) >= 8
     passes = {r["method"]: r["selection_passes"] for r in runs}
-    assert passes["random"] == passes["whole_pool"] == passes["bm25"] == 0
+    assert passes["random"] == passes["whole_pool"] == passes["bm25"] == passes["nearest"] == 0
     for name in ("gist", "rds_plus", "less", "loss_drop"):
         ledger = CostLedger.load(compared / "scores" / name)
         assert ledger.phases[0].phase == "warm-up" and ledger.phases[0].flops > 0

@@ -63,7 +63,7 @@ def test_a_model_without_readable_embeddings_is_refused_by_name():
         def get_input_embeddings(self):
             return torch.nn.Identity()
 
-    with pytest.raises(ValueError, match="`scoring_cost` compares rows by their input embeddings, and Identity"):
+    with pytest.raises(ValueError, match="Rows are compared by their input embeddings, and Identity"):
         nearest_order(Holder(), [{"input_ids": [1]}], [{"input_ids": [1]}], torch.ones(1, dtype=torch.bool))
 
 

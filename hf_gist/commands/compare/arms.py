@@ -28,6 +28,7 @@ PLANNED = "gist_planned"
 LABELS = "labels"
 """Key of measurements that hold only label counts."""
 BM25 = "bm25"
+NEAREST = "nearest"
 LOSS_DROP = "loss_drop"
 ONE_GROUP = "__all__"
 
@@ -64,6 +65,7 @@ ARMS = {
     RANDOM: Arm("random rows", {"strategy": "random"}, random=True),
     "length_matched_random": Arm("random rows, lengths of the targets", {"strategy": "length_matched_random"}, True),
     IN_DOMAIN: Arm("random rows of the target's own source (oracle)", random=True),
+    NEAREST: Arm("nearest mean embeddings, round robin over targets", baseline=NEAREST),
     BM25: Arm("BM25, round robin over targets", baseline=BM25),
     LOSS_DROP: Arm("largest fall of the loss after training on the targets", baseline=LOSS_DROP),
     "grad_norm": Arm("largest gradient norm", {"score": "grad_norm", "strategy": "max"}),

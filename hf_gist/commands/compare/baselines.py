@@ -1,7 +1,8 @@
 """Baselines of a comparison that are no setting of `GISTConfig`: their row scores, and what these cost.
 
-Two baselines without gradients of the pool:
+Three baselines without gradients of the pool:
 
+- Mean input embeddings: their cosine with each target row; the model is not run.
 - BM25: the matches of each target row's text; no model.
 - Normalised fall of the loss: how much of a row's loss goes away when a new LoRA is trained shortly on the targets (Yang
   et al., 2026, arXiv 2605.09404, "normalized endpoint loss drop"). It is measured here from the untrained model on; the
@@ -21,7 +22,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Trainer
 
 from hf_gist.commands.bench import quiet_arguments
-from hf_gist.commands.compare.arms import BM25, LOSS_DROP, rows_by_scores
+from hf_gist.commands.compare.arms import BM25, LOSS_DROP, NEAREST, rows_by_scores
 from hf_gist.commands.workspace import Workspace, token_counts
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
@@ -32,6 +33,7 @@ from hf_gist.costs.ledger import CostLedger, PhaseCost
 from hf_gist.costs.stopwatch import SCORING, TRAINING, WARMUP, peak_memory_bytes
 from hf_gist.data.best_match import best_match_scores
 from hf_gist.functional.measurements import Measurements
+from hf_gist.gist.scoring_cost.nearest import nearest_cosines
 from hf_gist.gradients.collect import collect_losses
 from hf_gist.gradients.models import model_device
 from hf_gist.gradients.passes import DatasetPass
@@ -138,6 +140,13 @@ def _by_best_match(given: BaselineInputs, model: PeftModel, clock: RunClock) -> 
     return torch.from_numpy(found), [PhaseCost(SCORING, round(clock.seconds[SCORING], 3))]
 
 
+def _by_embeddings(given: BaselineInputs, model: PeftModel, clock: RunClock) -> tuple[Tensor, list[PhaseCost]]:
+    """Scores `[M, N]` of all `M` target rows; the model is not run."""
+    found = nearest_cosines(model, given.workspace.pool, given.workspace.targets)
+    clock.record(SCORING)
+    return found, [PhaseCost(SCORING, round(clock.seconds[SCORING], 3))]
+
+
 def _by_loss_drop(given: BaselineInputs, model: PeftModel, clock: RunClock) -> tuple[Tensor, list[PhaseCost]]:
     """Scores `[1, N]`: the relative fall of each row's loss from the new LoRA to the one trained on the targets."""
     config = given.config
@@ -192,7 +201,11 @@ class Baseline:
     of_each_target: bool
 
 
-BASELINES = {BM25: Baseline(_by_best_match, True), LOSS_DROP: Baseline(_by_loss_drop, False)}
+BASELINES = {
+    NEAREST: Baseline(_by_embeddings, True),
+    BM25: Baseline(_by_best_match, True),
+    LOSS_DROP: Baseline(_by_loss_drop, False),
+}
 
 
 def scores_for(name: str, scores: Tensor, measured: Measurements) -> Tensor:

@@ -191,9 +191,9 @@ def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, i
 
 
 def open_comparison(
-    arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig, methods: Sequence[str]
+    arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig, methods: Sequence[str] = ()
 ) -> Comparison:
-    """Load the model, read all rows, and write the settings into the output folder.
+    """Load the model, read all rows, check the price of `methods` that have one, and write the settings into the folder.
 
     Raises:
         ValueError: naming the setting that differs from an earlier run into the same folder.

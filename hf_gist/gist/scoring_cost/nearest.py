@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from hf_gist.data.best_match import token_ids
-from hf_gist.functional.selection.ranking import round_robin
+from hf_gist.data.best_match import order_by_turns, token_ids
 from hf_gist.gradients.models import unwrapped, whole
 
 
@@ -31,8 +30,8 @@ def embedding_weights(model: nn.Module) -> Tensor:
     weights = getattr(table, "weight", None)
     if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.is_floating_point():
         raise ValueError(
-            f"`scoring_cost` compares rows by their input embeddings, and {type(table).__name__} has none that can be "
-            "read. Leave it out to score all rows."
+            f"Rows are compared by their input embeddings, and {type(table).__name__} has none that can be read. Leave out "
+            "`scoring_cost`, to score all rows."
         )
     return whole(weights)
 
@@ -61,20 +60,18 @@ def mean_embeddings(rows: list[list[int]], weights: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:
-    """Each target in turn picks the remaining row with the largest cosine of their mean embeddings.
+def nearest_cosines(model: nn.Module, pool: Any, targets: Any) -> Tensor:
+    """Cosine of the mean embedding of every row with that of every target.
 
     The mean over the pool is subtracted first, since all rows share most of it.
 
     Args:
-        model (`nn.Module`): a language model.
+        model (`nn.Module`): a language model; only its input embeddings are read.
         pool: `N` tokenised rows.
         targets: `M` tokenised rows.
-        allowed (`Tensor`): `[N]` bool, rows that may be picked.
-        limit (`int`, *optional*): rows to pick; by default all that may be picked.
 
     Returns:
-        `list[int]`: rows in the order in which they are picked; of rows with equal cosines, the earlier first.
+        `Tensor`: `[M, N]` float32.
 
     Raises:
         ValueError: for rows without token ids, or a model without input embeddings or with some that are not finite.
@@ -84,19 +81,34 @@ def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, li
     wanted = token_ids(targets, "target_dataset")
     chunks = _chunks(rows)
     total = sum((mean_embeddings(rows[chunk], weights).sum(0, dtype=torch.float64) for chunk in chunks), start=0.0)
-    center = (cast(Tensor, total) / len(rows)).float()
+    center = cast(Tensor, total) / len(rows)
     if not torch.isfinite(center).all():
         raise ValueError(
             "The input embeddings of a token of the pool are not finite, so rows cannot be compared by them. Check the "
             "weights of the model, or leave out `scoring_cost`."
         )
     directions = functional.normalize(mean_embeddings(wanted, weights) - center, dim=1)
-    # only the part of a row in the span of the targets matters, and its norm: [N, M] values instead of [N, d]
-    basis = torch.linalg.qr(directions.T.double()).Q.float()
-    coordinates = []
-    norms = []
+    found = []
     for chunk in chunks:
-        means = mean_embeddings(rows[chunk], weights) - center
-        coordinates.append((means @ basis).cpu())
-        norms.append(means.norm(dim=1).cpu())
-    return round_robin(torch.cat(coordinates), (directions @ basis).double().cpu(), allowed, torch.cat(norms), limit)
+        means = functional.normalize(mean_embeddings(rows[chunk], weights) - center, dim=1)
+        found.append((directions @ means.T).float().cpu())
+    return torch.cat(found, dim=1)
+
+
+def nearest_order(model: nn.Module, pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:
+    """Each target in turn picks the remaining row with the largest cosine of their mean embeddings.
+
+    Args:
+        model (`nn.Module`): see [`nearest_cosines`].
+        pool: `N` tokenised rows.
+        targets: `M` tokenised rows.
+        allowed (`Tensor`): `[N]` bool, rows that may be picked.
+        limit (`int`, *optional*): rows to pick; by default all that may be picked.
+
+    Returns:
+        `list[int]`: rows in the order in which they are picked; of rows with equal cosines, the earlier first.
+
+    Raises:
+        ValueError: see [`nearest_cosines`].
+    """
+    return order_by_turns(nearest_cosines(model, pool, targets), allowed, limit)
