@@ -113,9 +113,16 @@ def interrupting(monkeypatch, owner, name, after):
     return calls
 
 
-def test_a_run_of_everything(data, proxy, capsys):
+def test_a_price_that_pays_for_too_little_leaves_its_arm_out(data, capsys):
+    report = run(data, "--arms", "random", "plan")
+    assert {found["arm"] for found in report["results"]} == {"random"} and len(report["missing"]) == 2
+    assert "for 0.25 passes, one: `scoring_cost=0.25` pays for scoring" in capsys.readouterr().out
+
+
+def test_a_run_of_everything(data, proxy, capsys, monkeypatch):
     from real.arms import EVERY_ARM, PROXY_ARMS, UNTRAINED, WHOLE
 
+    monkeypatch.setitem(EVERY_ARM, "plan", dataclasses.replace(EVERY_ARM["plan"], scoring_cost=0.6))
     arms = [UNTRAINED, *EVERY_ARM]
     gast = ["--gast", "--gast_rows", "16", "--gast_passes", "1"]
     report = run(data, "--arms", *arms, "--proxy_model", proxy, *gast)
@@ -134,7 +141,7 @@ def test_a_run_of_everything(data, proxy, capsys):
     assert passes["random"] == passes["bm25"] == passes[WHOLE] == 0
     # a warm-up on 5 % of 60 rows, and a pass without or with its backward half
     assert passes["rds_plus"] == pytest.approx(0.55) and passes["gist"] == pytest.approx(1.05)
-    assert all(0 < passes[arm] < 0.5 for arm in PROXY_ARMS)
+    assert all(0 < passes[arm] < 0.5 for arm in PROXY_ARMS) and 0.4 < passes["plan"] <= 0.6
     assert all(one["select_seconds"] > 0 for arm in ("gist", "rds_plus", *PROXY_ARMS) for one in found[arm])
     # no two arms train the same model, except that those of one mode differ in their support only
     losses = Counter(one["loss"] for one in report["results"])
@@ -178,7 +185,7 @@ def test_whole_comparisons_come_first(data):
     assert budgets == sorted(budgets) and set(budgets) == {0.1, 0.2}
     smallest = [one for one in first if one.budget == 0.1]
     # the rows of random rows are those of all targets; then target by target
-    assert [one.targets for one in smallest] == [("one", "two"), *[("one",)] * 5, *[("two",)] * 5]
+    assert [one.targets for one in smallest] == [("one", "two"), *[("one",)] * 6, *[("two",)] * 6]
     assert [one.arm for one in first if one.budget is None][0] == "whole_pool"
     on_a_cpu = real_model.parse([*options, "--device", "cpu"])
     assert "whole_pool" not in on_a_cpu.arms and on_a_cpu.gast_support == ["one"]
@@ -379,7 +386,7 @@ def test_options_that_do_not_fit_are_refused(data, capsys):
 def test_a_run_without_time_measures_the_untrained_model_and_names_the_rest(data):
     report = run(data, "--minutes", "0", "--test_rows", "3", "--seeds", "0", "1")
     assert [found["arm"] for found in report["results"]] == ["untrained"] * 2
-    assert len(report["missing"]) == 2 * 2 * 6 and "random rows, 20 %, seed 0, one" in report["missing"]
+    assert len(report["missing"]) == 2 * 2 * 7 and "random rows, 20 %, seed 0, one" in report["missing"]
     assert "Missing: random rows, 20 %, seed 0, one;" in (data / "out" / "results.md").read_text(encoding="utf-8")
 
 

@@ -22,7 +22,9 @@ LABELS = "labels"
 GIST = "gist"
 RDS_PLUS = "rds_plus"
 
-RECOMMENDED = {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0}
+COSINE = {"score": "cosine", "strategy": "round_robin"}
+
+RECOMMENDED = COSINE | {"sample_from_top": 3.0}
 """Fields of [`GISTConfig`] of the recommended setting."""
 
 SCORERS = {GIST: {}, RDS_PLUS: {"scorer": "rds_plus"}}
@@ -93,7 +95,7 @@ ARMS = {
     "rds_plus": Arm("RDS+, round robin", chosen(scorer="rds_plus", strategy="round_robin"), RDS_PLUS),
     "gist": Arm("GIST, the paper's rule", chosen(), GIST),
     "recommended": Arm("GIST, recommended setting", chosen(**RECOMMENDED), GIST),
-    "plan": Arm("GIST, recommended setting for 0.25 passes", chosen(**RECOMMENDED), GIST, scoring_cost=0.25),
+    "plan": Arm("GIST, plain cosine, round robin, for 0.25 passes", chosen(**COSINE), GIST, scoring_cost=0.25),
 }
 """Arms that train on a budget of rows."""
 

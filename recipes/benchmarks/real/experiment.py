@@ -195,7 +195,11 @@ class Experiment:
         measurements, seconds = measured
         config = gist_config(self.options, count, training.seed)
         if arm.scoring_cost is not None:
-            plan = plan_for(arm.scoring_cost, scores, target, config, scores.warmup_rows(training.seed))
+            try:
+                plan = plan_for(arm.scoring_cost, scores, target, config, scores.warmup_rows(training.seed))
+            except ValueError as error:
+                print(f"{arm.title}, {target}: {error}", flush=True)
+                return None
             measurements = scored_only(measurements, plan)
             # in proportion to what was measured for all rows
             seconds = None if seconds is None else seconds * plan.total / passes
