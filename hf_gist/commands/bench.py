@@ -69,7 +69,7 @@ class Bench(Generic[Result]):
         settings (`WarmupSettings`): LoRA, learning rate and batch size.
         folder (`Path`): output folder of the `Trainer`.
         measure (`Callable`): model, test set and collator to what is measured.
-        arguments (`dict`): further `TrainingArguments` of every run; `warmup_steps` is a share of the steps.
+        arguments (`dict`): further `TrainingArguments` of every run.
     """
 
     base: PreTrainedModel

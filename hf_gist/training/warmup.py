@@ -88,16 +88,18 @@ def warmup_rows(
     return order[:rows].tolist()
 
 
-def rising_steps(share: float, steps: int) -> int:
-    """The steps over which the learning rate rises to its full value, rounded up, but never all steps.
+def rising_steps(amount: float, steps: int) -> int:
+    """The steps over which the learning rate rises to its full value, but never all steps.
 
     It is 0 in the first of these steps, so a training of one such step would change nothing.
 
     Args:
-        share (`float`): share of the steps.
+        amount (`float`): as `warmup_steps` of `TrainingArguments`: below 1 a share of the steps, rounded up; otherwise
+            their number.
         steps (`int`): optimizer steps of the training.
     """
-    return min(math.ceil(share * steps), max(0, steps - 1))
+    wanted = math.ceil(amount * steps) if amount < 1 else int(amount)
+    return min(wanted, max(0, steps - 1))
 
 
 def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path, rows: int) -> TrainingArguments:

@@ -301,6 +301,22 @@ def test_shared_scores_within_a_price_are_refused_for_another_shortlist(files, t
         assert f"{name} was" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("given", "rows", "length", "rising"),
+    [
+        (0.03, 8, {"num_train_epochs": 1}, 0),
+        (0.03, 8, {"num_train_epochs": 3, "max_steps": -1}, 1),
+        (0.03, 800, {"num_train_epochs": 1}, 3),
+        (10, 240, {"max_steps": 75}, 10),
+        (10, 16, {"num_train_epochs": 2}, 3),
+    ],
+)
+def test_the_learning_rate_of_a_run_rises_as_asked_but_not_in_all_steps(tmp_path, given, rows, length, rising):
+    settings = WarmupSettings(per_device_train_batch_size=8)
+    bench = run.Bench(None, None, {}, settings, tmp_path, run.measure, {"warmup_steps": given, "use_cpu": True})
+    assert bench._training_arguments(rows, 0, length).warmup_steps == rising
+
+
 def test_scores_without_their_costs_are_refused(tmp_path):
     with pytest.raises(ValueError, match="costs.json does not exist.*Delete the folder to score again"):
         scores.passes_of(tmp_path)

@@ -179,7 +179,8 @@ def test_every_config_field_is_a_flag_and_the_command_is_installed():
 
 
 @pytest.mark.parametrize(
-    ("share", "steps", "rising"), [(0.03, 1, 0), (0.03, 2, 1), (0.03, 100, 3), (0.9, 4, 3), (0.0, 5, 0)]
+    ("share", "steps", "rising"),
+    [(0.03, 1, 0), (0.03, 2, 1), (0.03, 100, 3), (0.9, 4, 3), (0.0, 5, 0), (10, 75, 10), (10, 5, 4), (1, 1, 0)],
 )
 def test_the_learning_rate_never_rises_in_the_only_step(share, steps, rising):
     assert rising_steps(share, steps) == rising
