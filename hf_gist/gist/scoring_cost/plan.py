@@ -26,6 +26,13 @@ from hf_gist.gist.sources import quotas_of
 from hf_gist.gradients.passes import DatasetPass
 
 
+LARGEST_FACTOR = float(1 << 40)
+"""A selection that is so many times as large has every row that may be selected."""
+
+BISECTIONS = 100
+"""Halvings of an interval of this size until neighbouring numbers of rows are told apart."""
+
+
 @dataclass(frozen=True)
 class ScoringPlan:
     """The rows that are scored for a price, and what that costs in training passes over the pool.
@@ -94,7 +101,8 @@ def plan_scoring(
         passes (`int`, *optional*): checkpoints that every row is scored at; by default those of the inputs.
 
     Raises:
-        ValueError: if the cost does not pay for enough rows, naming what would; for rows without token ids.
+        ValueError: if the cost does not pay for enough rows, naming what would; if no row can be selected; for rows
+            without token ids.
     """
     if config.scoring_cost is None or config.strategy in UNSCORED:
         return None
@@ -115,13 +123,6 @@ def plan_scoring(
     if prices.of(needed) > left:
         _refuse(config, prices, needed)
     return _plan(config, prices, sorted(_affordable(order, left, prices, wanted)))
-
-
-LARGEST_FACTOR = float(1 << 40)
-"""A selection that is so many times as large has every row that may be selected."""
-
-BISECTIONS = 100
-"""Halvings of an interval of this size until neighbouring numbers of rows are told apart."""
 
 
 @dataclass(frozen=True)
