@@ -253,6 +253,24 @@ def test_a_metric_that_is_no_mean_over_rows_has_no_outcomes(tmp_path):
         _ = Questions(raw.rows, lambda *_: {"text": "-"}, 3, raw.where).name
 
 
+@pytest.mark.parametrize("bad", [0, 2, 3])
+def test_a_reference_that_the_metric_cannot_read_is_named_with_its_row(tmp_path, bad):
+    raw = read(tmp_path, asked(4))
+
+    def picky(predictions, references):
+        if any(text == answers[bad] for text in references):
+            raise ValueError("No number.")
+        return {"same": 1.0}
+
+    answers = Questions(raw.rows, lambda *_: {"same": 1.0}, 3, raw.where).references
+    assert len(set(answers)) == 4
+    message = (
+        f"test_file test.jsonl, line {bad + 1}: the metric cannot read its answer '{answers[bad]}': No number. Cor"
+    )
+    with pytest.raises(ValueError, match=message):
+        Questions(raw.rows, picky, 3, raw.where)
+
+
 def test_an_installed_package_has_no_metrics_of_the_recipes(tmp_path):
     with pytest.raises(ValueError, match="`--metric a=b` is not a folder that contains a metric; give the path"):
         load_metric("b", "--metric a=b", tmp_path / "nowhere")

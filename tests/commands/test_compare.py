@@ -120,7 +120,8 @@ def answered(files, compared):
     (folder / "first_word.py").write_text(FIRST_WORD)
     output = files / "answered"
     tests = ("--test_file", f"abc={files / 'choices.jsonl'}", f"held={files / 'test.jsonl'}")
-    more = ("--metric", f"held={folder}", "--max_new_tokens", "3", "--methods", "random", "gist", "--seeds", "0", "1")
+    metrics = ("--metric", f"abc={folder}", f"held={folder}", "--max_new_tokens", "3")
+    more = (*metrics, "--methods", "random", "gist", "--seeds", "0", "1")
     assert main(flags(files, output, "--scores_dir", str(files / "answered_scores"), *tests, *more)) == 0
     return output
 
@@ -143,7 +144,7 @@ class FirstWord(evaluate.Metric):
 
 
 def test_answers_are_in_every_file(answered, capsys):
-    names = ["loss_abc", "accuracy_sum_abc", "accuracy_per_token_abc", "loss_held", "same_held"]
+    names = ["loss_abc", "accuracy_sum_abc", "accuracy_per_token_abc", "same_abc", "loss_held", "same_held"]
     runs = parquet.read_table(answered / "compare.parquet").to_pylist()
     assert [(r["method"], r["seed"]) for r in runs][0] == ("untrained", 0) and len(runs) == 5
     for row in runs:
@@ -157,7 +158,7 @@ def test_answers_are_in_every_file(answered, capsys):
             assert row[f"standard_error_{name}"] == pytest.approx(error, abs=1e-6)
             assert name.startswith("loss") or set(lists[name]) <= {0, 1}
     text = (answered / "compare.md").read_text()
-    for title in ("abc accuracy, sum", "abc accuracy, per token", "held same"):
+    for title in ("abc accuracy, sum", "abc accuracy, per token", "abc same", "held same"):
         assert f"| {title} |" in text and f"\n- {title}: " in text
     assert "untrained model" in text and (answered / "compare.png").stat().st_size > 10_000
 
@@ -165,12 +166,13 @@ def test_answers_are_in_every_file(answered, capsys):
 def test_the_json_has_the_verdicts_and_no_outcomes(files, answered, capsys):
     again = json.loads((answered / "compare.json").read_text())
     tests = again["test_file"]
-    more = ("--metric", f"held={files / 'first_word'}", "--max_new_tokens", "3", "--methods", "random", "gist")
+    metrics = ("--metric", f"abc={files / 'first_word'}", f"held={files / 'first_word'}", "--max_new_tokens", "3")
+    more = (*metrics, "--methods", "random", "gist")
     given = (*more, "--seeds", "0", "1", "--scores_dir", str(files / "answered_scores"), "--json")
     capsys.readouterr()
     assert main(flags(files, answered, "--test_file", *tests, *given)) == 0
     printed = json.loads(capsys.readouterr().out)
-    assert len(printed["verdicts"]) == 5 and all(
+    assert len(printed["verdicts"]) == 6 and all(
         f"- {v}\n" in (answered / "compare.md").read_text() for v in printed["verdicts"]
     )
     assert "outcomes" not in printed["runs"][0] and printed["runs"][0]["accuracy_sum_abc"] >= 0

@@ -9,6 +9,7 @@ from datasets import Dataset
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from hf_gist.commands.testing.measured import Measured
+from hf_gist.data.preparation.labels import shortened
 from hf_gist.data.preparation.templates import as_parts, find_template
 
 
@@ -51,6 +52,26 @@ def question_and_answer(row: dict[str, Any], where: str) -> tuple[Any, str]:
     return prompt, answer
 
 
+def _best(compute: Compute, references: Sequence[str], where: Callable[[int], str]) -> Mapping[str, Any]:
+    """The values of a metric for right answers.
+
+    Raises:
+        ValueError: naming the first row whose reference the metric cannot read, with the metric's reason.
+    """
+    try:
+        return compute(references, references)
+    except Exception:
+        for number, reference in enumerate(references):
+            try:
+                compute([reference], [reference])
+            except Exception as error:
+                raise ValueError(
+                    f"{where(number)}: the metric cannot read its answer {shortened(reference)!r}: {error} Correct the "
+                    "answer, leave the row out, or choose another metric."
+                ) from error
+        raise
+
+
 def encode_prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Token ids of a prompt, up to the start of the answer."""
     if isinstance(prompt, str):
@@ -79,7 +100,7 @@ class Questions:
         self.compute = compute
         self.max_new_tokens = max_new_tokens
         # so that a reference that the metric cannot read raises now, not after the training
-        self.best = compute(self.references, self.references)
+        self.best = _best(compute, self.references, where)
 
     def prompts(self, tokenizer: PreTrainedTokenizerBase, positions: int) -> list[list[int]]:
         """Token ids of the prompts.

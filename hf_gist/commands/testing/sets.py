@@ -60,15 +60,17 @@ class ChoiceSet(LossSet):
 
 @dataclass(frozen=True)
 class QuestionSet(LossSet):
-    """A test set whose answers are generated.
+    """A test set whose answers are also generated.
 
     Args:
         rows (`Dataset`): see [`LossSet`].
+        others (`LossSet`): what is measured besides: the loss, and the choices if the rows have them.
         questions (`Questions`): questions, answers and the metric.
         prompts (`list[list[int]]`): token ids of each question.
         tokenizer (`PreTrainedTokenizerBase`): with a padding token.
     """
 
+    others: LossSet
     questions: Questions
     prompts: list[list[int]]
     tokenizer: PreTrainedTokenizerBase
@@ -80,7 +82,7 @@ class QuestionSet(LossSet):
             answers = greedy_answers(
                 model, self.tokenizer, self.prompts, PROMPTS_PER_BATCH, questions.max_new_tokens, model_device(model)
             )
-        return super().measure(model, collator) | {questions.name: questions.measured(answers)}
+        return self.others.measure(model, collator) | {questions.name: questions.measured(answers)}
 
 
 def measure(model: torch.nn.Module, tests: LossSet, collator: Collator) -> dict[str, Measured]:
@@ -104,15 +106,21 @@ def read_test(raw: RawRows, workspace: Workspace, metric: str | None, max_new_to
     Raises:
         ValueError: naming the rows that cannot be used, with the reasons.
     """
-    if metric is None and CHOICES in raw.rows.column_names:
-        choices = read_choices(raw, workspace.preparer)
-        return ChoiceSet(choices.rows.select(choices.right), choices)
-    rows = workspace.preparer.usable(raw.rows, "test_file", raw.where).select_columns(["input_ids", "labels"])
+    others = _without_answers(raw, workspace)
     if metric is None:
-        return LossSet(rows)
+        return others
     questions = Questions(raw.rows, computed_by(metric), max_new_tokens, raw.where)
     tokenizer = with_template(workspace.tokenizer, workspace.preparer.chat_template)
-    return QuestionSet(rows, questions, questions.prompts(tokenizer, positions), tokenizer)
+    return QuestionSet(others.rows, others, questions, questions.prompts(tokenizer, positions), tokenizer)
+
+
+def _without_answers(raw: RawRows, workspace: Workspace) -> LossSet:
+    """A test set with what is measured without generating answers."""
+    if CHOICES in raw.rows.column_names:
+        choices = read_choices(raw, workspace.preparer)
+        return ChoiceSet(choices.rows.select(choices.right), choices)
+    rows = workspace.preparer.usable(raw.rows, "test_file", raw.where)
+    return LossSet(rows.select_columns(["input_ids", "labels"]))
 
 
 def computed_by(metric: str) -> Compute:
