@@ -19,6 +19,13 @@ from hf_gist.gradients.hooks import check_report
 from hf_gist.gradients.lora import TrackedModule
 
 
+REENTRANT_TOO = (
+    "; if it does so already, activation checkpointing is reentrant, which `group_by='model'` does not work with: set "
+    "`use_reentrant=False`"
+)
+"""The end of an error message on a group of several blocks."""
+
+
 @dataclass(frozen=True)
 class Redundancy:
     """What the greedy choice of [`hf_gist.functional.masking.greedy`] needs to know of a step.
@@ -197,7 +204,7 @@ class Gate:
         if self.index in self.batch.masks:
             raise ValueError(
                 f"{self.name} was differentiated twice in one training step: the loss calls the model more than once. "
-                "Compute it from a single forward pass."
+                f"Compute it from a single forward pass{REENTRANT_TOO if len(self.widths) > 1 else ''}."
             )
         collected = self.collected
         self.collected = self._nothing()
