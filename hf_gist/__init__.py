@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hf_gist.hub.push import push_to_hub
     from hf_gist.offline import select
     from hf_gist.trainer import GASTMixin, GASTTrainer
+    from hf_gist.training.gast.saved import save_support_gradient
 
 __all__ = [
     "GASTConfig",
@@ -30,6 +31,7 @@ __all__ = [
     "export_dataset",
     "per_sample_gradients_reference",
     "push_to_hub",
+    "save_support_gradient",
     "select",
     "select_stream",
 ]
@@ -49,6 +51,7 @@ _MODULES = {
     "export_dataset": "hf_gist.hub.dataset_card",
     "per_sample_gradients_reference": "hf_gist.gradients.reference",
     "push_to_hub": "hf_gist.hub.push",
+    "save_support_gradient": "hf_gist.training.gast.saved",
     "select": "hf_gist.offline",
     "select_stream": "hf_gist.gist.stream",
 }

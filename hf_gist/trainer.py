@@ -12,19 +12,19 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, TrainOutput
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.rows import read_column
-from hf_gist.gast.checks import check_supported
 from hf_gist.gast.loss_weights import loss_weights, report_counts
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.support import SupportSet
 from hf_gist.report import report_at_end
 from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
+from hf_gist.training.gast.scale import redundancy_of
 from hf_gist.training.gast_setup import (
     SOURCE_KEY,
     carrying_sources,
-    check_rows,
     check_trainer,
     new_support_set,
     sample_weighting,
+    start_run,
 )
 from hf_gist.training.gast_support import masked_step, sum_over_ranks
 from hf_gist.training.parts import output_folder
@@ -71,7 +71,7 @@ class GASTMixin(_Base):
         if self.gast_config.mode != "all":
             own_weights = type(self).sample_weights is not GASTMixin.sample_weights
             check_trainer(self, self.gast_config, own_weights)
-            if self.gast_config.support == "dataset" and self.gast_config.mode != "random":
+            if self.gast_config.support == "dataset" and self.gast_config.uses_support:
                 self._gast_support_set = new_support_set(self, support_dataset, self.gast_config)
 
     def get_train_dataloader(self) -> DataLoader:
@@ -113,7 +113,8 @@ class GASTMixin(_Base):
         weights = self.sample_weights(inputs)
         label_tokens = report_counts(inputs, weights)
         stock_step = partial(super().training_step, model, inputs, num_items_in_batch)
-        loss, batch = masked_step(self, run, inputs, weights, stock_step)
+        redundancy = redundancy_of(self, run, weights, num_items_in_batch)
+        loss, batch = masked_step(self, run, inputs, weights, redundancy, stock_step)
         run.close(batch, sources, label_tokens, step)
         return loss
 
@@ -121,16 +122,7 @@ class GASTMixin(_Base):
         """The state of this `train` call, created at its first masked step, when the model has all its wrappers."""
         # `auto_find_batch_size` restarts training with a smaller batch after running out of memory
         if self.gast is None or self.gast.batch_size != self._train_batch_size:
-            model = self.accelerator.unwrap_model(self.model_wrapped)
-            rank = self.accelerator.process_index
-            check_supported(self.args, self.accelerator, model)
-            check_rows(self, self.gast_config.seed)
-            sources = self._gast_sources
-            self.gast = GASTRun(model, self.gast_config, rank, self.args.device, sources, self._train_batch_size)
-            if self.is_world_process_zero():
-                self.gast.announce()
-            if self._gast_checkpoint is not None:
-                self.gast.resume(self._gast_checkpoint)
+            self.gast = start_run(self)
         return self.gast
 
     def train(self, *args: Any, **kwargs: Any) -> TrainOutput:

@@ -28,6 +28,11 @@ class SupportGradient(dict[str, Tensor]):
         self.update({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)})
         self._flat[tuple(shapes)] = flat
 
+    def join(self, other: "SupportGradient") -> None:
+        """Add the gradients of other parameters."""
+        self.update(other)
+        self._flat |= other._flat
+
 
 class GroupGradients:
     """The per-sample gradients of one group in one backward pass.
@@ -91,13 +96,17 @@ class GroupGradients:
         """`‖G_b‖²` `[B]` in fp32."""
         return _total([gradient.squares() for gradient in [*self._dense(), *self.others.values()]])
 
+    def overlaps(self) -> Tensor:
+        """`<G_b, G_c>` `[B, B]` in fp32."""
+        return _total([gradient.overlaps() for gradient in [*self._dense(), *self.others.values()]])
+
     def square_of(self, support: SupportGradient) -> Tensor:
         """`‖s‖²` over the parameters of the group, a scalar in fp32."""
-        parts = [support.flat(self.shapes)] if self.shapes else []
+        parts = [support.flat(self.shapes).float()] if self.shapes else []
         parts += [support[name].flatten().float() for name in self.others]
         return _total([torch.dot(part, part) for part in parts])
 
-    def weighted_sum(self, scales: Tensor) -> dict[str, Tensor]:
+    def weighted_sum(self, scales: Tensor) -> SupportGradient:
         """Parameter name to `Σ_b scales_b G_b`, in the parameter's shape."""
         sums = SupportGradient()
         for dense in self._dense():
@@ -112,6 +121,65 @@ class GroupGradients:
         for name, gradient in self.others.items():
             ones = gradient.like.new_ones(len(gradient.like))
             support[name] = gradient.weighted_sum(ones).float()
+
+
+class JoinedGradients:
+    """The per-sample gradients of several groups as those of one, in one buffer for each of them.
+
+    Args:
+        parts (`dict[str, GroupGradients]`): by a name, for [`add`].
+    """
+
+    def __init__(self, parts: dict[str, GroupGradients]) -> None:
+        self._by_name = parts
+
+    @property
+    def parts(self) -> list[GroupGradients]:
+        """The groups with a gradient."""
+        return [part for part in self._by_name.values() if part.names()]
+
+    def __contains__(self, name: str) -> bool:
+        return any(name in part for part in self._by_name.values())
+
+    def names(self) -> list[str]:
+        """The parameters that were added."""
+        return [name for part in self.parts for name in part.names()]
+
+    def add(self, part: str, name: str, gradient: SampleGradient, shape: torch.Size) -> None:
+        """Add the gradients of a parameter of this shape to the group `part`."""
+        self._by_name[part].add(name, gradient, shape)
+
+    def rows(self, rows: slice) -> "JoinedGradients":
+        """Those of some samples, as views."""
+        return JoinedGradients({name: part.rows(rows) for name, part in self._by_name.items() if part.names()})
+
+    def dot(self, support: SupportGradient) -> Tensor:
+        """`<G_b, s>` `[B]` in fp32."""
+        return _total([part.dot(support) for part in self.parts])
+
+    def squares(self) -> Tensor:
+        """`‖G_b‖²` `[B]` in fp32."""
+        return _total([part.squares() for part in self.parts])
+
+    def overlaps(self) -> Tensor:
+        """`<G_b, G_c>` `[B, B]` in fp32."""
+        return _total([part.overlaps() for part in self.parts])
+
+    def square_of(self, support: SupportGradient) -> Tensor:
+        """`‖s‖²` over the parameters of the groups, a scalar in fp32."""
+        return _total([part.square_of(support) for part in self.parts])
+
+    def weighted_sum(self, scales: Tensor) -> SupportGradient:
+        """Parameter name to `Σ_b scales_b G_b`, in the parameter's shape."""
+        sums = SupportGradient()
+        for part in self.parts:
+            sums.join(part.weighted_sum(scales))
+        return sums
+
+    def add_sum_to(self, support: SupportGradient) -> None:
+        """Add `Σ_b G_b` of every parameter to a support gradient, in fp32."""
+        for part in self.parts:
+            part.add_sum_to(support)
 
 
 def _total(parts: list[Tensor]) -> Tensor:

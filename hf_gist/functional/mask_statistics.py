@@ -35,13 +35,13 @@ class MaskStatistics:
     """Running sums over the batches since the last log, kept on the device until they are read.
 
     Args:
-        sums (`Tensor`, *optional*): `[5]` sums of mean cosine, kept fraction, entropy, layer agreement, and the
-            number of batches.
+        sums (`Tensor`, *optional*): `[6]` sums of mean cosine, kept fraction, entropy, layer agreement, share of groups
+            that kept no sample, and the number of batches.
     """
 
     sums: Tensor | None = None
 
-    NAMES = ("alignment", "kept_fraction", "draw_entropy", "layer_agreement")
+    NAMES = ("alignment", "kept_fraction", "draw_entropy", "layer_agreement", "without_sample")
 
     def add(self, cosines: Tensor, masks: Tensor, log_p: Tensor, valid: Tensor) -> None:
         """Count one batch.
@@ -59,12 +59,13 @@ class MaskStatistics:
                 masks.sum() / count,
                 normalised_entropy(log_p).mean(),
                 layer_agreement(masks),
+                (~masks.any(1)).float().mean(),
                 torch.ones((), device=masks.device),
             ]
         )
         self.sums = row if self.sums is None else self.sums + row
 
     def means(self, sums: Tensor) -> dict[str, float]:
-        """Name to mean, from `sums` `[5]`, which may be summed over processes."""
+        """Name to mean, from `sums` `[6]`, which may be summed over processes."""
         values = (sums[:-1] / sums[-1].clamp(min=1)).tolist()
         return dict(zip(self.NAMES, values, strict=True))

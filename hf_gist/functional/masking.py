@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 
-MODES = ("stochastic", "random", "topk", "all")
+MODES = ("stochastic", "random", "topk", "all", "positive")
 
 
 def generator_for(*key: int | str) -> torch.Generator:
@@ -127,7 +127,16 @@ def _draw_keys(alignments: Tensor, noise: Tensor, valid: Tensor, mode: str, temp
     return torch.add(noise, scores, alpha=1 / temperature)
 
 
-def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: str, temperature: float) -> Tensor:
+def draw(
+    alignments: Tensor,
+    noise: Tensor,
+    valid: Tensor,
+    *,
+    keep: int,
+    mode: str,
+    temperature: float,
+    above: Tensor | float = 0.0,
+) -> Tensor:
     """The samples that update one group.
 
     The `K` largest of log-probability plus Gumbel noise are distributed as `K` draws without replacement from the
@@ -137,23 +146,66 @@ def draw(alignments: Tensor, noise: Tensor, valid: Tensor, *, keep: int, mode: s
         alignments (`Tensor`): `[B]` float32, `<g_i, s>` of each sample.
         noise (`Tensor`): `[B]` from [`gumbel_noise`].
         valid (`Tensor`): `[B]` bool; samples without a loss are never kept.
-        keep (`int`): `K`.
+        keep (`int`): `K`; not used by `positive`.
         mode (`str`): one of `MODES`.
         temperature (`float`): divides the standardised alignments.
+        above (`Tensor` or `float`): `[B]`, what an alignment must exceed in the mode `positive`.
 
     Returns:
-        `Tensor`: `[B]` bool with at most `K` true. If an alignment is not finite, every sample is kept, so that the
+        `Tensor`: `[B]` bool, with at most `K` true unless the mode is `positive`. If an alignment is not finite, every sample is kept, so that the
         overflow reaches the gradient, where a gradient scaler detects it.
     """
     if mode == "all":
         return valid.clone()
-    keys = _draw_keys(alignments, noise, valid, mode, temperature).masked_fill(~valid, -math.inf)
-    kept = torch.zeros_like(valid).index_fill_(0, keys.topk(keep).indices, True)
+    if mode == "positive":
+        kept = alignments > above
+    else:
+        keys = _draw_keys(alignments, noise, valid, mode, temperature).masked_fill(~valid, -math.inf)
+        kept = torch.zeros_like(valid).index_fill_(0, keys.topk(keep).indices, True)
     if mode != "random":
-        # false for NaN too
-        finite = torch.linalg.vector_norm(alignments, math.inf) < math.inf
-        kept |= ~finite
+        kept |= ~_is_finite(alignments)
     return kept & valid
+
+
+def _is_finite(values: Tensor) -> Tensor:
+    """Whether all values are finite, a scalar; false for NaN too."""
+    return torch.linalg.vector_norm(values, math.inf) < math.inf
+
+
+def greedy(
+    alignments: Tensor, overlaps: Tensor, noise: Tensor, valid: Tensor, *, keep: int, learning_rate: float
+) -> Tensor:
+    """The samples that GREATS chooses one by one, each with the largest gain given those before it.
+
+    A step of SGD with the learning rate `η` over the chosen samples `S` lowers the loss of the support by
+    `η Σ_i <g_i, s> - η²/2 Σ_ij g_iᵀ H g_j` to second order. With the identity for the Hessian `H`, adding sample `i` to
+    `S` gains `η <g_i, s> - η² Σ_{j in S} <g_i, g_j>`, apart from the term of `i` alone, which GREATS leaves out (Wang et
+    al., "GREATS: Online Selection of High-Quality Data for LLM Training in Every Iteration", NeurIPS 2024: the greedy
+    rule of its section on the Taylor approximation, and `greedy_selection` of its public code). The gain is divided
+    by `η` here, so that the first steps of a warm-up from 0 follow the alignments.
+
+    Args:
+        alignments (`Tensor`): `[B]` float32, `<g_i, s>` of each sample, not scaled.
+        overlaps (`Tensor`): `[B, B]` float32, `<g_i, g_j>`, not scaled.
+        noise (`Tensor`): `[B]` from [`gumbel_noise`]; decides between equal gains, which must not follow the order of
+            the batch.
+        valid (`Tensor`): `[B]` bool; samples without a loss are never chosen.
+        keep (`int`): `K`.
+        learning_rate (`float`): `η`.
+
+    Returns:
+        `Tensor`: `[B]` bool with at most `K` true; every sample if an alignment or overlap is not finite, see [`draw`].
+    """
+    gains = alignments
+    kept = torch.zeros_like(valid)
+    for _ in range(keep):
+        # there is no copy to the CPU
+        open_gains = gains.masked_fill(kept | ~valid, -math.inf)
+        best = noise.masked_fill(open_gains < open_gains.max(), -math.inf).argmax(keepdim=True)
+        kept = kept.index_fill(0, best, True)
+        gains = gains - learning_rate * overlaps.index_select(0, best).squeeze(0)
+    finite = _is_finite(alignments) & _is_finite(overlaps)
+    return (kept | ~finite) & valid
 
 
 def sample_scales(kept: Tensor, valid: Tensor, rescale: bool) -> Tensor:

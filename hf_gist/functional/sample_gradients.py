@@ -44,6 +44,11 @@ class DenseGradient:
         dtype = torch.promote_types(self.values.dtype, torch.float32)
         return torch.linalg.vector_norm(self.values.flatten(1), dim=1, dtype=dtype).float().square()
 
+    def overlaps(self) -> Tensor:
+        """`<G_b, G_c>` `[B, B]` in fp32."""
+        flat = self.values.flatten(1).float()
+        return flat @ flat.T
+
     def weighted_sum(self, scales: Tensor) -> Tensor:
         """`Σ_b scales_b G_b` in the parameter's shape."""
         flat = self.values.flatten(1)
@@ -106,6 +111,15 @@ class FactoredGradient:
         a = self.a.to(self.d.dtype).float()
         d = self.d.float()
         return (torch.bmm(a, a.transpose(1, 2)) * torch.bmm(d, d.transpose(1, 2))).sum((1, 2)).clamp(min=0)
+
+    def overlaps(self) -> Tensor:
+        """`Σ_tu (a_bt · a_cu)(d_bt · d_cu)` `[B, B]` in fp32, from `[T, B T]` values at a time."""
+        a = self.a.to(self.d.dtype).float()
+        d = self.d.float()
+        flat_a = a.flatten(0, 1).T
+        flat_d = d.flatten(0, 1).T
+        rows = [((one_a @ flat_a) * (one_d @ flat_d)).sum(0) for one_a, one_d in zip(a, d, strict=True)]
+        return torch.stack(rows).unflatten(1, (len(d), -1)).sum(-1)
 
     def weighted_sum(self, scales: Tensor) -> Tensor:
         """`Σ_b scales_b d_bᵀ a_b` `[o, i]`; the per-sample gradients are not computed."""

@@ -74,34 +74,45 @@ def _is_reentrant(checkpoint: Any) -> bool:
     return False
 
 
-def _checkpointing_problems(args: TrainingArguments, accelerator: Any, model: nn.Module) -> list[str]:
+REENTRANT = {
+    DistributedType.FSDP: "FSDP2 does not work with reentrant activation checkpointing",
+    "model": "`group_by='model'` does not work with reentrant activation checkpointing, which runs a backward pass in "
+    "each block",
+}
+
+
+def _checkpointing_problems(args: TrainingArguments, accelerator: Any, model: nn.Module, group_by: str) -> list[str]:
     """Under FSDP2 reentrant checkpointing recomputes a block after its parameters were sharded again."""
-    if accelerator.distributed_type != DistributedType.FSDP:
+    problem = REENTRANT.get(accelerator.distributed_type) or REENTRANT.get(group_by)
+    if problem is None:
         return []
     functions = [getattr(block, "_gradient_checkpointing_func", None) for block in checkpointed_blocks(model)]
     options = args.gradient_checkpointing_kwargs
     wanted = args.gradient_checkpointing and isinstance(options, dict) and options.get("use_reentrant")
     if wanted or any(_is_reentrant(function) for function in functions):
-        return [
-            "FSDP2 does not work with reentrant activation checkpointing; set "
-            "`gradient_checkpointing_kwargs={'use_reentrant': False}`"
-        ]
+        return [f"{problem}; set `gradient_checkpointing_kwargs={{'use_reentrant': False}}`"]
     return []
 
 
-def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module) -> None:
+def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module, group_by: str = "block") -> None:
     """Check the whole setup of a run.
 
     Args:
         args (`TrainingArguments`): the trainer's arguments.
         accelerator (`Accelerator`): the trainer's accelerator.
         model (`nn.Module`): without the trainer's wrappers.
+        group_by (`str`): the matrices that share a mask.
 
     Raises:
         ValueError: naming every problem and what to change.
     """
     problems = [*_argument_problems(args), *_distribution_problems(accelerator), *_model_problems(model)]
-    problems += _checkpointing_problems(args, accelerator, model)
+    problems += _checkpointing_problems(args, accelerator, model, group_by)
+    if group_by == "model" and accelerator.distributed_type == DistributedType.FSDP:
+        problems.append(
+            "under FSDP2 a block's parameters are whole only while it computes, and `group_by='model'` masks all blocks "
+            "at the end; use DDP, or set `group_by='block'`"
+        )
     if problems:
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
 

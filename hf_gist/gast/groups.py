@@ -10,6 +10,7 @@ from hf_gist.gradients.lora import OUTSIDE_BLOCKS, TrackedModule, block_of, find
 
 
 OUTSIDE_NAME = "outside blocks"
+MODEL_NAME = "whole model"
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,13 +29,17 @@ class Group:
     owner: nn.Module
     tracked: tuple[TrackedModule, ...]
 
+    def by_block(self) -> dict[str, dict[str, Tensor]]:
+        """From the names of blocks, and full names, to the current parameters of the modules."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for tracked in self.tracked:
+            own = {name: getattr(tracked.module, attribute) for attribute, name in tracked.parameters.items()}
+            found.setdefault(tracked.block, {}).update(own)
+        return found
+
     def parameters(self) -> dict[str, Tensor]:
-        """From full names to the current parameters of the modules."""
-        return {
-            name: getattr(tracked.module, attribute)
-            for tracked in self.tracked
-            for attribute, name in tracked.parameters.items()
-        }
+        """From full names to the current parameters of the modules, block by block."""
+        return {name: parameter for block in self.by_block().values() for name, parameter in block.items()}
 
 
 @contextmanager
@@ -66,7 +71,7 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
 
     Args:
         model (`nn.Module`): a peft model, without the trainer's wrappers.
-        group_by (`str`): `"block"` or `"module"`.
+        group_by (`str`): `"block"`, `"module"` or `"model"`.
         outside_blocks (`str`): `"masked"` or `"unmasked"`.
 
     Returns:
@@ -81,7 +86,9 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
         tracked_modules = find_tracked(model)
     members: dict[str, list[TrackedModule]] = {}
     for tracked in tracked_modules:
-        if tracked.block == OUTSIDE_BLOCKS:
+        if group_by == "model":
+            name = MODEL_NAME
+        elif tracked.block == OUTSIDE_BLOCKS:
             name = OUTSIDE_NAME
         else:
             name = tracked.block if group_by == "block" else _adapted_module(tracked.name)
@@ -89,7 +96,7 @@ def find_groups(model: nn.Module, group_by: str, outside_blocks: str) -> tuple[l
     groups = []
     for index, (name, own) in enumerate(members.items()):
         # Only the whole model contains both head and embedding, and peft does not `__call__` the model it wraps.
-        owner = model if name == OUTSIDE_NAME else model.get_submodule(name)
+        owner = model if name in (OUTSIDE_NAME, MODEL_NAME) else model.get_submodule(name)
         groups.append(Group(name, index, owner, tuple(own)))
     return groups, list(unmasked)
 
@@ -98,7 +105,8 @@ def summarise_groups(groups: Sequence[Group], unmasked: Sequence[str]) -> str:
     """One-line start-up message: the masked groups, and the parameters that are not masked."""
     names = [group.name for group in groups]
     span = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
-    line = f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} groups: {span}"
+    plural = "group" if len(names) == 1 else "groups"
+    line = f"GAST masks {sum(len(g.parameters()) for g in groups)} matrices in {len(groups)} {plural}: {span}"
     return f"{line}; trained on the whole batch: {', '.join(unmasked)}." if unmasked else f"{line}."
 
 

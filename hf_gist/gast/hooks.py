@@ -27,8 +27,8 @@ class _Gates:
         """A forward pre-hook of the group's owner: pass the group's parameters through a new gate."""
         if not torch.is_grad_enabled():
             return
+        gate = Gate(group.name, group.index, self.batch, group.by_block())
         parameters = group.parameters()
-        gate = Gate(group.name, group.index, self.batch, parameters)
         self.gates[group.index] = gate
         self.gated.update(zip(parameters, PassGate.apply(gate, *parameters.values()), strict=True))
 

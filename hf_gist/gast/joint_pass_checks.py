@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from hf_gist.data.rows import IGNORE_INDEX
 from hf_gist.functional.token_losses import Labelled, mean_token_losses
-from hf_gist.gast.groups import OUTSIDE_NAME, Group
+from hf_gist.gast.groups import Group
 from hf_gist.gast.joint_pass import ROW_INPUTS, backbone_of, lora_dropouts
 from hf_gist.gast.support import support_mode
+from hf_gist.gradients.lora import OUTSIDE_BLOCKS
 from hf_gist.gradients.losses import loss_kind
 from hf_gist.gradients.models import unwrapped
 
@@ -37,7 +38,7 @@ def model_obstacle(model: nn.Module, groups: Sequence[Group], unmasked: Sequence
     inner: Any = unwrapped(model)
     if loss_kind(model) != "causal":
         return "the model is not a causal language model"
-    if unmasked or any(group.name == OUTSIDE_NAME for group in groups):
+    if unmasked or any(tracked.block == OUTSIDE_BLOCKS for group in groups for tracked in group.tracked):
         return "matrices outside of the blocks are trained"
     if backbone_of(model) is inner or inner.get_output_embeddings() is None:
         return f"{type(inner).__name__} has no backbone below its head"

@@ -17,7 +17,7 @@ from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.group_gradients import SupportGradient
 from hf_gist.functional.mask_statistics import MaskStatistics
 from hf_gist.functional.masking import gumbel_noise, kept_count
-from hf_gist.gast.gate import BatchMasks
+from hf_gist.gast.gate import BatchMasks, Redundancy
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
@@ -71,6 +71,7 @@ class GASTRun:
         self.support_step: int | None = None
         self.separate_because: str | None = None
         self.first_step: int | None = None
+        self.divides_by_items: bool | None = None
         self.reported: set[str] = set()
         self.dropped = torch.zeros((), dtype=torch.long, device=device)
         self.statistics = MaskStatistics()
@@ -85,7 +86,9 @@ class GASTRun:
 
     def needs_support(self, step: int) -> bool:
         """Whether to compute a support gradient in optimizer step `step`; once per step, for all its batches."""
-        if self.config.mode not in ("stochastic", "topk") or self.support_step == step:
+        if not self.config.uses_support or self.config.support not in ("dataset", "momentum"):
+            return False
+        if self.support_step == step:
             return False
         if self.support is None or self.support_step is None or self.config.support == "momentum":
             return True
@@ -103,20 +106,26 @@ class GASTRun:
             self.first_step = step
         return step > self.first_step + (SCALER_PATIENCE if scaled else 0)
 
+    def use_saved(self, support: dict[str, Tensor]) -> None:
+        """Set a support gradient for the whole run."""
+        self.support = SupportGradient(support)
+        warn_if_zero(support, self.config.mode)
+
     def set_support(self, support: dict[str, Tensor] | None, step: int) -> None:
         """Set the support gradient; with `None`, the draw is uniform."""
         self.support = support if support is None or isinstance(support, SupportGradient) else SupportGradient(support)
         self.support_step = step
         self.supports += 1
         if self.supports == 1 and support is not None:
-            warn_if_zero(support)
+            warn_if_zero(support, self.config.mode)
 
-    def open(self, loss_weights: Tensor, appended: int) -> BatchMasks:
+    def open(self, loss_weights: Tensor, appended: int, redundancy: Redundancy | None = None) -> BatchMasks:
         """Inputs of the gates of the next batch.
 
         Args:
             loss_weights (`Tensor`): of its samples `[B]`.
             appended (`int`): support rows appended to it; their gradient becomes the support gradient.
+            redundancy (`Redundancy`, *optional*): what the greedy choice needs.
         """
         size = len(loss_weights)
         noise = gumbel_noise(self.config.seed, self.rank, self.batches, len(self.groups), size)
@@ -132,6 +141,9 @@ class GASTRun:
             mode=self.config.mode,
             temperature=self.config.temperature,
             rescale=self.config.rescale,
+            threshold=self.config.threshold,
+            of_batch=self.config.support == "batch" and self.config.uses_support,
+            redundancy=redundancy,
         )
 
     def close(self, batch: BatchMasks, sources: Tensor | None, label_tokens: Tensor, step: int) -> None:
@@ -164,27 +176,50 @@ class GASTRun:
             self.warn_without_effect(f"the first {self.batches} masked batches")
 
     def warn_without_effect(self, when: str) -> None:
-        """Warn if no sample was dropped from any layer so far."""
+        """Warn if no sample was dropped from any layer so far, or none was kept."""
         if not int(self.dropped):
-            if self.batches:
-                cause = f"`keep={self.config.keep!r}` is not smaller than the per-device batch"
-            else:
-                cause = f"`start_step={self.config.start_step}` was never reached"
-            warnings.warn(f"GAST dropped no sample in {when}: {cause}.", NoEffectWarning, stacklevel=3)
+            warnings.warn(f"GAST dropped no sample in {when}: {self._why_all()}.", NoEffectWarning, stacklevel=3)
+        elif not self.table.kept.any():
+            warnings.warn(
+                f"GAST kept no sample in {when}, so nothing was learned: no cosine with the support gradient is above "
+                f"`threshold={self.config.threshold}`. Lower it, or choose another support.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
+
+    def _why_all(self) -> str:
+        """Why no sample was dropped."""
+        if not self.batches:
+            return f"`start_step={self.config.start_step}` was never reached"
+        if self.config.mode == "positive":
+            return f"every cosine with the support gradient is above `threshold={self.config.threshold}`"
+        return f"`keep={self.config.keep!r}` is not smaller than the per-device batch"
 
     def metrics(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:
         """The statistics since the last call; `total` sums over processes.
 
         `gast_alignment` (mean cosine with the support gradient), `gast_kept_fraction`, `gast_draw_entropy` (1 for a
-        uniform draw) and `gast_layer_agreement` (`K/B` for independent draws).
+        uniform draw), `gast_layer_agreement` (`K/B` for independent draws) and, with `mode="positive"`,
+        `gast_without_sample` (share of the layers that kept no sample of a batch). Those that a mode leaves without a
+        meaning are not logged.
         """
         if self.statistics.sums is None:
             return {}
         means = self.statistics.means(total(self.statistics.sums))
         self.statistics = MaskStatistics()
-        if self.config.mode == "random":
-            del means["alignment"]
-        return {f"gast_{name}": value for name, value in means.items()}
+        return {f"gast_{name}": value for name, value in means.items() if name not in self._meaningless()}
+
+    def _meaningless(self) -> set[str]:
+        """The statistics that say nothing about this configuration."""
+        by_threshold = self.config.mode == "positive"
+        found = {"draw_entropy"} if by_threshold or self.config.redundancy else set()
+        if not self.config.uses_support:
+            found.add("alignment")
+        if not by_threshold:
+            found.add("without_sample")
+        if len(self.groups) == 1:
+            found.add("layer_agreement")
+        return found
 
     def totals(self, total: Callable[[Tensor], Tensor]) -> SelectionTable:
         """The selection table summed over processes."""

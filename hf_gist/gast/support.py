@@ -12,15 +12,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from hf_gist.config.gast import SUPPORTS
 from hf_gist.data.rows import Collator, fetch_rows
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.masking import support_rows
 from hf_gist.gast.groups import Group
 from hf_gist.gradients.modes import checkpointing, scoring_mode
-from hf_gist.utils.disk import write
+from hf_gist.utils.disk import read, write
 
 
 SUPPORT_FILE = "gast_support.safetensors"
+
+SAME_ADAPTER = "Compute the gradient with the adapter that is trained."
 
 FIRST_MOMENTS = ("exp_avg", "momentum_buffer")
 """State keys of the running mean of the gradient: of Adam and Lion, and of SGD."""
@@ -127,11 +130,12 @@ def _first_moment(optimizer: torch.optim.Optimizer, state: dict[str, Any], name:
     return moment.full_tensor() if isinstance(moment, DTensor) else moment
 
 
-def warn_if_zero(support: dict[str, Tensor]) -> None:
-    """Warn if the support gradient is zero, because the draw is then uniform."""
+def warn_if_zero(support: dict[str, Tensor], mode: str) -> None:
+    """Warn if the support gradient is zero, because it then says nothing about the samples."""
     if not any(bool(gradient.any()) for gradient in support.values()):
+        effect = "no sample is kept" if mode == "positive" else "the samples are drawn uniformly"
         warnings.warn(
-            "GAST: the support gradient is zero, so the samples are drawn uniformly. Check that the rows of the "
+            f"GAST: the support gradient is zero, so {effect}. Check that the rows of the "
             "support set have labelled tokens (labels other than -100) after truncation.",
             NoEffectWarning,
             stacklevel=2,
@@ -142,6 +146,45 @@ def save_support(folder: str | os.PathLike, support: dict[str, Tensor]) -> None:
     """Write the current support gradient into a checkpoint folder."""
     tensors = {name: value.contiguous().cpu() for name, value in support.items()}
     write(Path(folder) / SUPPORT_FILE, lambda path: save_file(tensors, path))
+
+
+def read_saved(path: str, model: nn.Module, masked: Sequence[str], device: torch.device) -> dict[str, Tensor]:
+    """Read a saved support gradient.
+
+    Args:
+        path (`str`): a file with a tensor for each trainable parameter, by its name in `model.named_parameters()`.
+        model (`nn.Module`): the model in training, without wrappers.
+        masked (`Sequence[str]`): names of the masked parameters, which the file must have.
+        device (`torch.device`): of the result.
+
+    Returns:
+        `dict[str, Tensor]`: of the masked parameters.
+
+    Raises:
+        ValueError: if the file cannot be read, or naming the first tensor that does not fit the model.
+    """
+    if not Path(path).is_file():
+        raise ValueError(
+            f"`support={path!r}` is not a file. Write one with `hf_gist.save_support_gradient(trainer, dataset, file)`, or "
+            f"set `support` to {' or '.join(map(repr, SUPPORTS))}."
+        )
+    saved = read(Path(path), lambda file: load_file(file, device=str(device)))
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if missing := [name for name in masked if name not in saved]:
+        raise ValueError(f"`support={path!r}` has no tensor for the trained parameter {missing[0]}. {SAME_ADAPTER}")
+    for name, value in saved.items():
+        if name not in trained:
+            raise ValueError(
+                f"`support={path!r}` has a tensor {name}, which is not a trained parameter. {SAME_ADAPTER}"
+            )
+        if value.shape != trained[name].shape:
+            raise ValueError(
+                f"`support={path!r}` has {name} with the shape {list(value.shape)}, and in the model it is "
+                f"{list(trained[name].shape)}. {SAME_ADAPTER}"
+            )
+        if not value.is_floating_point() or not bool(value.isfinite().all()):
+            raise ValueError(f"`support={path!r}`: not all values of {name} are finite numbers. Compute it again.")
+    return {name: saved[name] for name in masked}
 
 
 def load_support(folder: str | os.PathLike, device: torch.device) -> dict[str, Tensor] | None:

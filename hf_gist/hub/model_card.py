@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import logging
 
 from hf_gist.config.files import save_config
+from hf_gist.config.gast import GASTConfig
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.data.provenance import public_name
 from hf_gist.gast.table import PICTURE_FILE
@@ -25,7 +26,7 @@ from hf_gist.hub.card_facts import (
 )
 from hf_gist.hub.markdown import Verbatim
 from hf_gist.hub.run import GAST_MANIFEST, README, WARMUP_ADAPTER, Run
-from hf_gist.hub.templating import citations, pictures, render
+from hf_gist.hub.templating import citations, kept_samples, pictures, render
 from hf_gist.report import save_selection_figures
 from hf_gist.utils.disk import write, write_json
 from hf_gist.version import __version__
@@ -38,10 +39,15 @@ END = "<!-- hf-gist:end -->"
 
 SECTION = re.compile(rf"^{BEGIN}$.*^{END}$\n?", re.MULTILINE | re.DOTALL)
 
-GAST_MODES = {
-    "stochastic": "drawn by how well each sample's gradient aligns with that of a few support samples",
-    "random": "drawn at random",
-    "topk": "those whose gradients align best with that of a few support samples",
+GAST_GROUPS = {
+    "block": "each transformer block was",
+    "module": "each adapted module was",
+    "model": "all adapted modules were",
+}
+GAST_SUPPORTS = {
+    "dataset": "that of a few support samples",
+    "momentum": "the first moment of the optimizer",
+    "batch": "the mean gradient of the batch",
 }
 
 
@@ -86,9 +92,27 @@ def _gast_part(run: Run) -> dict[str, Any]:
     picture = run.folder / PICTURE_FILE
     return {
         "gast": run.gast,
-        "gast_mode": Verbatim(GAST_MODES.get(run.gast.mode, "")),
+        "gast_rule": Verbatim(_gast_rule(run.gast)),
         "gast_images": pictures([picture] if picture.is_file() else [], run.folder),
     }
+
+
+def _gast_rule(config: GASTConfig) -> str:
+    """What updated what, without the first words of the sentence."""
+    updated = f"{GAST_GROUPS[config.group_by]} updated by"
+    support = GAST_SUPPORTS.get(config.support, "a saved gradient")
+    if config.mode == "positive":
+        above = f"a cosine above {config.threshold:g} with {support}"
+        return f"{updated} the samples of the batch on each device whose gradients have {above}"
+    chosen = f"{updated} {kept_samples(config.keep)} of the samples of the batch on each device,"
+    if config.mode == "random":
+        return f"{chosen} drawn at random"
+    if config.mode == "stochastic":
+        return f"{chosen} drawn by how well each sample's gradient aligns with {support}"
+    if config.redundancy:
+        overlap = "and overlap least with those already chosen (the greedy rule of GREATS)"
+        return f"{chosen} chosen one by one as those whose gradients align best with {support} {overlap}"
+    return f"{chosen} those whose gradients align best with {support}"
 
 
 def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dict[str, Any]:
@@ -159,7 +183,8 @@ def _python(run: Run) -> str:
     if run.gast is not None:
         names += ["GASTConfig", "GASTTrainer"]
         lines.append(f'gast = GASTConfig.from_pretrained("{run.address}")')
-        lines.append("trainer = GASTTrainer(..., gast_config=gast, support_dataset=targets)")
+        rows = ", support_dataset=targets" if run.gast.support == "dataset" else ""
+        lines.append(f"trainer = GASTTrainer(..., gast_config=gast{rows})")
     return "\n".join([f"from hf_gist import {', '.join(sorted(names))}", "", *lines])
 
 

@@ -17,7 +17,8 @@ def _count(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else "not recorded"
 
 
-def _keep(value: int | float) -> str:
+def kept_samples(value: int | float) -> str:
+    """`50%` for a fraction of a batch, `8` for a count."""
     return f"{value:.0%}" if isinstance(value, float) else str(value)
 
 
@@ -34,7 +35,6 @@ def _environment() -> jinja2.Environment:
         "code": code,
         "fenced": fenced,
         "count": _count,
-        "keep": _keep,
         "number": lambda value: f"{value:.6g}",
     }
     return environment

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_gist.config.gast import GASTConfig
+from hf_gist.gast.groups import MODEL_NAME
 from hf_gist.gast.table import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import HeatMaps
@@ -17,6 +18,7 @@ from hf_gist.utils.disk import read, read_json
 
 
 KEY = PICTURE_FILE.removesuffix(".png")
+EACH_LAYER = "Each layer is updated only by the samples of a batch that it keeps"
 TITLE = "GAST: which samples updated which layer"
 COLUMNS_DRAWN = 10
 LAYERS_LISTED = 100
@@ -58,11 +60,24 @@ def _settings(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) ->
     folded = []
     if run is not None:
         config, steps, supports = run
-        keep = percent(config.keep) if isinstance(config.keep, float) else plural(config.keep, "sample")
-        rows = [["mode", config.mode], ["keep", f"{keep} of a batch"], ["support", config.support], *rows]
-        rows += [["optimizer steps", count(steps)], ["support gradients", count(supports)]]
+        rows = [*_asked(config), *rows, ["optimizer steps", count(steps)]]
+        if config.support in ("dataset", "momentum"):
+            rows.append(["support gradients", count(supports)])
         folded = [settings_table(config)]
     return Section("gast", "GAST: settings and totals", tables=[Table("Settings and totals", rows)], folded=folded)
+
+
+def _asked(config: GASTConfig) -> list[list[str]]:
+    """How samples are chosen, as rows of the table."""
+    keep = percent(config.keep) if isinstance(config.keep, float) else plural(config.keep, "sample")
+    rule = ["keep", f"{keep} of a batch"]
+    if config.mode == "positive":
+        rule = ["keep", f"samples with a cosine above {config.threshold:g}"]
+    support = config.support if config.support_file is None else "a saved gradient"
+    rows = [["mode", config.mode], rule, ["support", support]]
+    if config.group_by == "model":
+        rows.append(["mask", "one for the whole model" + (", chosen greedily" if config.redundancy else "")])
+    return rows
 
 
 def _largest_columns(table: SelectionTable) -> tuple[list[str], Tensor, Tensor]:
@@ -90,8 +105,9 @@ def _layers(table: SelectionTable) -> Section:
     if not table.seen.any():
         return Section(KEY, TITLE, missing="No batch was masked, so every layer was updated by all samples.")
     drawn = _drawn_table(table)
+    masked = "All layers are updated by the same samples of a batch" if table.groups == [MODEL_NAME] else EACH_LAYER
     text = [
-        "Each layer is updated only by the samples of a batch that it keeps. A brighter cell means that the layer "
+        f"{masked}. A brighter cell means that the layer "
         "kept a larger share of that kind of sample; equal colours mean equal shares.",
         f"The numbers are in {TABLE_FILE} and, over time, in {HISTORY_FILE}.",
     ]
@@ -126,14 +142,20 @@ def whole_run(table: SelectionTable) -> Plot:
     )
 
 
+def _layer(name: str) -> str:
+    """The name of a layer within a sentence."""
+    return f"the {name}" if name == MODEL_NAME else f"layer {name}"
+
+
 def _extremes(table: SelectionTable, layers: Sequence[str]) -> str:
     """Which layer kept the largest share of a column, and which the smallest."""
     rates = table.rates()
     highest = divmod(int(rates.flatten().nan_to_num(-1).argmax()), len(table.columns))
     lowest = divmod(int(rates.flatten().nan_to_num(2).argmin()), len(table.columns))
+    first = _layer(layers[highest[0]])
     return (
-        f"Layer {layers[highest[0]]} kept the largest share, {percent(float(rates[highest]))} of the samples of "
-        f"{short(table.columns[highest[1]])!r}; layer {layers[lowest[0]]} the smallest, {percent(float(rates[lowest]))} "
+        f"{first[0].upper()}{first[1:]} kept the largest share, {percent(float(rates[highest]))} of the samples of "
+        f"{short(table.columns[highest[1]])!r}; {_layer(layers[lowest[0]])} the smallest, {percent(float(rates[lowest]))} "
         f"of {short(table.columns[lowest[1]])!r}."
     )
 

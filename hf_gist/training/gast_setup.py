@@ -5,19 +5,25 @@ from contextlib import contextmanager
 from typing import Any
 
 import datasets
+import torch
+from torch import nn
 from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import Collator
 from hf_gist.gast.checks import check_supported, check_unmasked
-from hf_gist.gast.groups import find_groups
+from hf_gist.gast.groups import Group, find_groups
+from hf_gist.gast.run import GASTRun
 from hf_gist.gast.sources import SourceCollator
-from hf_gist.gast.support import SupportSet
+from hf_gist.gast.support import SupportSet, read_saved
 from hf_gist.gradients.lora import find_tracked
-from hf_gist.gradients.losses import loss_kind
+from hf_gist.gradients.losses import labelled_tokens, loss_kind
+from hf_gist.gradients.models import to_device
 from hf_gist.gradients.modes import scoring_mode
+from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WeightedLoss, verified
+from hf_gist.training.gast.checks import check_online
 from hf_gist.training.losses.choice import TrainerBatchLoss, different_rows, own_loss_name, some_rows
 from hf_gist.training.losses.trainers import check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
@@ -39,10 +45,11 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
         ValueError: naming what to change.
     """
     model = trainer.accelerator.unwrap_model(trainer.model)
-    check_supported(trainer.args, trainer.accelerator, model)
+    check_supported(trainer.args, trainer.accelerator, model, config.group_by)
     check_accumulation(trainer.args)
-    _, unmasked = find_groups(model, config.group_by, config.outside_blocks)
+    groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
+    _check_support(trainer, config, model, groups)
     check_trainer_kind(trainer)
     if trains_on_pairs(trainer):
         raise ValueError(
@@ -51,6 +58,52 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
         )
     if not own_weights:
         loss_kind(model)
+    check_online(trainer, config, groups, own_weights)
+
+
+def _check_support(trainer: Any, config: GASTConfig, model: nn.Module, groups: Sequence[Group]) -> None:
+    """Check that support rows are used if there are any, and that a saved support gradient fits the model.
+
+    Raises:
+        ValueError: naming what to change.
+    """
+    if not config.uses_support:
+        return
+    if getattr(trainer, "support_dataset", None) is not None and config.support != "dataset":
+        raise ValueError(
+            f"`support_dataset` is not used with `support={config.support!r}`. Leave it out, or set `support='dataset'`."
+        )
+    if config.support_file is not None:
+        read_saved(config.support_file, model, _masked(groups), torch.device("cpu"))
+
+
+def _masked(groups: Sequence[Group]) -> list[str]:
+    return [name for group in groups for name in group.parameters()]
+
+
+def start_run(trainer: Any) -> GASTRun:
+    """The state of a `train` call at its first masked step, when the model has all its wrappers.
+
+    Args:
+        trainer (`GASTTrainer`): the trainer.
+
+    Raises:
+        ValueError: for a setup that GAST does not support, a checkpoint of other groups, or a saved support gradient of
+            another adapter.
+    """
+    config = trainer.gast_config
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    rank = trainer.accelerator.process_index
+    check_supported(trainer.args, trainer.accelerator, model, config.group_by)
+    check_rows(trainer, config.seed)
+    run = GASTRun(model, config, rank, trainer.args.device, trainer._gast_sources, trainer._train_batch_size)
+    if trainer.is_world_process_zero():
+        run.announce()
+    if trainer._gast_checkpoint is not None:
+        run.resume(trainer._gast_checkpoint)
+    if config.uses_support and config.support_file is not None:
+        run.use_saved(read_saved(config.support_file, model, _masked(run.groups), trainer.args.device))
+    return run
 
 
 ROWS_CHECKED = 64
@@ -119,11 +172,36 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
         ValueError: if the number of rows is not known or zero.
     """
     if dataset is None:
-        dataset = trainer.train_dataset
-    elif prepares_rows(trainer):
-        dataset = prepared_as_training_rows(trainer, dataset, "support_dataset")
-    dataset, collator = _rows_for_batches(trainer, dataset, "support")
-    return SupportSet(dataset, collator, config.support_batch_size, config.seed)
+        rows, collator = _rows_for_batches(trainer, trainer.train_dataset, "support")
+    else:
+        rows, collator = support_rows_of(trainer, dataset, "support_dataset")
+    return SupportSet(rows, collator, config.support_batch_size, config.seed)
+
+
+def support_rows_of(trainer: Trainer, dataset: Any, argument: str) -> tuple[Any, Collator]:
+    """Support rows that are not those of the training set, and a collator; see [`new_support_set`].
+
+    Args:
+        trainer (`Trainer`): a `Trainer` or TRL's `SFTTrainer`.
+        dataset: support rows, raw with `SFTTrainer`.
+        argument (`str`): its name, for messages.
+
+    Raises:
+        ValueError: if they cannot be prepared, or their number is not known.
+    """
+    if not hasattr(dataset, "__len__"):
+        raise ValueError(f"`{argument}` must have a known length: a `datasets.Dataset` or a list of rows.")
+    rows = prepared_as_training_rows(trainer, dataset, argument) if prepares_rows(trainer) else dataset
+    return _rows_for_batches(trainer, rows, "support")
+
+
+def labelled_row(trainer: Any, seed: int) -> tuple[dict[str, Any], int]:
+    """A batch of one training row with a labelled token, on the device, and their number."""
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    dataset, collator = _rows_for_batches(trainer, trainer.train_dataset, "training")
+    rows = different_rows(TokenLoss(model), collator, some_rows(dataset, seed))
+    batch = collator([dict(rows[0])])
+    return to_device(batch, trainer.args.device), int(labelled_tokens(model, batch).sum())
 
 
 @contextmanager

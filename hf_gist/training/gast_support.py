@@ -1,6 +1,6 @@
 """The support gradient of a GAST trainer: from rows appended to the training batch, or from a pass of their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -12,7 +12,8 @@ from transformers import Trainer
 from transformers.utils import logging
 
 from hf_gist.functional.masking import mean_loss_scales
-from hf_gist.gast.gate import BatchMasks
+from hf_gist.gast.gate import BatchMasks, Redundancy
+from hf_gist.gast.groups import Group
 from hf_gist.gast.hooks import masking, summing
 from hf_gist.gast.joint_pass import AppendedRows, appended_rows, appending
 from hf_gist.gast.joint_pass_checks import fits, forward_obstacle, model_obstacle
@@ -84,7 +85,12 @@ def _decide(run: GASTRun, obstacle: str | None) -> None:
 
 
 def masked_step(
-    trainer: Any, run: GASTRun, inputs: dict[str, Any], weights: Tensor, stock_step: Callable[[], Tensor]
+    trainer: Any,
+    run: GASTRun,
+    inputs: dict[str, Any],
+    weights: Tensor,
+    redundancy: Redundancy | None,
+    stock_step: Callable[[], Tensor],
 ) -> tuple[Tensor, BatchMasks]:
     """A training step with masks; if the batch with the support rows does not fit into memory, they get a pass.
 
@@ -93,13 +99,14 @@ def masked_step(
         run (`GASTRun`): its state.
         inputs (`dict`): the training batch on the device.
         weights (`Tensor`): weights of its samples in the loss `[B]`.
+        redundancy (`Redundancy`, *optional*): what the greedy choice of samples needs.
         stock_step (`Callable`): the trainer's forward and backward pass over the batch; returns the loss.
 
     Returns:
         `tuple[Tensor, BatchMasks]`: the loss, and the masks that were drawn.
     """
     appended = _prepare_support(trainer, run, inputs)
-    batch = run.open(weights, 0 if appended is None else len(appended))
+    batch = run.open(weights, 0 if appended is None else len(appended), redundancy)
     try:
         with masking(run.groups, batch), _carrying(trainer, appended):
             return stock_step(), batch
@@ -112,7 +119,7 @@ def masked_step(
         # the traceback references the activations of the batch that did not fit
         error.__traceback__ = None
     release_memory()
-    return masked_step(trainer, run, inputs, weights, stock_step)
+    return masked_step(trainer, run, inputs, weights, redundancy, stock_step)
 
 
 def _prepare_support(trainer: Any, run: GASTRun, inputs: dict[str, Any]) -> AppendedRows | None:
@@ -166,15 +173,35 @@ def support_gradient(
     with support_mode(model, untracked), without_metrics(trainer), sync:
         batch = support.batch(run.supports, accelerator.process_index, accelerator.num_processes)
         batch = trainer._prepare_inputs(batch)
-        weights = sample_weights(batch)
-        items = labelled_tokens(inner, batch).sum() if trainer.compute_loss_func else None
-        with summing(run.groups, mean_loss_scales(weights)) as gradients:
-            with trainer.compute_loss_context_manager():
-                loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
-            accelerator.backward(loss)
+        gradients, _ = mean_gradient(trainer, model, run.groups, batch, sample_weights)
     if accelerator.num_processes == 1:
         return gradients
     return average_over_ranks(gradients, lambda flat: accelerator.reduce(flat, "mean"))
+
+
+def mean_gradient(
+    trainer: Trainer, model: nn.Module, groups: Sequence[Group], batch: dict[str, Any], sample_weights: Any
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The mean over the samples of a batch of the gradients of their own mean losses, times the scale of a scaler.
+
+    Args:
+        trainer (`Trainer`): computes the loss.
+        model (`nn.Module`): with the trainer's wrappers, in [`support_mode`].
+        groups (`Sequence[Group]`): with the parameters.
+        batch (`dict`): a collated batch on the device.
+        sample_weights (`Callable`): batch to the weight of each sample in its loss `[B]`.
+
+    Returns:
+        `tuple[dict[str, Tensor], Tensor]`: parameter name to gradient, and the number of samples with a loss.
+    """
+    weights = sample_weights(batch)
+    inner = trainer.accelerator.unwrap_model(model)
+    items = labelled_tokens(inner, batch).sum() if trainer.compute_loss_func else None
+    with summing(groups, mean_loss_scales(weights)) as gradients:
+        with trainer.compute_loss_context_manager():
+            loss = trainer.compute_loss(model, dict(batch), num_items_in_batch=items)
+        trainer.accelerator.backward(loss)
+    return gradients, (weights > 0).sum()
 
 
 def sum_over_ranks(trainer: Trainer, values: Tensor) -> Tensor:

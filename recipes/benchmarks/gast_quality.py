@@ -1,11 +1,11 @@
-"""Test losses of plain LoRA, the GAST modes `random`, `stochastic`, `topk`, and IST, with several seeds and the same steps.
+"""Test losses of plain LoRA, the modes of GAST, and IST, with several seeds and the same steps.
 
     python recipes/benchmarks/gast_quality.py --model_name_or_path MODEL --train_file pool.jsonl \
         --test arc=test_arc.jsonl gsm8k=test_gsm8k.jsonl --target arc=target_arc.jsonl gsm8k=target_gsm8k.jsonl \
         --output gast_quality.json
 
-All runs with the same seed start from the same adapter and have the same batches. `--target NAME=FILE` adds a
-stochastic run whose support set is that file. The loss is the mean over test rows of each row's mean token loss.
+All runs with the same seed start from the same adapter and have the same batches. `--target NAME=FILE` adds runs whose
+support set is that file: `stochastic`, `positive`, and whole samples drawn, ranked, and chosen greedily (GREATS). The loss is the mean over test rows of each row's mean token loss.
 """
 
 import argparse
@@ -88,15 +88,24 @@ def train(options, collator, pool, config, support, seed, callbacks):
 def methods(options, targets, seed):
     """Name to configuration and support set; `None` means the training set."""
     keep = {"keep": options.keep, "seed": seed}
+    ranked = {"mode": "topk", "group_by": "model", **keep}
     result = {
         "plain LoRA": (GASTConfig(mode="all"), None),
         "random": (GASTConfig(mode="random", **keep), None),
         "stochastic": (GASTConfig(mode="stochastic", **keep), None),
         "topk": (GASTConfig(mode="topk", **keep), None),
+        "positive": (GASTConfig(mode="positive", seed=seed), None),
+        "stochastic, support batch": (GASTConfig(support="batch", **keep), None),
+        "positive, support batch": (GASTConfig(mode="positive", support="batch", seed=seed), None),
+        "stochastic, whole samples": (GASTConfig(group_by="model", **keep), None),
         IST: (GASTConfig(mode="all"), None),
     }
     for name, rows in targets.items():
         result[f"stochastic, support {name}"] = (GASTConfig(mode="stochastic", **keep), rows)
+        result[f"positive, support {name}"] = (GASTConfig(mode="positive", seed=seed), rows)
+        result[f"stochastic, whole samples, support {name}"] = (GASTConfig(group_by="model", **keep), rows)
+        result[f"topk, whole samples, support {name}"] = (GASTConfig(**ranked), rows)
+        result[f"greedy, whole samples, support {name}"] = (GASTConfig(redundancy=True, **ranked), rows)
     wanted = options.methods or list(result)
     if unknown := set(wanted) - set(result):
         raise SystemExit(f"--methods {', '.join(sorted(unknown))}: choose from {', '.join(result)}")

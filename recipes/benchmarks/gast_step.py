@@ -1,8 +1,11 @@
-"""Time and peak memory of one training step: stock LoRA, GAST, and plain implementations of the paper's two modes.
+"""Time and peak memory of one training step: stock LoRA, GAST, plain implementations of the paper's two modes, dattri-llm.
 
 All variants alternate in one process, so that other load on the machine slows all of them down; ratios are medians,
 over groups of four rounds, of the time of a variant over that of the stock steps of the same rounds. On a CPU the
 processor time is reported as well as the wall time: with one thread it depends little on other load.
+
+`dattri-llm` drops as many samples of every LoRA matrix as GAST does of a block, with a support pass every step; it is
+left out where it is not installed (`pip install --no-deps dattri-llm==0.1.0`).
 
     python recipes/benchmarks/gast_step.py --output gast_step.json
     python recipes/benchmarks/gast_step.py --device cuda --hidden_size 2048 --layers 16 --dtype bfloat16
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -33,7 +37,17 @@ from hf_gist.gradients.lora import find_tracked
 from hf_gist.trainer import GASTTrainer
 
 
-TARGETS = {"stock": 1.0, "every 1": 1.33, "every 4": 1.12, "momentum": 1.05}
+TARGETS = {
+    "stock": 1.0,
+    "every 1": 1.33,
+    "every 4": 1.12,
+    "momentum": 1.05,
+    "batch": 1.05,
+    "positive, batch": 1.05,
+    "model, every 1": 1.30,
+    "redundancy, every 1": 1.30,
+}
+DATTRI = "dattri-llm"
 
 
 def parse():
@@ -173,6 +187,28 @@ class OwnPassTrainer(GASTTrainer):
         return super().sample_weights(inputs)
 
 
+class DattriTrainer(Trainer):
+    """The same step with `dattri-llm`'s callback, which subtracts the worst aligned half of the samples of each matrix."""
+
+    def prepare(self, options):
+        from dattri_llm.gradient.callbacks.data_selection_callback import DataSelectionCallback
+        from dattri_llm.gradient.hooks import HookManager, HookManagerConfig
+
+        size = options.support_batch_size
+        rows = [self.data_collator(self.train_dataset[i : i + size]) for i in range(0, len(self.train_dataset), size)]
+        callback = DataSelectionCallback(
+            self.model, target="val_loader", val_loader=[self._prepare_inputs(batch) for batch in rows],
+            val_loss_fn=lambda model, batch: model(**batch).loss,
+            selection_kwargs={"threshold": 0.5, "threshold_mode": "bottom_fraction", "layer_wise": True},
+        )  # fmt: skip
+        config = HookManagerConfig(hook_types={tracked.name: "linear_io" for tracked in find_tracked(self.model)})
+        self.manager = HookManager(self.model, config=config, callbacks=[callback])
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        with self.manager.collect():
+            return super().training_step(model, inputs, num_items_in_batch)
+
+
 VARIANTS = {
     "stock": (Trainer, None),
     "random": (GASTTrainer, {"mode": "random"}),
@@ -180,8 +216,15 @@ VARIANTS = {
     "every 1, own pass": (OwnPassTrainer, {"support_every": 1}),
     "every 4": (GASTTrainer, {"support_every": 4}),
     "momentum": (GASTTrainer, {"support": "momentum"}),
+    "batch": (GASTTrainer, {"support": "batch"}),
+    "positive, batch": (GASTTrainer, {"mode": "positive", "support": "batch"}),
+    "positive, every 1": (GASTTrainer, {"mode": "positive"}),
+    "model, every 1": (GASTTrainer, {"group_by": "model"}),
+    "model, batch": (GASTTrainer, {"group_by": "model", "support": "batch"}),
+    "redundancy, every 1": (GASTTrainer, {"group_by": "model", "mode": "topk", "redundancy": True}),
     "cached (paper)": (CachedTrainer, {}),
     "two-pass (paper)": (TwoPassTrainer, {}),
+    DATTRI: (DattriTrainer, None),
 }
 
 
@@ -205,12 +248,14 @@ class Variant:
         )  # fmt: skip
         extra = {}
         if config is not None:
-            extra = {
-                "gast_config": GASTConfig(support_batch_size=options.support_batch_size, seed=options.seed, **config)
-            }
+            # a support without rows has no size
+            size = {"support_batch_size": options.support_batch_size} if config.get("support") != "batch" else {}
+            extra = {"gast_config": GASTConfig(seed=options.seed, **size, **config)}
         self.trainer = trainer_class(model=model, args=arguments, train_dataset=data, **extra)
         if isinstance(self.trainer, ReferenceTrainer):
             self.trainer.prepare_reference()
+        if isinstance(self.trainer, DattriTrainer):
+            self.trainer.prepare(options)
         self.trainer.create_optimizer()
         self.trainer.current_gradient_accumulation_steps = 1
         batch = ids[: options.batch_size].to(options.device)
@@ -305,10 +350,15 @@ def main():
     torch.set_num_threads(options.threads)
     transformers.logging.set_verbosity_error()
     names = [n for n in VARIANTS if n == "stock" or not options.only or n in options.only]
+    if DATTRI in names and find_spec("dattri_llm") is None:
+        print(f"{DATTRI} is not installed, and left out", file=sys.stderr)
+        names.remove(DATTRI)
     seconds = defaultdict(list)
     with tempfile.TemporaryDirectory() as folder:
         model = build_model(options)
-        variants = [Variant(name, options, folder, model) for name in names]
+        # the hooks of dattri-llm stay on its model
+        models = {name: build_model(options) if name == DATTRI else model for name in names}
+        variants = [Variant(name, options, folder, models[name]) for name in names]
         for variant in variants:
             for _ in range(4):
                 # a whole period of `every 4`; the optimizer's state exists afterwards

@@ -1,4 +1,4 @@
-"""What each of two processes runs in `test_gast_distributed.py`: `python -m tests.distributed.run_gast KIND FOLDER`."""
+"""What each of two processes runs in `test_gast_distributed.py`: `python -m tests.distributed.run_gast KIND CONFIG FOLDER`."""
 
 import sys
 from pathlib import Path
@@ -23,19 +23,26 @@ KINDS = {
     },
     "fsdp2": FSDP2,
 }
-CONFIG = GASTConfig(keep=2, support_batch_size=2, seed=5)
+CONFIGS = {
+    "paper": GASTConfig(keep=2, support_batch_size=2, seed=5),
+    "model": GASTConfig(keep=2, support_batch_size=2, seed=5, group_by="model"),
+    "greedy": GASTConfig(keep=2, support_batch_size=2, seed=5, group_by="model", mode="topk", redundancy=True),
+    "batch": GASTConfig(mode="positive", support="batch", threshold=0.2),
+}
+LR = 30.0
+"""Large enough that the overlaps change what is chosen greedily; the gradients of one step do not depend on it."""
 
 
 class ShardedGAST(ShardsOnCPU, GASTTrainer):
     """GAST under FSDP2."""
 
 
-def main(kind: str, folder: str) -> None:
+def main(kind: str, name: str, folder: str) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     trainer, recorder = train(
-        build_model("llama"), Path(folder) / "run", rows("llama", 48), config=CONFIG, per_device_train_batch_size=4,
-        gradient_accumulation_steps=2, ddp_backend="gloo",
+        build_model("llama"), Path(folder) / "run", rows("llama", 48), config=CONFIGS[name],
+        per_device_train_batch_size=4, gradient_accumulation_steps=2, ddp_backend="gloo", learning_rate=LR,
         trainer_class=ShardedGAST if kind == "fsdp2" else GASTTrainer, **KINDS[kind],
     )  # fmt: skip
     tensors = {f"gradient/{name}": value for name, value in recorder.gradients[0].items()}

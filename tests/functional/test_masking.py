@@ -102,7 +102,13 @@ def test_statistics():
     statistics.add(torch.full((2, 4), 0.25), masks, torch.stack([uniform, uniform]), VALID)
     means = statistics.means(statistics.sums * 3)
     assert means == pytest.approx(
-        {"alignment": 0.25, "kept_fraction": 0.5, "draw_entropy": 1.0, "layer_agreement": 0.5}
+        {
+            "alignment": 0.25,
+            "kept_fraction": 0.5,
+            "draw_entropy": 1.0,
+            "layer_agreement": 0.5,
+            "without_sample": 0.0,
+        }
     )
 
 

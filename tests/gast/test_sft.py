@@ -6,8 +6,10 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from hf_gist import save_support_gradient
 from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTMixin
+from hf_gist.training.gast_setup import support_rows_of
 from tests.helpers.gast import VOCABULARY, Recorder, build_model, reference_gradients, relative_error, support_rows_in
 
 
@@ -76,6 +78,29 @@ def test_gradients_equal_the_reference(exported, where, tmp_path):
     entry = next(entry for entry in trainer.state.log_history if "loss" in entry)
     assert "gast_alignment" in entry and "mean_token_accuracy" in entry
     assert trainer.gast.table.columns == ["s0", "s1", "s2"] and int(trainer.gast.table.seen.sum()) == 16
+
+
+def test_whole_samples_with_a_gradient_saved_from_raw_rows(tmp_path):
+    from hf_gist.trainer import GASTSFTTrainer
+
+    file = str(tmp_path / "support.safetensors")
+    changes = {"loss_type": "nll", "learning_rate": 30.0}
+    plain = trainer_on(tmp_path / "plain", trl.SFTTrainer, build_model(), changes=changes)
+    save_support_gradient(plain, text_rows(10, seed=5), file)
+    prepared, _ = support_rows_of(plain, text_rows(10, seed=5), "dataset")
+    assert not any(values for values in plain._metrics["eval"].values())
+    config = GASTConfig(keep=3, group_by="model", mode="topk", redundancy=True, support=file)
+    trainer = trainer_on(tmp_path / "gast", GASTSFTTrainer, build_model(), changes=changes, gast_config=config)
+    recorder = Recorder().attach(trainer)
+    trainer.train()
+    batches = [{n: b[n] for n in ("input_ids", "attention_mask", "labels")} for b in recorder.batches]
+    support = [{"input_ids": row["input_ids"], "labels": row["labels"]} for row in prepared]
+    items = sum((batch["labels"][:, 1:] != -100).sum() for batch in batches)
+    expected, masks, _ = reference_gradients(
+        build_model(), "llama", batches, support, config, items=items, lr=changes["learning_rate"]
+    )
+    assert all(torch.equal(left[0], right[0]) for left, right in zip(recorder.masks, masks, strict=True))
+    assert relative_error(recorder.gradients[0], expected) < 1e-5
 
 
 def test_support_samples_are_not_in_the_metrics_of_trl(tmp_path):

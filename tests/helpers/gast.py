@@ -126,36 +126,76 @@ def label_counts(batch, name):
     return ((labels if name == "t5" else labels[:, 1:]) != -100).sum(1).float()
 
 
+def slow_mask(own, support, group, noise, config, keep, lr=None):
+    """The samples that update a group `[B]`, from each sample's gradient of its own mean loss, one by one."""
+    names = list(group.parameters())
+    dots = [sum(float((g[n].double() * support[n].double()).sum()) for n in names) for g in own]
+    if config.mode == "positive":
+        norms = [sum(float(g[n].double().square().sum()) for n in names) ** 0.5 for g in [*own, support]]
+        return torch.tensor(
+            [dot > config.threshold * norm * norms[-1] for dot, norm in zip(dots, norms, strict=False)]
+        )
+    keep = min(keep, len(own))
+    if config.redundancy:
+        chosen = []
+        for _ in range(keep):
+            gains = {}
+            for i in set(range(len(own))) - set(chosen):
+                overlap = sum(float((own[i][n].double() * own[j][n].double()).sum()) for j in chosen for n in names)
+                gains[i] = lr * dots[i] - lr**2 * overlap
+            chosen.append(max(gains, key=gains.get))
+        return torch.tensor([i in chosen for i in range(len(own))])
+    return draw(
+        torch.tensor(dots), noise, torch.ones(len(own), dtype=torch.bool), keep=keep, mode=config.mode,
+        temperature=config.temperature,
+    )  # fmt: skip
+
+
+def reference_support(model, support_data, config, own_loss=None):
+    """The mean of the gradients of the support samples; of all rows for a saved gradient."""
+    if config.support == "dataset":
+        chosen = support_rows(config.seed, len(support_data), 0, config.support_batch_size)
+        support_data = [support_data[row] for row in chosen]
+    support_batch = collate(support_data)
+    parts = [sample_gradient(model, support_batch, i, own_loss) for i in range(len(support_data))]
+    return mean_of(parts)
+
+
+def mean_of(parts):
+    return {n: sum(part[n] for part in parts) / len(parts) for n in parts[0]}
+
+
 def reference_gradients(
-    model, name, batches, support_data, config, *, items=None, first_batch=0, rank=0, own_loss=None, loss_scale=1.0
-):
+    model, name, batches, support_data, config, *, items=None, first_batch=0, rank=0, own_loss=None, loss_scale=1.0,
+    lr=None,
+):  # fmt: skip
     """The gradients of one optimizer step from a loop over samples; also the masks and the alignments.
 
     `items`: the number that token sums are divided by; without it each batch's loss is a mean over its samples or
-    tokens, divided by the number of batches.
+    tokens, divided by the number of batches. `lr`: the learning rate, for `redundancy`.
     """
     model.eval()
     groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
-    chosen = support_rows(config.seed, len(support_data), 0, config.support_batch_size)
-    support_batch = collate([support_data[row] for row in chosen])
-    parts = [sample_gradient(model, support_batch, i, own_loss) for i in range(len(chosen))]
-    support = {n: sum(part[n] for part in parts) / len(parts) for n in parts[0]}
-    total = {n: torch.zeros_like(g) for n, g in support.items()}
+    support = None if config.support == "batch" else reference_support(model, support_data, config, own_loss)
+    total = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}
     all_masks, all_alignments = [], []
     for number, batch in enumerate(batches):
         size, counts = len(batch["labels"]), label_counts(batch, name)
-        own = [sample_gradient(model, batch, i, own_loss) for i in range(size)]
+        zeros = {n: torch.zeros_like(p) for n, p in total.items()}
+        own = [sample_gradient(model, batch, i, own_loss) if counts[i] else zeros for i in range(size)]
+        valid = counts > 0
         weights = counts / items if items else counts / counts.sum() / len(batches)
         noise = gumbel_noise(config.seed, rank, first_batch + number, len(groups), size)
-        masks, alignments = {}, {}
+        labelled = [g for g, has_loss in zip(own, valid, strict=True) if has_loss]
+        aligned = mean_of(labelled) if config.support == "batch" else support
+        keep, masks, alignments = kept_count(config.keep, size), {}, {}
         for group in groups:
             names = list(group.parameters())
-            alignments[group.index] = torch.stack([sum((g[n] * support[n]).sum() for n in names) for g in own])
-            valid = torch.ones(size, dtype=torch.bool)
-            masks[group.index] = draw(
-                alignments[group.index], noise[group.index], valid, keep=kept_count(config.keep, size),
-                mode=config.mode, temperature=config.temperature,
-            )  # fmt: skip
+            alignments[group.index] = torch.stack([sum((g[n] * aligned[n]).sum() for n in names) for g in own])
+            masks[group.index] = torch.zeros(size, dtype=torch.bool)
+            masks[group.index][valid] = slow_mask(
+                labelled, aligned, group, noise[group.index][valid], config, keep, lr
+            )
             scales = sample_scales(masks[group.index], valid, config.rescale) * weights
             for n in names:
                 total[n] += loss_scale * sum(s * g[n] for s, g in zip(scales, own, strict=True))
@@ -163,7 +203,7 @@ def reference_gradients(
             total[n] += loss_scale * sum(w * g[n] for w, g in zip(weights, own, strict=True))
         all_masks.append(masks)
         all_alignments.append(alignments)
-    return total, all_masks, all_alignments
+    return {n: g.detach() for n, g in total.items()}, all_masks, all_alignments
 
 
 def relative_error(found, expected):

@@ -215,3 +215,37 @@ def test_every_value_of_a_template_is_escaped(tmp_path):
     made.save(folder / "gist")
     title = write_card(Run(folder, made, folder / "gist")).read_text().split("# ")[1].splitlines()[0]
     assert not re.search(r"[<>*\[\]]", title) and html.unescape(title) == folder.name
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (
+            {},
+            "each transformer block was updated by 50% of the samples of the batch on each device, drawn by how well each ",
+        ),
+        (
+            {"mode": "random", "keep": 3, "group_by": "module"},
+            "each adapted module was updated by 3 of the samples of the ",
+        ),
+        (
+            {"mode": "topk", "support": "batch"},
+            "those whose gradients align best with the mean gradient of the batch.",
+        ),
+        (
+            {"mode": "positive", "support": "x.safetensors"},
+            "whose gradients have a cosine above 0 with a saved gradient.",
+        ),
+        (
+            {"group_by": "model", "support": "momentum"},
+            "all adapted modules were updated by 50% of the samples of the batch",
+        ),
+        ({"group_by": "model", "mode": "topk", "redundancy": True}, "(the greedy rule of GREATS)."),
+        ({"mode": "all"}, 'all samples updated all layers (`mode="all"` is plain training).'),
+    ],
+)
+def test_a_card_says_how_samples_update_layers(options, text, tmp_path):
+    config = GASTConfig(**options)
+    card = " ".join(write_card(trained(tmp_path, gast=config)).read_text(encoding="utf-8").split())
+    assert text in card
+    assert ("support_dataset=targets" in card) == (config.support == "dataset")

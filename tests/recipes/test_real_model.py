@@ -131,7 +131,9 @@ def test_a_run_of_everything(data, proxy, capsys, monkeypatch):
     from real.gast import gast_arms
 
     modes = gast_arms(["one"])
-    assert set(modes) == {"gast_all", "gast_random", "gast_stochastic-one", "gast_topk-one"} <= set(found)
+    assert set(modes) == {
+        "gast_all", "gast_random", "gast_stochastic-one", "gast_topk-one", "gast_positive-one",
+    } <= set(found)  # fmt: skip
     assert set(found) == {*arms, *modes} and len(found.pop(UNTRAINED)) == 2
     assert all(Counter(one["seed"] for one in own) == {0: 2} for own in found.values())
     rows = {arm: {one["rows"] for one in own} for arm, own in found.items()}
@@ -491,7 +493,8 @@ def test_every_mode_of_gast_is_an_arm(monkeypatch):
     from real import gast
 
     assert gast.gast_arms(["x", "y"]) == [
-        "gast_all", "gast_random", "gast_stochastic-x", "gast_topk-x", "gast_stochastic-y", "gast_topk-y",
+        "gast_all", "gast_random", "gast_stochastic-x", "gast_topk-x", "gast_positive-x", "gast_stochastic-y",
+        "gast_topk-y", "gast_positive-y",
     ]  # fmt: skip
     later = {"mode": typing.Literal["new", "random", "all"]}
     monkeypatch.setattr(gast, "get_type_hints", lambda config: later)

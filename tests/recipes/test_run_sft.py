@@ -182,7 +182,7 @@ def check_packed(trainer, chosen):
 
 def test_the_issue_has_all_its_recipes():
     names = {path.stem for path in RUNS}
-    assert {"lora", "gist", "gast", "gist_gast", "qlora", "proxy_select", "proxy_train", "packed"} <= names
+    assert {"lora", "gist", "gast", "gist_gast", "online", "qlora", "proxy_select", "proxy_train", "packed"} <= names
     assert {path.stem for path in ACCELERATE} == {"single_gpu", "multi_gpu", "fsdp2", "zero3", "cpu"}
 
 

@@ -142,3 +142,25 @@ def test_a_run_without_masked_batches(tmp_path):
     SelectionTable.empty(["x"], ["a"], torch.device("cpu")).write(tmp_path)
     text = Page(write_report(tmp_path).read_text(encoding="utf-8")).text
     assert "GAST: which samples updated which layer: No batch was masked" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "texts"),
+    [
+        ({"mode": "positive", "threshold": 0.05}, ["keep samples with a cosine above 0.05"]),
+        ({"support": "batch"}, ["support batch"]),
+        (
+            {"group_by": "model", "mode": "topk", "redundancy": True},
+            [
+                "one for the whole model, chosen greedily",
+                "All layers are updated by the same samples",
+                "The whole model kept",
+            ],
+        ),
+    ],
+)
+def test_the_report_says_how_samples_are_chosen(options, texts, tmp_path):
+    train(build_model(), tmp_path, rows("llama", 64), config=GASTConfig(**options), max_steps=2)
+    found = Page((tmp_path / "report.html").read_text(encoding="utf-8")).text
+    assert [text for text in texts if text not in found] == []
+    assert ("support gradients" in found) == (options.get("support") != "batch")
