@@ -14,6 +14,7 @@ from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.selection.draws import random_share, seed_of_selection
 from hf_gist.gist.history import load_history
+from hf_gist.training import gist_run
 from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
 from tests.helpers.callback_runs import expected_rates, numbered_rows, train
@@ -25,6 +26,14 @@ POOL = numbered_rows(60)
 TARGETS = token_rows(4, seed=5)
 WARMUP = 3
 EVERY_PASS = {"budget": 8, "warmup_steps": WARMUP, "reselect_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Figures take most of the time of these trainings; only one test reads them."""
+    if request.node.originalname != "test_artifacts_say_how_much_the_selections_overlap":
+        monkeypatch.setattr(gist_run, "report_training", lambda *_: None)
+        monkeypatch.setattr(gist_run, "report_at_end", lambda *_: None)
 
 
 def run(folder, config=None, passes=3, **settings):
@@ -90,8 +99,7 @@ def test_a_pass_is_over_the_selection_of_its_moment(tmp_path):
     assert callback.selection.indices == history[-1].indices and callback.selection.number == 3
 
 
-@pytest.mark.parametrize("every", [1, 2, 3])
-@pytest.mark.parametrize("passes", [3.5, 4, 5])
+@pytest.mark.parametrize(("every", "passes"), [(1, 3.5), (2, 4), (2, 4.5), (3, 5)])
 def test_when_rows_are_chosen_again(tmp_path, every, passes):
     """After every few passes, but never after the last one."""
     _, callback, recorder = run(
@@ -102,7 +110,7 @@ def test_when_rows_are_chosen_again(tmp_path, every, passes):
     assert len(trained(recorder)) == WARMUP + 2 * passes
 
 
-@pytest.mark.parametrize("max_steps", [7, 10, 11])
+@pytest.mark.parametrize("max_steps", [7, 10])
 def test_max_steps_is_kept(tmp_path, max_steps):
     trainer, callback, recorder = run(tmp_path, max_steps=max_steps)
     assert trainer.state.global_step == trainer.state.max_steps == max_steps
@@ -175,9 +183,16 @@ def test_selections_of_a_token_budget_have_passes_of_their_own_lengths(tmp_path,
 # ---- Resuming ----
 
 
-@pytest.mark.parametrize("after_selection", ["continue", "restart"])
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_run_resumed_at_any_step_is_the_uninterrupted_one(tmp_path, after_selection, accumulation):
+@pytest.mark.parametrize(
+    ("after_selection", "accumulation", "stops"),
+    [
+        ("continue", 1, [2, 4, 5, 8]),
+        pytest.param("continue", 1, range(1, 9), marks=pytest.mark.slow),
+        pytest.param("restart", 1, range(1, 9), marks=pytest.mark.slow),
+        pytest.param("restart", 2, range(1, 9), marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_resumed_at_any_step_is_the_uninterrupted_one(tmp_path, after_selection, accumulation, stops):
     """Before, at and after each selection; later selections of the interrupted run are still in the output folder."""
     config = GISTConfig(**EVERY_PASS | {"budget": 8 * accumulation, "after_selection": after_selection})
     settings = {
@@ -188,7 +203,6 @@ def test_a_run_resumed_at_any_step_is_the_uninterrupted_one(tmp_path, after_sele
     }
     whole, callback, recorder = run(tmp_path, config, **settings)
     steps = trained(recorder)
-    stops = range(1, 9) if accumulation == 1 else (3, 5, 6)
     for stop in stops:
         resumed, again, second = run(tmp_path, config, resume=str(tmp_path / f"checkpoint-{stop}"), **settings)
         assert trained(second) == steps[stop:], stop
@@ -314,18 +328,7 @@ def test_another_number_of_passes_is_another_configuration(tmp_path):
 
 def test_a_share_is_drawn_anew_for_each_later_selection(tmp_path):
     config = GISTConfig(**EVERY_PASS, reselect_share=0.3)
-    looked_at = []
-
-    class Look(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            if callback.selection is not None and len(callback.run.history) > len(looked_at):
-                looked_at.append(callback.selection.measurements.looked_at)
-
-    callback = GISTDataSelectorCallback(config, as_dataset(TARGETS))
-    train(tmp_path, None, POOL, callback, extra=[], num_train_epochs=4)
-    looked_at.clear()
-    callback = GISTDataSelectorCallback(config, as_dataset(TARGETS))
-    train(tmp_path, None, POOL, callback, add=True, extra=[], num_train_epochs=4)
+    _, callback, _ = run(tmp_path, config)
     selection = callback.selection
     drawn = selection.measurements.looked_at
     everything = torch.ones(60, dtype=torch.bool)
