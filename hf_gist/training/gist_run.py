@@ -19,7 +19,8 @@ from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.data.leaks import excluded_rows
 from hf_gist.data.rows import row_lengths
 from hf_gist.errors import NoEffectWarning
-from hf_gist.gist.history import SelectionRecord, load_history, save_history, with_history
+from hf_gist.gist.artifacts import ARTIFACTS
+from hf_gist.gist.history import HISTORY, SelectionRecord, load_history, save_history, with_history
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import PARTIAL, PartialScores
@@ -247,6 +248,9 @@ class GISTRun:
         selection.save(self.folder)
         if self.config.reselect_every is not None:
             save_history(self.history, self.folder)
+        else:
+            # of an earlier run into this folder
+            (self.folder / HISTORY).unlink(missing_ok=True)
         report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
 
     def _tell_selection(self, selection: Selection, state: TrainerState) -> None:
@@ -307,7 +311,7 @@ class GISTRun:
         costs = selection.costs.with_phase(self._cost(TRAINING, range(self.plan.warmup_steps, state.global_step)))
         self.selection = dataclasses.replace(selection, costs=costs)
         if state.is_world_process_zero:
-            costs.save(self.folder)
+            costs.with_bytes(self.folder, ARTIFACTS).save(self.folder)
             report_at_end(self.parts.output_folder, self.selection)
             if not self.parts.args.disable_tqdm:
                 tqdm.write(costs.break_even())

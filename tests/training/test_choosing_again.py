@@ -19,7 +19,7 @@ from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
 from tests.helpers.callback_runs import expected_rates, numbered_rows, train
 from tests.helpers.choosing_again import plain_run
-from tests.helpers.tiny import PaddingCollator, as_dataset, patterned_rows, token_rows
+from tests.helpers.tiny import PaddingCollator, as_dataset, token_rows
 
 
 POOL = numbered_rows(60)
@@ -158,17 +158,16 @@ def test_epochs_of_any_plan_follow_one_another(lengths, epochs):
 
 @pytest.mark.parametrize("after_selection", ["continue", "restart"])
 def test_selections_of_a_token_budget_have_passes_of_their_own_lengths(tmp_path, after_selection):
-    settings = {"budget": 0.12, "budget_unit": "tokens", "warmup_steps": 2, "reselect_every": 1}
+    settings = {"budget": 0.2, "budget_unit": "tokens", "warmup_steps": 2, "reselect_every": 1, "strategy": "random"}
     config = GISTConfig(**settings, after_selection=after_selection)
-    rows = patterned_rows(80)
+    rows = token_rows(60, seed=3, low=14, high=15)
     for number, row in enumerate(rows):
-        row["labels"] = [-100] * (len(row["input_ids"]) - 1 - number % 6) + row["input_ids"][-1 - number % 6 :]
-    rows = [{name: row[name] for name in ("input_ids", "labels")} for row in rows]
-    callback = GISTDataSelectorCallback(config, as_dataset(rows[:3]), train_dataset=None)
-    trainer, callback, recorder = train(tmp_path, None, rows, callback, num_train_epochs=5)
+        prompt = len(row["input_ids"]) - 1 - number % 12
+        row["labels"] = [-100] * prompt + row["input_ids"][prompt:]
+    trainer, callback, recorder = train(tmp_path, config, rows, num_train_epochs=5)
     history = callback.run.history
     sizes = [math.ceil(len(record.indices) / 4) for record in history]
-    assert len(set(sizes)) > 1, "choose rows of other lengths: all selections have the same size"
+    assert len(set(sizes)) > 1
     starts = [2 + sum(sizes[:number]) for number in range(5)]
     assert [record.step for record in history] == starts[:4]
     assert trainer.state.global_step == trainer.state.max_steps == starts[4] == len(trained(recorder))
