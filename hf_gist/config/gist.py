@@ -63,12 +63,13 @@ class GISTConfig(BaseConfig):
             with `bf16=True`, and the model's own dtype otherwise.
         after_selection (`str`, defaults to `"continue"`): what to train after the warm-up: `"continue"` with the warmed-up
             adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
-        reselect_every (`int`, *optional*): choose rows again at the end of every this many passes over the selection, by
-            the adapter as it is then; by default rows are selected once. Each selection costs another scoring of the
-            pool, except for the warm-up. With `after_selection="restart"`, only the first one restarts the training.
+        reselect_every (`int`, *optional*): choose rows again after every this many passes over the selection, but not
+            after the last pass, by the adapter as it is then; by default rows are selected once. Only the callback does
+            so. Each selection scores the pool again, for up to `scoring_cost` if it is set. With
+            `after_selection="restart"`, training starts again only after the first one.
         reselect_share (`float`, defaults to `1.0`): share of the pool that is scored when rows are chosen again, drawn
-            anew at random each time; the other rows cannot be selected that time. `0.25` makes these scorings four
-            times as cheap. The budget stays that of the whole pool.
+            anew at random each time; the other rows cannot be selected that time. `0.25` reduces the cost of these
+            scorings to a quarter. The budget stays that of the whole pool.
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
         drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the

@@ -78,7 +78,8 @@ def test_rows_losses_and_rates_are_those_of_a_plain_loop(tmp_path, config, passe
     assert trained(recorder) == plain.steps
     assert list(losses_of(trainer).values()) == pytest.approx(plain.losses, rel=1e-5)
     assert recorder.rates == pytest.approx(plain.rates)
-    if config.strategy not in ("random", "length_matched_random"):
+    if config.scorer != "rds_plus":
+        # the hidden states of this model hardly change, so that RDS+ selects the same rows
         assert len({tuple(sorted(rows)) for rows in plain.selections}) > 1
 
 
