@@ -289,9 +289,9 @@ def overlap(selection: Selection) -> Plot | NoPlot:
         f"{percent(max(before))} were also in the one before it, and {percent(first[-1])} of the latest were in the first. "
         f"Random rows would have about {percent(chance)} in common."
     )
-    series = {"the one before": ("kept", np.array(before)), "the first": ("line", np.array(first))}
+    series = {"also in the one before": ("kept", np.array(before)), "also in the first": ("line", np.array(first))}
     names = [f"{count(record['number'])} (step {count(record['step'])})" for record in later]
-    bars = Bars(names, series, horizontal=False, label="selection: rows that it shares with")
+    bars = Bars(names, series, horizontal=False, label="selection")
     return Plot(title, sentence, bars, _overlap_table(title, records), 3.2)
 
 

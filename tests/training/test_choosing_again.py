@@ -515,6 +515,8 @@ def test_artifacts_say_how_much_the_selections_overlap(tmp_path, capsys):
 
 
 def test_without_it_nothing_of_it_is_written(tmp_path):
+    (tmp_path / "gist").mkdir()
+    (tmp_path / "gist" / "selections.json").write_text("[]")  # of an earlier run
     trainer, callback, _ = train(tmp_path, GISTConfig(budget=8, warmup_steps=3), POOL, save_strategy="epoch")
     assert not (tmp_path / "gist" / "selections.json").exists()
     assert "selections" not in callback.selection.manifest
