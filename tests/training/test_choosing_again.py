@@ -19,7 +19,7 @@ from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
 from tests.helpers.callback_runs import expected_rates, numbered_rows, train
 from tests.helpers.choosing_again import plain_run
-from tests.helpers.tiny import PaddingCollator, as_dataset, token_rows
+from tests.helpers.tiny import PaddingCollator, as_dataset, patterned_rows, token_rows
 
 
 POOL = numbered_rows(60)
@@ -373,6 +373,19 @@ def test_leaked_and_repeated_rows_are_never_drawn(tmp_path):
     for record in callback.run.history:
         assert max(record.indices) < 40
     assert int(callback.selection.measurements.looked_at.sum()) == 20
+
+
+def test_every_selection_keeps_the_shares_of_the_sources(tmp_path):
+    rows = patterned_rows(60)
+    shares = {"source_column": "source", "source_shares": {"family3": 0.5}, "source_max": {"family0": 1}}
+    config = GISTConfig(**EVERY_PASS | {"budget": 12}, reselect_share=0.7, **shares)
+    targets = as_dataset(patterned_rows(4, seed=5))
+    callback = GISTDataSelectorCallback(config, targets, train_dataset=as_dataset(rows))
+    train(tmp_path, None, rows, callback, num_train_epochs=4)
+    assert len(callback.run.history) == 3
+    for record in callback.run.history:
+        sources = [rows[row]["source"] for row in record.indices]
+        assert len(sources) == 12 and sources.count("family3") >= 6 and sources.count("family0") <= 1
 
 
 # ---- Costs ----
