@@ -38,7 +38,8 @@ class GISTDataSelectorCallback(TrainerCallback):
 
     Attributes:
         selection (`Selection`, *optional*): the result; `None` before the end of the warm-up. Its row numbers refer
-            to `trainer.train_dataset`, from which `SFTTrainer` may have dropped rows without a label.
+            to `trainer.train_dataset`, from which `SFTTrainer` may have dropped rows without a label. With
+            `config.reselect_every` it is the latest one, and `callback.run.history` has the rows and costs of each.
 
     Raises:
         ValueError: from `trainer.train()`, before any step, for invalid inputs.
@@ -123,13 +124,13 @@ class GISTDataSelectorCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Record the rows of the first step after the swap."""
+        """Record the rows of the first step after each swap."""
         self.run.start_step()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Select at the end of the warm-up, end the epoch at the end of each pass, and check the trained rows."""
+        """Select where it is due, end the epoch at the end of each pass, and check the trained rows."""
         self.run.finish_step(state)
         self.run.finish_pass(args, state, control)
         return control

@@ -12,6 +12,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
+from hf_gist.gist.checks import warn_selects_once
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gist.scorers.table import vectors_per_checkpoint
@@ -59,8 +60,12 @@ def select(
 
     Raises:
         ValueError: for invalid inputs, before any gradient is computed.
+
+    Warns:
+        NoEffectWarning: with `reselect_every`, because rows are selected once.
     """
     config = config or GISTConfig()
+    warn_selects_once(config, "`select()` and `hf-gist select`")
     inputs = prepare(model, candidates, targets, config, data_collator)
     tokenizer = getattr(data_collator, "tokenizer", None)
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)

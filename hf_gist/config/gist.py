@@ -63,6 +63,13 @@ class GISTConfig(BaseConfig):
             with `bf16=True`, and the model's own dtype otherwise.
         after_selection (`str`, defaults to `"continue"`): what to train after the warm-up: `"continue"` with the warmed-up
             adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
+        reselect_every (`int`, *optional*): choose rows again after every this many passes over the selection, but not
+            after the last pass, by the adapter as it is then; by default rows are selected once. Only the callback does
+            so. Each selection scores the pool again, for up to `scoring_cost` if it is set. With
+            `after_selection="restart"`, training starts again only after the first one.
+        reselect_share (`float`, defaults to `1.0`): share of the pool that is scored when rows are chosen again, drawn
+            anew at random each time; the other rows cannot be selected that time. `0.25` reduces the cost of these
+            scorings to a quarter. The budget stays that of the whole pool.
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
         drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the
@@ -98,6 +105,8 @@ class GISTConfig(BaseConfig):
     scoring_tokens_per_batch: int = 4096
     scoring_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     after_selection: Literal["continue", "restart"] = "continue"
+    reselect_every: int | None = None
+    reselect_share: float = 1.0
     drop_target_duplicates: bool = True
     drop_pool_duplicates: bool = True
     save_every: int | None = None
@@ -113,13 +122,15 @@ class GISTConfig(BaseConfig):
             ("explained_variance", 0 < self.explained_variance <= 1, "in (0, 1]"),
             ("sample_from_top", math.isfinite(self.sample_from_top) and self.sample_from_top >= 1, "1 or more"),
             ("scoring_cost", _positive(self.scoring_cost), "a number of passes over the pool above 0"),
+            ("reselect_share", 0 < self.reselect_share <= 1, "in (0, 1]"),
             ("seed", self.seed >= 0, "0 or more"),
             *self._of_sources(),
             *self._combinations(),
+            *self._of_shares(),
         ]
 
     def _counts(self) -> list[Rule]:
-        optional = ("warmup_steps", "rank", "score_layers", "sketch_dim", "save_every")
+        optional = ("warmup_steps", "rank", "score_layers", "sketch_dim", "reselect_every", "save_every")
         names = [*(name for name in optional if getattr(self, name) is not None), "scoring_tokens_per_batch"]
         return [(name, getattr(self, name) >= 1, "at least 1") for name in names]
 
@@ -161,6 +172,22 @@ class GISTConfig(BaseConfig):
                 "scoring_cost",
                 self.scoring_cost is None or self.score != "grad_norm",
                 "left out with `score='grad_norm'`: it scores the rows nearest to the targets, which play no part there",
+            ),
+        ]
+
+    def _of_shares(self) -> list[Rule]:
+        """Where a share of the pool for later selections would have no effect."""
+        whole = self.reselect_share == 1
+        return [
+            (
+                "reselect_share",
+                whole or self.reselect_every is not None,
+                "left out without `reselect_every`: it is the share of the pool that is scored when rows are chosen again",
+            ),
+            (
+                "reselect_share",
+                whole or self.strategy not in UNSCORED,
+                f"left out with `strategy={self.strategy!r}`, which scores no row",
             ),
         ]
 

@@ -29,6 +29,8 @@ class PhaseCost:
         forecast_seconds (`float`, *optional*): forecast made before the phase started.
         peak_memory_bytes (`int`, *optional*): peak so far, of the main process or its GPU.
         bytes_written (`int`, *optional*): size of the artifacts it wrote.
+        selection (`int`): number of the selection that the phase belongs to, from 1; only a run that chooses rows again
+            has others.
     """
 
     phase: str
@@ -41,6 +43,12 @@ class PhaseCost:
     forecast_seconds: float | None = None
     peak_memory_bytes: int | None = None
     bytes_written: int | None = None
+    selection: int = 1
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.phase if self.selection == 1 else f"{self.phase}, selection {self.selection}"
 
     @property
     def flops(self) -> float:
@@ -63,14 +71,32 @@ class CostLedger:
     kept_pass_flops: float
 
     def with_phase(self, phase: PhaseCost, first: bool = False) -> "CostLedger":
-        """The ledger with one more phase, which replaces a phase of the same name."""
-        others = tuple(p for p in self.phases if p.phase != phase.phase)
+        """The ledger with one more phase, which replaces the phase of the same name and selection."""
+        same = (phase.phase, phase.selection)
+        others = tuple(p for p in self.phases if (p.phase, p.selection) != same)
         return dataclasses.replace(self, phases=(phase, *others) if first else (*others, phase))
 
+    def after(self, earlier: "CostLedger | None") -> "CostLedger":
+        """The ledger of all selections of a run: the phases of the earlier ones, then these."""
+        return self if earlier is None else dataclasses.replace(self, phases=(*earlier.phases, *self.phases))
+
+    @property
+    def selections(self) -> int:
+        """Number of selections."""
+        return max((p.selection for p in self.phases), default=1)
+
+    def of_selection(self, number: int) -> "CostLedger":
+        """The ledger of one selection, from 1: the warm-up is part of the first, the training of none."""
+        own = tuple(p for p in self.phases if p.selection == number and p.phase != TRAINING)
+        return dataclasses.replace(self, phases=own)
+
     def with_bytes(self, folder: Path, files: Sequence[str]) -> "CostLedger":
-        """The ledger with the size of the artifacts added to the scoring phase."""
+        """The ledger with the size of the artifacts added to the scoring phase of the latest selection."""
         size = sum((folder / name).stat().st_size for name in files)
-        phases = [dataclasses.replace(p, bytes_written=size) if p.phase == SCORING else p for p in self.phases]
+        latest = (SCORING, self.selections)
+        phases = [
+            dataclasses.replace(p, bytes_written=size) if (p.phase, p.selection) == latest else p for p in self.phases
+        ]
         return dataclasses.replace(self, phases=tuple(phases))
 
     def totals(self) -> dict[str, float]:
@@ -97,12 +123,25 @@ class CostLedger:
         took = f"Selecting cost {cost:.2f} training passes over the whole pool"
         if not cost:
             return "Selecting cost no pass: the model was not run."
+        if self.selections > 1:
+            return self._selected_several_times(cost)
         if share >= 1:
             return f"{took}, and the selection is as long as the pool: it never pays in time."
         epochs = max(1, math.floor(cost / (1 - share)) + 1)
         return (
             f"{took}, and a pass over the selected rows costs {share:.3f} of one over the pool: cheaper than training "
             f"on everything from {epochs} epoch(s) on ({cost + epochs * share:.2f} against {epochs:.2f} passes)."
+        )
+
+    def _selected_several_times(self, cost: float) -> str:
+        """The sentence of a run that selects anew with every further pass, so that no number of epochs is a break-even."""
+        each = ", ".join(
+            f"{self.of_selection(number).selection_passes():.2f}" for number in range(1, self.selections + 1)
+        )
+        trained = sum(p.flops for p in self.phases if p.phase == TRAINING) / self.pool_pass_flops
+        after = f" Training on the selected rows cost {trained:.2f}." if trained else ""
+        return (
+            f"Selecting {self.selections} times cost {cost:.2f} training passes over the whole pool ({each}).{after}"
         )
 
     def table(self) -> list[list[str]]:
@@ -114,7 +153,7 @@ class CostLedger:
             numbers = [f"{n:,}" if n else "" for n in (p.rows, p.tokens)]
             work = [f"{n:.2e}" if n else "" for n in (p.forward_flops, p.backward_flops, p.other_flops)]
             sizes = ["" if n is None else in_units(n) for n in (p.peak_memory_bytes, p.bytes_written)]
-            lines.append([p.phase, f"{p.seconds:,.1f}", forecast, *numbers, *work, *sizes])
+            lines.append([p.title, f"{p.seconds:,.1f}", forecast, *numbers, *work, *sizes])
         return lines
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Input checks before scoring: datasets, labels, columns, lengths."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ from torch.utils.data import IterableDataset
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
+from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
@@ -114,6 +116,22 @@ def check_groups(usable: torch.Tensor, groups: Sequence[str] | None) -> None:
         raise ValueError(
             f"Target groups without a usable row: {named}. No row of them has a labelled token and a finite gradient, so "
             "nothing could be selected for them. Check the prompt mask and the truncation length, or remove the groups."
+        )
+
+
+def warn_selects_once(config: GISTConfig, where: str) -> None:
+    """Warn that rows are not chosen again where no training with the callback follows.
+
+    Args:
+        config (`GISTConfig`): the configuration.
+        where (`str`): what selects, for the message.
+    """
+    if config.reselect_every is not None:
+        warnings.warn(
+            f"`reselect_every={config.reselect_every}` has no effect in {where}, which selects once: rows are chosen again "
+            "only by GISTDataSelectorCallback, while it trains.",
+            NoEffectWarning,
+            stacklevel=3,
         )
 
 

@@ -24,6 +24,7 @@ from hf_gist.gist.scorers.base import CheckpointVectors
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring_cost.plan import ScoringPlan, plan_scoring
+from hf_gist.gist.scoring_cost.share import Share, draw_share
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.sources import warn_quotas
 from hf_gist.gist.target_subspace import TargetSubspace, find_target_subspace, lost_by_group
@@ -175,7 +176,7 @@ def measure(
     config: GISTConfig,
     watch: Stopwatch,
     partial: PartialScores | None = None,
-    plan: ScoringPlan | None = None,
+    plan: ScoringPlan | Share | None = None,
 ) -> Measurements:
     """The targets' vectors, their spectrum, and every candidate's coordinates.
 
@@ -186,7 +187,7 @@ def measure(
         watch (`Stopwatch`): records the seconds of each phase.
         partial (`PartialScores`, *optional*): saves finished batches, and resumes after the last batch that an earlier
             run saved.
-        plan (`ScoringPlan`, *optional*): the rows to score; by default all.
+        plan (`ScoringPlan` or `Share`, *optional*): the rows to score; by default all.
 
     Raises:
         ValueError: if no target has a usable gradient.
@@ -222,6 +223,7 @@ def measure_and_choose(
     config: GISTConfig,
     partial: PartialScores | None = None,
     warmup: PhaseCost | None = None,
+    number: int = 1,
 ) -> Selection:
     """[`measure`], then [`Selection.choose`], with a manifest and a ledger. The inputs are not checked again.
 
@@ -231,26 +233,33 @@ def measure_and_choose(
         config (`GISTConfig`): the configuration.
         partial (`PartialScores`, *optional*): see [`measure`].
         warmup (`PhaseCost`, *optional*): cost of the warm-up, part of `scoring_cost` and of the ledger.
+        number (`int`): of the selection in a run that chooses rows again, from 1. The later ones draw anew, and may
+            score a share of the pool only.
     """
     watch = Stopwatch(model_device(dataset_pass.model))
-    plan = plan_scoring(dataset_pass, inputs, config, warmup)
-    if plan is not None:
-        announce(dataset_pass, plan.describe())
+    share = draw_share(dataset_pass, inputs, config, number)
+    plan = plan_scoring(dataset_pass, inputs, config, warmup, share=share)
+    for found in (share, plan):
+        if found is not None:
+            announce(dataset_pass, found.describe())
+    looked_at = plan or share
+    if looked_at is not None:
         watch.record(SHORTLIST)
-    rows = None if plan is None else plan.rows
+    rows = None if looked_at is None else looked_at.rows
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(dataset_pass, inputs, config, rows))
     memory = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config)
     if memory is not None and memory.placement == "host":
         dataset_pass = dataclasses.replace(dataset_pass, basis_device=torch.device("cpu"))
-    measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial, plan), inputs)
+    measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial, looked_at), inputs)
     _warn_unscorable(measurements)
-    selection = Selection.choose(measurements, config, {})
+    selection = Selection.choose(measurements, config, number=number)
     warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)
     manifest = _manifest(dataset_pass, inputs, measurements, config)
     manifest["memory_plan"] = None if memory is None else memory.to_dict()
     manifest["scoring_plan"] = None if plan is None else plan.to_dict()
+    manifest["scored_share"] = None if share is None else share.to_dict()
     ledger = _ledger(dataset_pass, inputs, selection, watch, warmup)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 
@@ -275,4 +284,6 @@ def _ledger(
     run = ScoringRun(ModelWork.of(dataset_pass.model), config, scorer_of(config).forward_only, passes)
     pool = row_lengths(inputs.pool)
     targets = row_lengths(inputs.targets)
-    return selection_ledger(run, pool, targets, selection.measurements, selection.indices, watch, warmup)
+    ledger = selection_ledger(run, pool, targets, selection.measurements, selection.indices, watch, warmup)
+    phases = tuple(dataclasses.replace(phase, selection=selection.number) for phase in ledger.phases)
+    return dataclasses.replace(ledger, phases=phases)

@@ -18,6 +18,7 @@ from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import sampled_from_top
 from hf_gist.functional.selection.choice import ComparisonSpace, order_candidates
+from hf_gist.functional.selection.draws import seed_of_selection
 from hf_gist.functional.selection.ranking import energy_inside
 from hf_gist.functional.subspace import captured_variance, choose_rank
 from hf_gist.gist.artifacts import (
@@ -93,6 +94,7 @@ class Selection:
         measurements (`Measurements`): the results of scoring.
         manifest (`dict`): versions, fingerprints, counts and seconds of the scoring run.
         costs (`CostLedger`, *optional*): cost of each phase.
+        number (`int`): of the selection in a run that chooses rows again, from 1; its random draws depend on it.
     """
 
     indices: list[int]
@@ -106,6 +108,7 @@ class Selection:
     measurements: Measurements
     manifest: dict[str, Any] = field(default_factory=dict)
     costs: CostLedger | None = None
+    number: int = 1
 
     @property
     def singular_values(self) -> Tensor:
@@ -135,9 +138,19 @@ class Selection:
 
     @classmethod
     def choose(
-        cls, measurements: Measurements, config: GISTConfig, manifest: dict[str, Any] | None = None
+        cls,
+        measurements: Measurements,
+        config: GISTConfig,
+        manifest: dict[str, Any] | None = None,
+        number: int = 1,
     ) -> "Selection":
         """Choose rows from measurements: rank, group directions, scores, strategy, budget (paper Eq. 15-17).
+
+        Args:
+            measurements (`Measurements`): results of scoring.
+            config (`GISTConfig`): how to choose.
+            manifest (`dict`, *optional*): of the scoring run.
+            number (`int`): of the selection in a run that chooses rows again, from 1.
 
         Raises:
             ValueError: if the group column is missing or the budget selects nothing.
@@ -153,7 +166,8 @@ class Selection:
         if rank == 1:
             _warn_one_direction(config)
         space = ComparisonSpace.of(m, eligible, groups, compared, scorer.unit_directions)
-        scores, order, best = order_candidates(m, space, eligible, config)
+        seed = seed_of_selection(config.seed, number)
+        scores, order, best = order_candidates(m, space, eligible, dataclasses.replace(config, seed=seed))
         return cls(
             indices=sampled_from_top(
                 order,
@@ -161,7 +175,7 @@ class Selection:
                 config.budget_unit,
                 m.label_tokens,
                 config.sample_from_top,
-                config.seed,
+                seed,
                 quotas,
             ),
             scores=scores,
@@ -173,6 +187,7 @@ class Selection:
             config=config,
             measurements=m,
             manifest=manifest or {},
+            number=number,
         )
 
     def reselect(self, **changes: Any) -> "Selection":
@@ -198,8 +213,8 @@ class Selection:
         check_all_rows_known(self.measurements, changes)
         config = dataclasses.replace(self.config, **changes)
         check_quotas(config, self.measurements.sources)
-        check_looked_at(self.measurements, self.config, config)
-        again = Selection.choose(self.measurements, config, self.manifest)
+        check_looked_at(self.measurements, self.config, config, self.number)
+        again = Selection.choose(self.measurements, config, self.manifest, self.number)
         warn_quotas(again.measurements, config, again.indices)
         return again
 
@@ -250,6 +265,7 @@ class Selection:
             "targets": len(m.target_coordinates),
             "target_groups": len(self.group_names),
             "selected": len(self.indices),
+            "selection_number": self.number,
             "rank": self.rank,
             "explained_variance": self.explained_variance,
             "pool_duplicates_dropped": self.copies_dropped,
@@ -271,7 +287,9 @@ class Selection:
             folder / CONFIG, lambda path: GISTConfig.from_json(Path(path).read_text(encoding="utf-8"), CONFIG)
         )
         manifest = read_json(folder / MANIFEST)
-        again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest))
+        # selections of older versions have no number
+        number = manifest.get("selection_number", 1)
+        again = read(folder / COORDINATES, lambda _: cls.choose(measurements, config, manifest, number))
         kept = [row for row, position in zip(table["row"], table["position"], strict=True) if position is not None]
         if len(table["row"]) != len(measurements.norms) or sorted(again.indices) != kept:
             raise ValueError(f"{folder / SCORES} does not belong to {folder / COORDINATES}: their selections differ.")

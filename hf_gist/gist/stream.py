@@ -17,7 +17,7 @@ from hf_gist.data.leaks import LeakGuard, warn
 from hf_gist.data.reading.stream import chunk_of
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
-from hf_gist.gist.checks import check_dataset, check_groups, check_labels, group_columns
+from hf_gist.gist.checks import check_dataset, check_groups, check_labels, group_columns, warn_selects_once
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring import chunk_measurements
@@ -115,6 +115,7 @@ def select_stream(
         ValueError: for settings that need the whole pool, before the stream is read.
     """
     check_stream_config(config)
+    warn_selects_once(config, "a selection from a stream")
     check_dataset(targets, "targets")
     columns = group_columns(targets, config)
     accepted = signature_columns(model)

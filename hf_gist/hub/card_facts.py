@@ -11,8 +11,10 @@ from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.data.provenance import files_of
+from hf_gist.gist.history import ENTRY
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.scoring_cost.looked_at import why_not_looked_at
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.wording import repeats_sentence, rule_sentence, unusable_targets
 from hf_gist.hub.markdown import Verbatim, code, one_line
@@ -56,7 +58,7 @@ def selection_facts(selection: Selection) -> Facts:
     ]
     if config.sample_from_top > 1:
         facts.append(("Drawn", f"at random from the best {config.sample_from_top:g} times the budget"))
-    facts += _source_rules(selection)
+    facts += [*_source_rules(selection), *_chosen_again(selection)]
     if config.strategy not in UNSCORED:
         groups = "each row is a group"
         if config.target_group_column is not None:
@@ -78,6 +80,25 @@ def _source_rules(selection: Selection) -> list[tuple[str, str]]:
     limited = [f"{code(u.name)} {u.most:,} rows (got {u.got:,})" for u in uses if u.most is not None]
     rules = [("Reserved for sources", reserved), ("Largest part of sources", limited)]
     return [(label, ", ".join(found[:MOST_SOURCES])) for label, found in rules if found]
+
+
+def _chosen_again(selection: Selection) -> list[tuple[str, str]]:
+    """How often rows were selected during the training, and how much the selections overlap."""
+    records = selection.manifest.get(ENTRY) or []
+    config = selection.config
+    if len(records) < 2:
+        return []
+    scored = f", from a random {share(config.reselect_share, 1)} of the pool" if config.reselect_share < 1 else ""
+    steps = ", ".join(f"{record['step']:,}" for record in records[:MOST_SOURCES])
+    common = ", ".join(share(record["share_in_common"], 1) for record in records[1 : MOST_SOURCES + 1])
+    every = "after every pass" if config.reselect_every == 1 else f"after every {config.reselect_every} passes"
+    return [
+        (
+            "Selected",
+            f"{len(records):,} times, {every}{scored}; after steps {steps}. The numbers here are of the latest",
+        ),
+        ("Rows in common with the selection before", common),
+    ]
 
 
 def _subspace(selection: Selection) -> list[tuple[str, str]]:
@@ -111,7 +132,8 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
     unlabelled = int((m.label_tokens == 0).sum())
     facts = []
     if m.scored is not None:
-        facts.append(("Rows not looked at", f"{int((~m.scored).sum()):,}, to keep within {code('scoring_cost')}"))
+        why = why_not_looked_at(selection.config, selection.number)
+        facts.append(("Rows not looked at", f"{int((~m.scored).sum()):,}, because of {why}"))
     if unlabelled or m.not_finite:
         facts.append(
             (

@@ -72,13 +72,22 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     if lost := unusable_targets(selection.manifest.get("unusable_targets")):
         rows.append(["target rows that cannot be used", short(lost, 200)])
     if m.scored is not None:
-        rows.append(["rows scored", f"{count(int(m.scored.sum()))}, those nearest to a target by their embeddings"])
+        rows.append(["rows scored", f"{count(int(m.scored.sum()))}, {_which_scored(selection)}"])
         rows.append(["rows not looked at", count(int((~m.scored).sum()))])
     repeats = repeats_sentence(selection.manifest.get("pool_duplicates"), selection.config.drop_pool_duplicates)
     rows.append(["rows that repeat an earlier row", repeats])
     rows.append(["rows without a labelled token", count(int((m.label_tokens == 0).sum()))])
     rows.append(["rows whose gradient is not finite", count(len(m.not_finite))])
     return rows + [["rows that were cut", short(sentence, 200)] for sentence in cut_sentences(selection.manifest)]
+
+
+def _which_scored(selection: Selection) -> str:
+    """How the rows that were scored were found."""
+    drawn = selection.manifest.get("scored_share") is not None
+    nearest = "those nearest to a target by their embeddings"
+    if selection.config.scoring_cost is None:
+        return "a random share of the pool"
+    return f"of a random share of the pool, {nearest}" if drawn else nearest
 
 
 def _source_budget(selection: Selection) -> list[Table]:

@@ -1,7 +1,8 @@
-"""The figures of a selection: spectrum, scores, sources, lengths and energy, each with a caption and a table."""
+"""The figures of a selection: spectrum, scores, sources, lengths, energy and overlap, with captions and tables."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from hf_gist.config.gist import UNSCORED
 from hf_gist.functional.subspace import captured_variance
 from hf_gist.gist.artifacts import SCORES
+from hf_gist.gist.history import ENTRY, HISTORY
 from hf_gist.gist.selection import Selection
 from hf_gist.report.draw import Bars, Histogram, Spectrum
 from hf_gist.report.parts import NoPlot, Plot, Section, Table
-from hf_gist.report.wording import count, percent, short
+from hf_gist.report.wording import count, percent, seconds, short
 
 
 BINS = 60
@@ -25,6 +27,7 @@ BINS_LISTED = 20
 SOURCES_DRAWN = 12
 SOURCES_LISTED = 100
 DIRECTIONS_LISTED = 40
+SELECTIONS_LISTED = 100
 
 
 # ---- Spectrum ----
@@ -266,6 +269,50 @@ def _range(first: int, last: int) -> str:
     return count(first) if first == last else f"{count(first)}-{count(last)}"
 
 
+# ---- Selections of a run ----
+
+
+def overlap(selection: Selection) -> Plot | NoPlot:
+    """Share of each selection of a run that is also in the one before it, and in the first."""
+    title = "Overlap of the selections"
+    records = selection.manifest.get(ENTRY) or []
+    if len(records) < 2:
+        return NoPlot(
+            title, "Rows were selected once. With `reselect_every`, they are chosen again during the training."
+        )
+    later = records[1:]
+    before = [record["in_common"][-1] / record["rows"] for record in later]
+    first = [record["in_common"][0] / record["rows"] for record in later]
+    chance = len(selection.indices) / len(selection.scores)
+    sentence = (
+        f"Rows were selected {count(len(records))} times. Of the rows of a selection, {percent(min(before))} to "
+        f"{percent(max(before))} were also in the one before it, and {percent(first[-1])} of the latest were in the first. "
+        f"Random rows would have about {percent(chance)} in common."
+    )
+    series = {"also in the one before": ("kept", np.array(before)), "also in the first": ("line", np.array(first))}
+    names = [f"{count(record['number'])} (step {count(record['step'])})" for record in later]
+    bars = Bars(names, series, horizontal=False, label="selection")
+    return Plot(title, sentence, bars, _overlap_table(title, records), 3.2)
+
+
+def _overlap_table(title: str, records: Sequence[dict[str, Any]]) -> Table:
+    """One row per selection: its step, rows, cost, and the rows in common with the one before and the first."""
+    rows = []
+    for record in records[:SELECTIONS_LISTED]:
+        common = record["in_common"]
+        cost = record["selection_passes"]
+        cells = [
+            count(record["step"]),
+            count(record["rows"]),
+            *(count(common[at]) if common else "" for at in (-1, 0)),
+        ]
+        rows.append([str(record["number"]), *cells, seconds(record["seconds"]), "" if cost is None else f"{cost:.3f}"])
+    left = len(records) - len(rows)
+    note = f"{count(left)} more selections are in {HISTORY}." if left > 0 else ""
+    header = ["selection", "after step", "rows", "in the one before", "in the first", "time", "passes over the pool"]
+    return Table(title, rows, header, note)
+
+
 # ---- All of them ----
 
 
@@ -275,6 +322,7 @@ FIGURES: dict[str, Callable[[Selection], Plot | NoPlot]] = {
     "sources": sources,
     "lengths": lengths,
     "energy": energy,
+    "overlap": overlap,
 }
 """The figures of a selection by key, in order. The page, the PNG files and TensorBoard show all of them."""
 

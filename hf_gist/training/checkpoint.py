@@ -1,5 +1,8 @@
 """Files needed to resume a run: the initial adapter, and the selection of each checkpoint."""
 
+import os
+import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,9 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from hf_gist.config.files import FOLDER
 from hf_gist.config.gist import GISTConfig
+from hf_gist.costs.ledger import COSTS
+from hf_gist.gist.artifacts import ARTIFACTS, MANIFEST, withhold_target_columns
+from hf_gist.gist.history import HISTORY
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.models import adapter_parameters, assign, whole
 from hf_gist.utils.disk import read, read_json, write, write_json
@@ -17,6 +23,9 @@ from hf_gist.utils.disk import read, read_json, write, write_json
 
 SELECTED_FILE = "selected.json"
 INITIAL_ADAPTER_FILE = "initial_adapter.safetensors"
+
+OF_SELECTION = (*ARTIFACTS, COSTS, HISTORY, MANIFEST)
+"""Files of a selection that a later one replaces; the manifest is the last to be written."""
 
 
 def checkpoint_folder(output_dir: Path, step: int) -> Path:
@@ -56,9 +65,68 @@ class InitialAdapter:
             assign(parameter, self.values[name])
 
 
-def save_selected(folder: Path, selection: Selection) -> None:
-    """Write the selected rows into a checkpoint."""
+# ---- The selection of a checkpoint ----
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file a second name, atomically; copies it where the file system has no hard links.
+
+    Artifacts are replaced and never changed in place, so what is linked stays as it is.
+    """
+
+    def link(name: str) -> None:
+        try:
+            os.link(source, name)
+        except OSError:
+            shutil.copyfile(source, name)
+
+    write(target, link)
+
+
+def _link_all(source: Path, target: Path, names: Iterable[str]) -> None:
+    for name in names:
+        if (source / name).exists():
+            _link(source / name, target / name)
+
+
+def save_selected(folder: Path, selection: Selection, artifacts: Path, uploaded: bool) -> None:
+    """Write the selected rows into a checkpoint, and with `reselect_every` all files of the selection.
+
+    A later selection replaces the files in the output folder, and a run that is resumed before it needs those of the
+    selection at the checkpoint. They take no space while both exist, and go with the checkpoint.
+
+    Args:
+        folder (`Path`): artifact folder of the checkpoint.
+        selection (`Selection`): the latest selection.
+        artifacts (`Path`): artifact folder of the run, with the files of this selection.
+        uploaded (`bool`): leave out text of the data, because the Trainer may upload the checkpoint.
+    """
+    if selection.config.reselect_every is not None:
+        _link_all(artifacts, folder, OF_SELECTION)
+        if uploaded:
+            withhold_target_columns(folder)
+    # the last file: without it, those before it may be incomplete
     write_json(folder / SELECTED_FILE, {"indices": selection.indices})
+
+
+def restore_selected(folder: Path, artifacts: Path) -> None:
+    """Make the selection of a checkpoint that of the run again, after later selections of an interrupted run."""
+    if folder != artifacts:
+        _link_all(folder, artifacts, OF_SELECTION)
+
+
+def selection_folder(output_dir: Path, step: int, config: GISTConfig) -> Path:
+    """The folder with the selection that a run was trained on at a checkpoint.
+
+    Args:
+        output_dir (`Path`): the trainer's output folder.
+        step (`int`): optimizer step of the checkpoint.
+        config (`GISTConfig`): the callback's configuration.
+    """
+    folder = checkpoint_folder(output_dir, step)
+    # Trainer writes a checkpoint before its callbacks add to it: a run killed in between has made no later selection
+    found = all((folder / name).exists() for name in (MANIFEST, SELECTED_FILE))
+    return folder if config.reselect_every is not None and found else output_dir / FOLDER
 
 
 def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -> Selection:
@@ -73,11 +141,10 @@ def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -
     Raises:
         ValueError: if it was made with another configuration or from another train dataset.
     """
-    artifacts = output_dir / FOLDER
     folder = checkpoint_folder(output_dir, step)
+    artifacts = selection_folder(output_dir, step, config)
     selection = Selection.load(artifacts)
     indices = selection.indices
-    # Trainer writes a checkpoint before its callbacks add to it; this file is missing if the run was killed in between
     if (folder / SELECTED_FILE).exists():
         indices = read_json(folder / SELECTED_FILE)["indices"]
     if selection.config != config:

@@ -1,4 +1,4 @@
-"""The state of one `train()` call with GIST: warm-up, swap to the selected rows, and passes over the selection."""
+"""The state of one `train()` call with GIST: warm-up, swap to the selected rows, passes, and swaps to later selections."""
 
 import dataclasses
 import math
@@ -12,72 +12,43 @@ from tqdm.auto import tqdm
 from transformers import DefaultFlowCallback, TrainerControl, TrainerState, TrainingArguments
 
 from hf_gist.config.files import FOLDER
-from hf_gist.config.gist import UNSCORED, GISTConfig
+from hf_gist.config.gist import GISTConfig
 from hf_gist.costs.clock import RunClock
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TRAINING, WARMUP
 from hf_gist.data.leaks import excluded_rows
 from hf_gist.data.rows import row_lengths
-from hf_gist.errors import MaxStepsWarning, NoEffectWarning
-from hf_gist.functional.selection.budget import rows_in_budget
+from hf_gist.errors import NoEffectWarning
+from hf_gist.gist.artifacts import ARTIFACTS
+from hf_gist.gist.history import HISTORY, SelectionRecord, load_history, save_history, with_history
 from hf_gist.gist.inputs import Inputs
-from hf_gist.gist.scorers.less import adam_checkpoint
-from hf_gist.gist.scorers.table import scorer_of
-from hf_gist.gist.scoring import measure_and_choose
-from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gist.selection import Selection
 from hf_gist.gradients.partial import PARTIAL, PartialScores
 from hf_gist.report import report_at_end, report_training, summary_line, summary_table
-from hf_gist.training.checkpoint import InitialAdapter, checkpoint_folder, load_selection, save_selected
+from hf_gist.training.checkpoint import (
+    InitialAdapter,
+    checkpoint_folder,
+    load_selection,
+    restore_selected,
+    save_selected,
+    selection_folder,
+)
 from hf_gist.training.internals import resize_progress_bars
-from hf_gist.training.losses.choice import verified_loss
 from hf_gist.training.parts import TrainerParts
+from hf_gist.training.selecting.choosing import check_costs, choose_rows
 from hf_gist.training.steps.learning_rate import Schedule
-from hf_gist.training.steps.loader import read_order, set_sampler, total_batch_size
-from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
+from hf_gist.training.steps.loader import read_order, set_sampler
+from hf_gist.training.steps.plan import StepPlan
 from hf_gist.training.steps.row_check import RowCheck
+from hf_gist.training.steps.run_length import (
+    check_chooses_again,
+    expected_rows,
+    step_plan,
+    tell_length,
+    tell_selections,
+)
 from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
-
-
-def expected_rows(config: GISTConfig, pool_size: int, excluded: int = 0) -> int:
-    """Number of rows that will be selected; an estimate for a token budget, corrected at the swap.
-
-    Args:
-        config (`GISTConfig`): the budget.
-        pool_size (`int`): rows of the pool.
-        excluded (`int`): how many of them must not be trained on.
-    """
-    rows = rows_in_budget(config.budget, config.budget_unit, pool_size)
-    if rows is not None:
-        return max(1, min(rows, pool_size - excluded))
-    if isinstance(config.budget, float):
-        return max(1, int(config.budget * pool_size))
-    return max(1, min(pool_size, config.budget // 64))
-
-
-def step_plan(config: GISTConfig, parts: TrainerParts, selected_rows: int, epochs: int) -> StepPlan:
-    """The step plan of a run with this number of selected rows.
-
-    Args:
-        config (`GISTConfig`): the warm-up.
-        parts (`TrainerParts`): the trainer's objects.
-        selected_rows (`int`): rows of the selection.
-        epochs (`int`): epochs that the trainer will begin.
-
-    Raises:
-        ValueError: if the warm-up or the selection would have no steps.
-    """
-    args = parts.args
-    loader = parts.loader
-    pool_size = len(parts.pool)
-    per_step = total_batch_size(loader) * args.gradient_accumulation_steps
-    # only the full-size steps of Trainer
-    in_epoch = max(1, len(loader) // args.gradient_accumulation_steps)
-    warmup = warmup_steps_of(config.warmup_ratio, config.warmup_steps, pool_size, per_step, in_epoch)
-    return plan_steps(
-        pool_size, per_step, in_epoch, warmup, selected_rows, args.num_train_epochs, args.max_steps, epochs
-    )
 
 
 class GISTRun:
@@ -91,8 +62,12 @@ class GISTRun:
         inputs (`Inputs`): the checked inputs.
         state (`TrainerState`): the trainer's state, before the first step or at a checkpoint.
 
+    Attributes:
+        selection (`Selection`, *optional*): the latest selection.
+        history (`list[SelectionRecord]`): every selection so far, in order.
+
     Raises:
-        ValueError: if there would be no step on the selection.
+        ValueError: if there would be no step on the selection, or rows would never be chosen again.
     """
 
     def __init__(self, config: GISTConfig, parts: TrainerParts, inputs: Inputs, state: TrainerState) -> None:
@@ -100,6 +75,7 @@ class GISTRun:
         self.parts = parts
         self.inputs = inputs
         self.selection: Selection | None = None
+        self.history: list[SelectionRecord] = []
         self.first_step = state.global_step
         self.clock = RunClock()
         size = len(inputs.pool)
@@ -107,6 +83,7 @@ class GISTRun:
         left_out = 0 if excluded is None else int(excluded.sum())
         self.trainer_epochs = state.num_train_epochs
         self.plan = step_plan(config, parts, expected_rows(config, size, left_out), self.trainer_epochs)
+        check_chooses_again(self.plan, config, parts, self.trainer_epochs)
         self.sampler = GISTSampler(self.plan, config.seed, excluded, read_order(parts.loader))
         self.schedule = Schedule(parts, state.max_steps)
         batches = parts.args.gradient_accumulation_steps
@@ -129,16 +106,15 @@ class GISTRun:
         """
         set_sampler(self.parts.loader, self.sampler)
         self._apply(self.plan, state)
-        self._tell_length(state)
+        tell_length(self.plan, self.parts, self.trainer_epochs, state)
         if self.config.after_selection == "restart":
             self.initial_adapter = InitialAdapter.of(self.parts.model, self.parts.output_folder, state)
         if state.global_step > 0:
             self._resume(state)
         if self.selection is None:
-            # raises before the warm-up if `scoring_cost` does not pay for enough rows
-            plan_scoring(
-                self.parts.dataset_pass(self.config, self.inputs.loss), self.inputs, self.config, self._warmup()
-            )
+            selections = len(self.plan.selection_steps(self.config.reselect_every))
+            check_costs(self.parts, self.inputs, self.config, self._warmup(), selections)
+        tell_selections(self.plan, self.config, state)
 
     def _warmup(self) -> PhaseCost:
         """Cost of the warm-up, spent or to be spent."""
@@ -156,44 +132,38 @@ class GISTRun:
         self.schedule.set_length(plan, self.config.after_selection == "restart", state.global_step)
         resize_progress_bars(before, state.max_steps)
 
-    def _tell_length(self, state: TrainerState) -> None:
-        """Tell the user if a run with `max_steps` will have another number of steps."""
-        args = self.parts.args
-        total = self.plan.total_steps
-        if args.max_steps <= 0 or total == args.max_steps:
-            return
-        constructor = (
-            "Pass the callback to the constructor, `Trainer(..., callbacks=[callback])`, for exactly that many."
-        )
-        if not self.plan.whole_passes:
-            warnings.warn(
-                f"`max_steps={args.max_steps}` cannot be reached: the callback was added after the Trainer was made, "
-                f"and the {self.trainer_epochs} epochs that Trainer derived from it end after {total} steps. "
-                f"{constructor}",
-                MaxStepsWarning,
-                stacklevel=4,
-            )
-        elif state.is_world_process_zero:
-            tqdm.write(
-                f"GIST: `max_steps={args.max_steps}` is the length of `num_train_epochs={args.num_train_epochs:g}` "
-                "passes over the train dataset, so the run has these epochs: the warm-up, and passes over the "
-                f"selected rows (about {total} steps). {constructor}"
-            )
-
     def _resume(self, state: TrainerState) -> None:
         args = self.parts.args
         self.clock.restore(checkpoint_folder(self.parts.output_folder, state.global_step))
         if state.global_step >= self.plan.warmup_steps:
-            self.selection = load_selection(self.parts.output_folder, state.global_step, self.config, self.inputs.pool)
-            self._move_to(self.selection, state)
+            self._resume_selection(state)
         if not args.ignore_data_skip:
             updates_in_epoch = math.ceil(len(self.parts.loader) / args.gradient_accumulation_steps)
             self._skipped_steps = state.global_step % updates_in_epoch
 
-    def _move_to(self, selection: Selection, state: TrainerState) -> None:
-        """Make the sampler yield the selected rows from the next epoch."""
-        self.sampler.selection = selection.indices
-        self._apply(step_plan(self.config, self.parts, len(selection.indices), self.trainer_epochs), state)
+    def _resume_selection(self, state: TrainerState) -> None:
+        """Continue with the selection of the checkpoint, and make it that of the output folder again."""
+        output = self.parts.output_folder
+        step = state.global_step
+        selection = load_selection(output, step, self.config, self.inputs.pool)
+        if self.config.reselect_every is None:
+            self.history = [SelectionRecord.of(selection, self.plan.warmup_steps, 0, ())]
+        else:
+            folder = selection_folder(output, step, self.config)
+            self.history = load_history(folder)
+            if state.is_world_process_zero:
+                restore_selected(folder, self.folder)
+        self.selection = selection
+        self._move_to_latest(state)
+        if self.config.reselect_every is not None and state.is_world_process_zero:
+            # the run may have been killed before these files were in the checkpoint
+            self.save(step)
+
+    def _move_to_latest(self, state: TrainerState) -> None:
+        """Make the sampler yield the rows of the latest selection from the next epoch."""
+        self.sampler.selections = [record.indices for record in self.history]
+        first, *later = [(record.step, len(record.indices)) for record in self.history]
+        self._apply(step_plan(self.config, self.parts, first[1], self.trainer_epochs, later), state)
 
     # ---- Epochs and steps ----
 
@@ -220,12 +190,12 @@ class GISTRun:
             control.should_save = False
 
     def start_step(self) -> None:
-        """Record the rows of the first step after the swap."""
+        """Record the rows of the first step after each swap."""
         if self.selection is not None:
             self.row_check.watch()
 
     def finish_step(self, state: TrainerState) -> None:
-        """Check the rows of the step, and select at the end of the warm-up.
+        """Check the rows of the step, and select at the end of the warm-up and wherever rows are chosen again.
 
         Raises:
             RuntimeError: if rows that were not selected reached the model.
@@ -233,48 +203,76 @@ class GISTRun:
         step = state.global_step
         self.row_check.verify(self.sampler.rows_of_step(step - 1))
         state.epoch = self.plan.epoch(step)
-        if step == self.plan.warmup_steps:
+        if step == self.plan.warmup_steps or self._chooses_again(step):
             self.swap(state)
 
-    # ---- The swap ----
+    def _chooses_again(self, step: int) -> bool:
+        return self.selection is not None and step == self.plan.next_selection(self.config.reselect_every)
+
+    # ---- The swaps ----
 
     def swap(self, state: TrainerState) -> None:
         """Score the pool, select, write the artifacts and switch the dataloader to the selected rows."""
+        first = self.selection is None
         partial = PartialScores(self.folder / PARTIAL, self.config.save_every, start_over=True)
-        selection = self._select(partial)
+        selection = self._select(partial, state.global_step)
         self.selection = selection
         if PartialState().is_main_process:
-            selection.save(self.folder)
-            parts = self.parts
-            report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
+            self._write(selection)
         partial.remove()
-        self._move_to(selection, state)
-        if self.initial_adapter is not None:
+        self._move_to_latest(state)
+        self.row_check.renew()
+        if first and self.initial_adapter is not None:
             self.initial_adapter.restore(self.parts.model)
             self.parts.optimizer.state.clear()
         track_selection(self.parts, state, selection)
-        if state.is_world_process_zero:
-            tqdm.write(summary_line(selection, self.plan.total_steps - self.plan.warmup_steps))
-            tqdm.write(summary_table(selection))
+        self._tell_selection(selection, state)
 
-    def _select(self, partial: PartialScores) -> Selection:
-        parts = self.parts
-        inputs = self.inputs
-        if scorer_of(self.config).needs_adam:
-            checkpoint = adam_checkpoint(parts.model, parts.optimizer, 1.0)
-            inputs = dataclasses.replace(inputs, checkpoints=[checkpoint])
-        self.clock.record(WARMUP)
-        warmup = self._warmup()
-        dataset_pass = parts.dataset_pass(self.config, inputs.loss)
-        if inputs.loss is not None and self.config.strategy not in UNSCORED:
-            # before the first step, rows that a loss mixes may still have parallel gradients
-            loss = verified_loss(inputs.loss, dataset_pass, parts, self.config.seed)
-            dataset_pass = parts.dataset_pass(self.config, loss)
-        selection = measure_and_choose(dataset_pass, inputs, self.config, partial, warmup)
+    def _select(self, partial: PartialScores, step: int) -> Selection:
+        """The next selection, with its record in the history and its costs behind those of the earlier ones."""
+        earlier = self.selection
+        self.clock.record(WARMUP if earlier is None else TRAINING)
+        warmup = self._warmup() if earlier is None else None
+        number = len(self.history) + 1
+        selection = choose_rows(self.parts, self.inputs, self.config, partial, number, warmup)
         self.clock.record(None)
-        if len(selection.indices) == len(inputs.pool):
-            warnings.warn("GIST kept the whole pool: the selection has no effect.", NoEffectWarning, stacklevel=5)
-        return selection
+        if earlier is not None and selection.costs is not None:
+            selection = dataclasses.replace(selection, costs=selection.costs.after(earlier.costs))
+        passes = round(self.plan.epoch(step)) - 1
+        self.history = [*self.history, SelectionRecord.of(selection, step, passes, self.history)]
+        return selection if self.config.reselect_every is None else with_history(selection, self.history)
+
+    def _write(self, selection: Selection) -> None:
+        """Write the artifacts and the report."""
+        parts = self.parts
+        selection.save(self.folder)
+        if self.config.reselect_every is not None:
+            save_history(self.history, self.folder)
+        else:
+            # of an earlier run into this folder
+            (self.folder / HISTORY).unlink(missing_ok=True)
+        report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
+
+    def _tell_selection(self, selection: Selection, state: TrainerState) -> None:
+        """Print what was selected, and warn if rows will not be chosen again after all."""
+        every = self.config.reselect_every
+        if state.is_world_process_zero:
+            line = summary_line(selection, self.plan.total_steps - state.global_step)
+            if len(self.history) > 1:
+                planned = len(self.plan.selection_steps(every))
+                tqdm.write(f"{line} ({self.history[-1].describe(planned)})")
+            else:
+                tqdm.write(line)
+                tqdm.write(summary_table(selection))
+        if every is not None and len(self.history) == 1 and self.plan.next_selection(every) is None:
+            segment = self.plan.segments[0]
+            warnings.warn(
+                f"`reselect_every={every}` has no effect: {segment.passes(self.plan.total_steps):.3g} passes of "
+                f"{segment.steps_per_pass} steps over the selected rows fit into `max_steps={self.plan.total_steps}`, and "
+                "rows are chosen again only at the end of a pass that is not the last one.",
+                NoEffectWarning,
+                stacklevel=5,
+            )
 
     def _cost(self, phase: str, steps: Iterable[int]) -> PhaseCost:
         # an array, not a list: a long training run has millions of rows
@@ -290,14 +288,14 @@ class GISTRun:
         self.clock.record(WARMUP if self.selection is None else TRAINING)
         self.clock.save(folder)
         if self.selection is not None:
-            save_selected(folder, self.selection)
+            save_selected(folder, self.selection, self.folder, self.parts.args.push_to_hub)
 
     def end(self, state: TrainerState) -> None:
         """Complete the cost ledger, and warn if training ended before a step on selected rows."""
         self.row_check.close()
         if self.selection is not None:
             self._complete_ledger(self.selection, state)
-        seen = self.row_check.done or self.first_step >= state.global_step
+        seen = self.row_check.done or len(self.history) > 1 or self.first_step >= state.global_step
         if self.selection is None or not seen:
             warnings.warn(
                 f"Training ended at step {state.global_step}, before a step on selected rows: the warm-up alone "
@@ -313,7 +311,7 @@ class GISTRun:
         costs = selection.costs.with_phase(self._cost(TRAINING, range(self.plan.warmup_steps, state.global_step)))
         self.selection = dataclasses.replace(selection, costs=costs)
         if state.is_world_process_zero:
-            costs.save(self.folder)
+            costs.with_bytes(self.folder, ARTIFACTS).save(self.folder)
             report_at_end(self.parts.output_folder, self.selection)
             if not self.parts.args.disable_tqdm:
                 tqdm.write(costs.break_even())

@@ -8,6 +8,7 @@ import torch
 from transformers import TrainerState, TrainingArguments
 
 from hf_gist.costs.stopwatch import SCORING
+from hf_gist.gist.history import ENTRY
 from hf_gist.gist.selection import Selection
 from hf_gist.report import not_fatal, save_selection_figures
 from hf_gist.training.parts import TrainerParts, output_folder
@@ -19,8 +20,9 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
     Returns:
         `dict[str, float]`: `gist_rows`, `gist_share` of the pool, `gist_label_tokens`, `gist_score_cut` (the lowest
         selected score), and if gradients were scored `gist_rank`, `gist_explained_variance`, `gist_energy` (median
-        of the selected rows), `gist_scoring_seconds` and `gist_selection_passes` (what selecting cost in training
-        passes over the pool, warm-up included).
+        of the selected rows), `gist_scoring_seconds` and `gist_selection_passes` (what selecting cost so far in training
+        passes over the pool, warm-up included). Where rows are chosen again also `gist_selection`, the number of the
+        selection from 1, and from the second on `gist_share_in_common` with the one before.
     """
     m = selection.measurements
     kept = torch.tensor(selection.indices)
@@ -36,6 +38,11 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
             "gist_explained_variance": selection.explained_variance,
             "gist_energy": float(selection.energy[kept].median()),
         }
+    records = selection.manifest.get(ENTRY) or []
+    if records:
+        metrics["gist_selection"] = selection.number
+    if len(records) > 1:
+        metrics["gist_share_in_common"] = records[-1]["share_in_common"]
     phases = {p.phase: p.seconds for p in selection.costs.phases} if selection.costs else {}
     if SCORING not in phases or selection.costs is None:
         return metrics

@@ -16,6 +16,7 @@ from hf_gist.commands.main import main
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import CostLedger, PhaseCost
+from hf_gist.errors import NoEffectWarning
 from hf_gist.gradients.collect import mean_loss
 from tests.helpers.tiny import PaddingCollator, lora_model, token_rows
 from tests.helpers.words import save_model, varied
@@ -47,6 +48,14 @@ def flags(files, output, *more):
         *("--warmup_ratio", "0.2", "--explained_variance", "0.99"),
         *more,
     ]
+
+
+def test_choosing_again_is_said_to_have_no_effect(files, tmp_path, capsys):
+    """Every arm is trained on rows that are selected once; scoring them does not say so again."""
+    settings = ("--methods", "no_such_method", "--reselect_every", "1")
+    with pytest.warns(NoEffectWarning, match="`reselect_every=1` has no effect in `hf-gist compare`"):
+        assert main(flags(files, tmp_path, *settings)) == 2
+    assert "no such method" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

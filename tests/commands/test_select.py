@@ -15,6 +15,7 @@ from hf_gist import GISTConfig, Selection
 from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
 from hf_gist.commands.select import scoring
+from hf_gist.errors import NoEffectWarning
 from hf_gist.training.warmup import rising_steps
 from tests.helpers.words import chats, save_model
 
@@ -255,6 +256,35 @@ def test_a_dry_run_plans_what_the_run_then_does(files, tmp_path, capsys, steps):
     assert main(flags(files, tmp_path / "run", *more)) == 0
     done = Selection.load(tmp_path / "run")
     assert done.manifest["scoring_plan"] == planned and done.costs.selection_passes() <= 0.8
+
+
+def test_a_dry_run_says_what_each_later_selection_of_a_training_costs(files, tmp_path, capsys):
+    def planned(*more):
+        assert main(flags(files, tmp_path / "dry", "--budget", "4", "--dry_run", "--json", *more)) == 0
+        return json.loads(capsys.readouterr().out)
+
+    assert planned()["later_selections"] is None
+    whole = planned("--reselect_every", "2")
+    candidates = whole["counts"]["candidates"]
+    assert whole["later_selections"]["every"] == 2 and whole["later_selections"]["rows"] == candidates
+    part = planned("--reselect_every", "1", "--reselect_share", "0.5", "--scorer", "less")["later_selections"]
+    assert candidates * 0.4 < part["rows"] <= candidates / 2 + 1 and part["passes"] is None
+    priced = planned("--reselect_every", "1", "--scoring_cost", "0.6")
+    assert priced["later_selections"]["passes"] <= 0.6
+    assert priced["later_selections"]["rows"] >= priced["scoring_plan"]["scored"], "no warm-up to pay for"
+    assert planned("--reselect_every", "1", "--strategy", "random")["later_selections"]["rows"] == 0
+    assert main(flags(files, tmp_path / "dry", "--budget", "4", "--dry_run", "--reselect_every", "3")) == 0
+    assert "`reselect_every=3`: this command selects once." in capsys.readouterr().out
+
+
+def test_choosing_again_is_said_to_have_no_effect_where_nothing_is_trained(files, run, tmp_path):
+    trained = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1")
+    with pytest.warns(NoEffectWarning, match="`reselect_every=2` has no effect in `select.*` and `hf-gist select`"):
+        assert main(flags(files, tmp_path, *trained, "--reselect_every", "2")) == 0
+    assert Selection.load(tmp_path).indices == Selection.load(run).reselect(budget=0.1).indices
+    with pytest.warns(NoEffectWarning, match="no effect in a selection from a stream"):
+        streamed = (*trained[:2], "--budget", "4", "--streaming", "--reselect_every", "1")
+        assert main(flags(files, tmp_path / "stream", *streamed)) == 0
 
 
 def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):

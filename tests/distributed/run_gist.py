@@ -3,6 +3,7 @@
 Usage: `run_distributed.py FOLDER`.
 """
 
+import dataclasses
 import json
 import sys
 from importlib.util import find_spec
@@ -11,6 +12,7 @@ from pathlib import Path
 import torch
 import transformers
 from accelerate import PartialState
+from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
@@ -30,6 +32,32 @@ def selected_pairs(folder: Path, processes: int) -> list[int]:
     return callback.selection.indices
 
 
+def losses_of(trainer: Trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def trained(folder: Path, pool: Dataset, targets: Dataset, config: GISTConfig, epochs: int):
+    """A training with the callback; checkpoints are written, so that every process reads what one has written."""
+    callback = GISTDataSelectorCallback(config, targets)
+    arguments = TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=4 // PartialState().num_processes,
+        num_train_epochs=epochs,
+        learning_rate=1e-2,
+        use_cpu=True,
+        report_to=[],
+        logging_steps=1,
+        save_strategy="no" if config.reselect_every is None else "epoch",
+        disable_tqdm=True,
+    )
+    trainer = Trainer(
+        lora_model(), arguments, train_dataset=pool, data_collator=PaddingCollator(), callbacks=[callback]
+    )
+    trainer.train()
+    assert trainer.args.world_size == PartialState().num_processes
+    return trainer, callback
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
@@ -40,23 +68,9 @@ def main(folder: Path) -> None:
     cheap = GISTConfig(budget=8, scoring_tokens_per_batch=64, scoring_cost=0.6)
     nearest = select(lora_model(), pool, targets, cheap, data_collator=PaddingCollator(), progress=False)
 
-    callback = GISTDataSelectorCallback(config, targets)
-    arguments = TrainingArguments(
-        str(folder / "training"),
-        per_device_train_batch_size=4 // state.num_processes,
-        num_train_epochs=3,
-        learning_rate=1e-2,
-        use_cpu=True,
-        report_to=[],
-        logging_steps=1,
-        save_strategy="no",
-        disable_tqdm=True,
-    )
-    trainer = Trainer(
-        lora_model(), arguments, train_dataset=pool, data_collator=PaddingCollator(), callbacks=[callback]
-    )
-    trainer.train()
-    assert trainer.args.world_size == state.num_processes
+    once, callback = trained(folder / "training", pool, targets, config, epochs=3)
+    settings = {"reselect_every": 1, "reselect_share": 0.7}
+    chosen, again = trained(folder / "again", pool, targets, dataclasses.replace(config, **settings), epochs=4)
     result = {
         "processes": state.num_processes,
         "indices": offline.indices,
@@ -65,7 +79,9 @@ def main(folder: Path) -> None:
         "looked_at": nearest.measurements.looked_at.tolist(),
         "trained": callback.selection.indices,
         "pairs": selected_pairs(folder, state.num_processes),
-        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+        "losses": losses_of(once),
+        "chosen": [[record.step, record.indices] for record in again.run.history],
+        "losses_of_chosen": losses_of(chosen),
     }
     (folder / f"rank{state.process_index}.json").write_text(json.dumps(result))
 

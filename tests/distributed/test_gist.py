@@ -33,6 +33,10 @@ def test_two_processes_select_and_train_as_one_does(tmp_path):
         assert rank["indices"] == alone["indices"] and rank["trained"] == alone["trained"]
         assert rank["pairs"] == alone["pairs"]
         assert rank["nearest"] == alone["nearest"] and rank["looked_at"] == alone["looked_at"]
+    assert len(alone["chosen"]) == 3 and len({tuple(sorted(rows)) for _, rows in alone["chosen"]}) > 1
+    for rank in ranks:
+        assert rank["chosen"] == alone["chosen"]
+        assert rank["losses_of_chosen"] == pytest.approx(alone["losses_of_chosen"], rel=1e-4)
     assert 8 <= sum(alone["looked_at"]) < 61
     for rank in ranks:
         assert rank["scores"] == pytest.approx(alone["scores"], abs=1e-5)

@@ -22,6 +22,8 @@ NAMES = (
     "score_layers",
     "scoring_cost",
     "sketch_dim",
+    "reselect_every",
+    "reselect_share",
     "scoring_tokens_per_batch",
 )
 """The settings to change first; `hf-gist select --help` has all of them."""

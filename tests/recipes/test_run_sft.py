@@ -92,7 +92,9 @@ def run(path, *flags):
 
 def few_steps(settings):
     if "gist" in settings:
-        return ["--num_train_epochs", "2", "--gist.warmup_steps", "2"]
+        # the warm-up and one pass, or as many passes as choosing again needs
+        epochs = 2 + settings["gist"].get("reselect_every", 0)
+        return ["--num_train_epochs", str(epochs), "--gist.warmup_steps", "2"]
     return ["--max_steps", "3"]
 
 

@@ -1,6 +1,6 @@
 """Scoring and training that are killed and started again until they finish. Run as a script:
 
-    python -m tests.reliability.jobs {scoring,training} FOLDER KILLS SEED
+    python -m tests.reliability.jobs {scoring,training,choosing_again} FOLDER KILLS SEED
 
 Children are forked, so that a kill costs milliseconds and not the imports; each is killed with SIGKILL at a random
 moment. The last line of the output is JSON: kills, starts, and the results of the finished jobs.
@@ -15,6 +15,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import torch
 import transformers
 from safetensors.torch import load_file
@@ -22,6 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.gradients.partial import PartialScores
+from hf_gist.training import gist_run
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -63,15 +65,14 @@ def last_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda path: int(path.name.split("-")[1]))) if whole else None
 
 
-def training(folder: Path, after_selection: str = "restart") -> dict:
-    """A training with the callback that resumes from its last checkpoint; returns its losses, selection and weights."""
-    config = GISTConfig(
-        budget=16, warmup_ratio=0.2, scoring_tokens_per_batch=64, save_every=2, after_selection=after_selection
-    )
+def training(folder: Path, after_selection: str = "restart", epochs: int = 3, **settings) -> dict:
+    """A training with the callback that resumes from its last checkpoint; returns its losses, selections and weights."""
+    shared = {"budget": 16, "warmup_ratio": 0.2, "scoring_tokens_per_batch": 64, "save_every": 2}
+    config = GISTConfig(**shared, after_selection=after_selection, **settings)
     callback = GISTDataSelectorCallback(config, as_dataset(TARGETS))
     output = folder / "training"
     arguments = TrainingArguments(
-        str(output), per_device_train_batch_size=4, num_train_epochs=3, learning_rate=1e-2, use_cpu=True, report_to=[],
+        str(output), per_device_train_batch_size=4, num_train_epochs=epochs, learning_rate=1e-2, use_cpu=True, report_to=[],
         logging_steps=1, save_strategy="steps", save_steps=2, save_total_limit=2, disable_tqdm=True, lr_scheduler_type="cosine",
     )  # fmt: skip
     trainer = Trainer(
@@ -80,10 +81,27 @@ def training(folder: Path, after_selection: str = "restart") -> dict:
     trainer.train(resume_from_checkpoint=last_checkpoint(output))
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     weights = {name: p.double().sum().item() for name, p in trainer.model.named_parameters() if p.requires_grad}
-    return {"losses": losses, "indices": callback.selection.indices, "weights": weights}
+    chosen = [[record.step, record.indices] for record in callback.run.history]
+    return {"losses": losses, "indices": callback.selection.indices, "chosen": chosen, "weights": weights}
 
 
-JOBS = {"scoring": scoring, "training": training}
+def choosing_again(folder: Path) -> dict:
+    """A training that scores the pool, or a share of it, again after each pass but the last: four selections."""
+    # the figures would take most of the time of each attempt
+    gist_run.report_training = gist_run.report_at_end = lambda *_: None
+    return training(folder, "continue", 5, reselect_every=1, reselect_share=0.8)
+
+
+JOBS = {"scoring": scoring, "training": training, "choosing_again": choosing_again}
+OUTPUT = {"scoring": "scores", "training": "training", "choosing_again": "training"}
+
+
+def used(job: str, child: int, start: float) -> float:
+    """Seconds that a job has taken: of the processor for the long one, so that it gets as far on a busy machine."""
+    if job != "choosing_again":
+        return time.monotonic() - start
+    times = psutil.Process(child).cpu_times()
+    return times.user + times.system
 
 
 def start(job: str, folder: Path) -> int:
@@ -112,10 +130,10 @@ def run(job: str, folder: Path, kills: int, seed: int) -> dict:
     while True:
         starts += 1
         child = start(job, folder)
-        wait = rng.uniform(0.02, 1.2) if killed < kills else 120.0
-        deadline = time.monotonic() + wait
+        limit = rng.uniform(0.02, 1.2) if killed < kills else 120.0
+        begun = time.monotonic()
         status = None
-        while time.monotonic() < deadline:
+        while used(job, child, begun) < limit:
             done, code = os.waitpid(child, os.WNOHANG)
             if done:
                 status = code
@@ -125,7 +143,7 @@ def run(job: str, folder: Path, kills: int, seed: int) -> dict:
             os.kill(child, signal.SIGKILL)
             os.waitpid(child, 0)
             killed += 1
-            if time.monotonic() - whole > 400:
+            if time.monotonic() - whole > 900:
                 raise SystemExit("too slow")
             continue
         if status != 0:
@@ -133,7 +151,7 @@ def run(job: str, folder: Path, kills: int, seed: int) -> dict:
         finished.append(json.loads((folder / "done.json").read_text()))
         if killed >= kills:
             return {"kills": killed, "starts": starts, "finished": finished}
-        shutil.move(folder / {"scoring": "scores", "training": "training"}[job], folder / f"finished{len(finished)}")
+        shutil.move(folder / OUTPUT[job], folder / f"finished{len(finished)}")
         (folder / "done.json").unlink()
 
 

@@ -20,7 +20,7 @@ def killed(job, folder, kills, seed=0):
         env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=1000,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -49,3 +49,13 @@ def test_training_goes_on_from_its_last_checkpoint(tmp_path, kills):
         assert finished["indices"] == undisturbed["indices"]
         assert finished["losses"] == undisturbed["losses"]
         assert finished["weights"] == undisturbed["weights"]
+
+
+@pytest.mark.parametrize("kills", [4, pytest.param(25, marks=pytest.mark.slow)])
+def test_a_training_that_chooses_again_goes_on_before_at_and_after_each_selection(tmp_path, kills):
+    undisturbed = killed("choosing_again", tmp_path / "whole", 0)["finished"][-1]
+    result = killed("choosing_again", tmp_path / "killed", kills)
+    assert result["kills"] == kills
+    assert len(undisturbed["chosen"]) == 4 and len({tuple(sorted(rows)) for _, rows in undisturbed["chosen"]}) > 1
+    for finished in result["finished"]:
+        assert finished == undisturbed

@@ -1,6 +1,7 @@
 """`hf-gist compare`: measure once per scorer, then train every arm with every seed; finished runs are kept."""
 
 import argparse
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_c
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import RowSource
+from hf_gist.gist.checks import warn_selects_once
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.training.loading import positions
 from hf_gist.utils.disk import read_json, write, write_json
@@ -243,6 +245,8 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
         ValueError: naming the flag that is missing or wrong.
     """
     check_comparison(arguments)
+    warn_selects_once(config, "`hf-gist compare`")
+    config = dataclasses.replace(config, reselect_every=None, reselect_share=1.0)
     methods = chosen_methods(arguments, config)
     comparison = open_comparison(arguments, warmup, config, methods)
     for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):

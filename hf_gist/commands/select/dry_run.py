@@ -10,7 +10,7 @@ from datasets import Dataset
 from torch import nn
 
 from hf_gist.commands.flags import SelectArguments
-from hf_gist.commands.select.plan import SelectionPlan
+from hf_gist.commands.select.plan import LaterSelection, SelectionPlan
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.warmed import scoring_passes
 from hf_gist.commands.workspace import Workspace, open_workspace, token_counts
@@ -30,6 +30,7 @@ from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.less import LESS_SIZE
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring_cost.plan import plan_scoring
+from hf_gist.gist.scoring_cost.share import check_share
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import fresh_lora
 from hf_gist.training.warmup import warmup_rows
@@ -168,7 +169,38 @@ def plan_selection(
     plan = plan_scoring(dataset_pass, inputs, config, cost, passes)
     seconds, timed_rows = _seconds(dataset_pass, inputs, config, sample, passes, None if plan is None else plan.rows)
     needed = _bytes(dataset_pass, inputs, config)
-    return SelectionPlan(_counts(inputs, config, steps), needed, seconds, timed_rows, plan)
+    # a training scores by one checkpoint, the adapter of the moment
+    at_once = {name: value / passes for name, value in seconds.items()}
+    later = _later_selection(dataset_pass, inputs, config, at_once, len(inputs.pool) if plan is None else plan.scored)
+    return SelectionPlan(_counts(inputs, config, steps), needed, seconds, timed_rows, plan, later)
+
+
+def _later_selection(
+    dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig, seconds: dict[str, float], scored: int
+) -> LaterSelection | None:
+    """Each later selection of a training, from the forecast of the first; `None` without `reselect_every`.
+
+    Args:
+        dataset_pass (`DatasetPass`): model, collator and batching.
+        inputs (`Inputs`): pool, targets and what must not be selected.
+        config (`GISTConfig`): the selection.
+        seconds (`dict[str, float]`): expected seconds of each phase of the first selection, for one checkpoint.
+        scored (`int`): rows that the first selection scores.
+
+    Raises:
+        ValueError: if `reselect_share` or `scoring_cost` has too few rows for the budget.
+    """
+    if config.reselect_every is None:
+        return None
+    if config.strategy in UNSCORED:
+        return LaterSelection(config.reselect_every, 0, 0.0)
+    shares = check_share(dataset_pass, inputs, config, [2])
+    share = shares[0] if shares else None
+    plan = plan_scoring(dataset_pass, inputs, config, passes=1, share=share)
+    drawn = len(inputs.pool) if share is None else len(share.rows)
+    rows = drawn if plan is None else plan.scored
+    expected = seconds[TARGETS] + seconds[SCORING] * rows / scored
+    return LaterSelection(config.reselect_every, rows, round(expected, 1), None if plan is None else plan.total)
 
 
 def dry_run(arguments: SelectArguments, warmup: WarmupSettings, config: GISTConfig) -> dict[str, Any]:

@@ -1,12 +1,38 @@
 """The forecast that `hf-gist select --dry_run` prints."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.gist.forecast import duration
 from hf_gist.gist.scoring_cost.plan import ScoringPlan
+
+
+@dataclass(frozen=True)
+class LaterSelection:
+    """The forecast of each later selection of a training with the callback (`reselect_every`).
+
+    Args:
+        every (`int`): `reselect_every`.
+        rows (`int`): rows that are scored.
+        seconds (`float`): of targets and rows.
+        passes (`float`, *optional*): with `scoring_cost`, what it costs in training passes over the pool.
+    """
+
+    every: int
+    rows: int
+    seconds: float
+    passes: float | None = None
+
+    def describe(self) -> str:
+        """One line for the user."""
+        price = "" if self.passes is None else f" ({self.passes:.3f} training passes over the pool)"
+        return (
+            f"`reselect_every={self.every}`: this command selects once. A training with the callback selects again after "
+            f"every {self.every} pass(es) but the last, each time by scoring {self.rows:,} rows in about "
+            f"{duration(self.seconds)}{price}."
+        )
 
 
 @dataclass(frozen=True)
@@ -22,6 +48,7 @@ class SelectionPlan:
         seconds (`dict[str, float]`): of each phase, from a few timed batches.
         timed_rows (`int`): rows in those batches.
         scoring (`ScoringPlan`, *optional*): the rows that are scored for `scoring_cost`.
+        later (`LaterSelection`, *optional*): with `reselect_every`, each later selection of a training.
     """
 
     counts: dict[str, int]
@@ -29,12 +56,15 @@ class SelectionPlan:
     seconds: dict[str, float]
     timed_rows: int
     scoring: ScoringPlan | None = None
+    later: LaterSelection | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """For `--json`."""
         shown = {name: getattr(self, name) for name in ("counts", "bytes", "seconds", "timed_rows")}
         plan = None if self.scoring is None else self.scoring.to_dict()
-        return shown | {"scoring_plan": plan, "total_seconds": sum(self.seconds.values())}
+        later = None if self.later is None else asdict(self.later)
+        total = sum(self.seconds.values())
+        return shown | {"scoring_plan": plan, "later_selections": later, "total_seconds": total}
 
     def describe(self) -> str:
         """The forecast as lines of two aligned columns."""
@@ -58,5 +88,5 @@ class SelectionPlan:
         )
         lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
         table = [f"{name:<28}{text}" for name, text in lines]
-        plan = [] if self.scoring is None else [self.scoring.describe()]
-        return "\n".join(["Nothing is written in a dry run.", *table, *plan])
+        plans = [plan.describe() for plan in (self.scoring, self.later) if plan is not None]
+        return "\n".join(["Nothing is written in a dry run.", *table, *plans])

@@ -1,4 +1,4 @@
-"""What cannot be selected again from the scores of some rows: checks for selections within `scoring_cost`."""
+"""What cannot be selected again from the scores of some rows: checks for `scoring_cost` and `reselect_share`."""
 
 import dataclasses
 from collections import Counter
@@ -9,7 +9,19 @@ from torch import Tensor
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import budget_amount, row_sizes
+from hf_gist.gist.scoring_cost.share import has_share
 from hf_gist.gist.sources import quotas_of
+
+
+def why_not_looked_at(config: GISTConfig, number: int) -> str:
+    """The settings with which some rows are not scored.
+
+    Args:
+        config (`GISTConfig`): of a selection from some of the rows.
+        number (`int`): of that selection, from 1.
+    """
+    settings = {"scoring_cost": config.scoring_cost is not None, "reselect_share": has_share(config, number)}
+    return " or ".join(f"`{name}`" for name, used in settings.items() if used)
 
 
 def check_all_rows_known(m: Measurements, changes: dict[str, Any]) -> None:
@@ -28,18 +40,19 @@ def check_all_rows_known(m: Measurements, changes: dict[str, Any]) -> None:
     for name in wrong:
         raise ValueError(
             f"`{name}={changes[name]!r}` chooses from the whole pool, but {int((~m.scored).sum()):,} of {len(m.scored):,} "
-            "rows were not looked at, to keep within `scoring_cost`. Select with it from the start, without "
-            "`scoring_cost`."
+            "rows were not looked at, because of `scoring_cost` or `reselect_share`. Select with it from the start, without "
+            "them."
         )
 
 
-def check_looked_at(m: Measurements, before: GISTConfig, config: GISTConfig) -> None:
+def check_looked_at(m: Measurements, before: GISTConfig, config: GISTConfig, number: int = 1) -> None:
     """Check that the scored rows fill a budget as far as all rows would.
 
     Args:
         m (`Measurements`): of the selection.
         before (`GISTConfig`): with which the rows were scored.
         config (`GISTConfig`): of the new selection.
+        number (`int`): of the selection, from 1.
 
     Raises:
         ValueError: naming the settings that need rows which were not looked at.
@@ -49,8 +62,8 @@ def check_looked_at(m: Measurements, before: GISTConfig, config: GISTConfig) -> 
     for name in ("drop_target_duplicates", "drop_pool_duplicates"):
         if getattr(before, name) and not getattr(config, name):
             raise ValueError(
-                f"`{name}=False` lets rows be selected that were not looked at, to keep within `scoring_cost`. Score again "
-                "with it."
+                f"`{name}=False` lets rows be selected that were not looked at, because of {why_not_looked_at(before, number)}. Score "
+                "again with it."
             )
     every = dataclasses.replace(m, scored=None)
     flags = (config.drop_target_duplicates, config.drop_pool_duplicates)
@@ -63,8 +76,8 @@ def check_looked_at(m: Measurements, before: GISTConfig, config: GISTConfig) -> 
         name, amount = next(iter(short.items()))
         raise ValueError(
             f"`budget={config.budget}`{_more(config)} needs {amount:,} {config.budget_unit}{name} to choose from, but those "
-            f"that were scored within `scoring_cost` have {reached[name]:,}, and {int((~m.scored).sum()):,} rows were not "
-            "looked at. Lower it, or score again with a higher `scoring_cost`."
+            f"that were scored have {reached[name]:,}, and {int((~m.scored).sum()):,} rows were not looked at. Lower it, or "
+            f"score again with a higher {why_not_looked_at(before, number)}."
         )
 
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
@@ -15,13 +14,14 @@ from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import SUBSPACE, TARGETS, TRAINING
 from hf_gist.data.rows import row_lengths
-from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import budget_amount, row_sizes
 from hf_gist.functional.selection.quotas import Quotas
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.label_counts import LabelCounts
 from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.scoring_cost.eligible import eligible_before_scoring
 from hf_gist.gist.scoring_cost.nearest import nearest_order
+from hf_gist.gist.scoring_cost.share import Share
 from hf_gist.gist.sources import quotas_of
 from hf_gist.gradients.passes import DatasetPass
 
@@ -90,6 +90,7 @@ def plan_scoring(
     config: GISTConfig,
     warmup: PhaseCost | None = None,
     passes: int | None = None,
+    share: Share | None = None,
 ) -> ScoringPlan | None:
     """The plan for `scoring_cost`; `None` without it.
 
@@ -99,6 +100,7 @@ def plan_scoring(
         config (`GISTConfig`): the cost, the budget and how rows are scored.
         warmup (`PhaseCost`, *optional*): cost of the warm-up, spent or to be spent.
         passes (`int`, *optional*): checkpoints that every row is scored at; by default those of the inputs.
+        share (`Share`, *optional*): the drawn rows, if only a share of the pool is scored.
 
     Raises:
         ValueError: if the cost does not pay for enough rows, naming what would; if no row can be selected; for rows
@@ -108,9 +110,11 @@ def plan_scoring(
         return None
     prices = _Prices.measured(dataset_pass, inputs, config, warmup, passes or max(1, len(inputs.checkpoints)))
     left = config.scoring_cost - prices.spent
-    eligible = _eligible(inputs, config, prices.label_tokens)
+    eligible = eligible_before_scoring(inputs, config, prices.label_tokens)
     _check_any(eligible, inputs, prices.label_tokens)
-    if prices.by_row.sum() <= left:
+    if share is not None:
+        eligible = eligible & share.allowed
+    elif prices.by_row.sum() <= left:
         return _plan(config, prices, None)
     if prices.by_row[eligible.numpy()].sum() <= left:
         return _plan(config, prices, eligible.nonzero().flatten().tolist())
@@ -227,21 +231,6 @@ class _Prices:
         one_pass = training_cost(work, Sizes(lengths, int(labelled.sum())), TRAINING, 0.0).flops
         by_row = run.flops_by_row(lengths, labelled.numpy(), rank) / one_pass
         return cls(0.0 if warmup is None else warmup.flops / one_pass, targets / one_pass, by_row, labelled)
-
-
-def _eligible(inputs: Inputs, config: GISTConfig, label_tokens: Tensor) -> Tensor:
-    """`[N]` bool: the rows that may be selected, as far as this is known before they are scored."""
-    size = len(label_tokens)
-    known = Measurements(
-        coordinates=torch.zeros(size, 0),
-        norms=torch.zeros(size),
-        label_tokens=label_tokens,
-        singular_values=torch.zeros(0),
-        target_coordinates=torch.zeros(0, 0),
-        target_label_tokens=torch.zeros(0),
-        **({} if inputs.leaks is None else inputs.leaks.measured(size)),
-    )
-    return known.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
 
 
 def _check_any(eligible: Tensor, inputs: Inputs, label_tokens: Tensor) -> None:

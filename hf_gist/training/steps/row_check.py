@@ -11,7 +11,7 @@ from hf_gist.errors import SelectionNotVerifiedWarning
 
 
 class RowCheck:
-    """Checks that the first step after the swap trains only on the expected rows.
+    """Checks that the first step after each swap trains only on the expected rows.
 
     Args:
         model (`nn.Module`): the model in training.
@@ -27,6 +27,10 @@ class RowCheck:
         self.collator = collator
         self.done = False
         self._recorder: RowRecorder | None = None
+
+    def renew(self) -> None:
+        """Check the next step that is recorded: the rows of the selection have changed."""
+        self.done = False
 
     def watch(self) -> None:
         """Start recording the rows of the current step, unless the check is already done."""

@@ -1,4 +1,4 @@
-"""The order of the train dataloader: the warm-up, then passes over the selection."""
+"""The order of the train dataloader: the warm-up, then passes over each selection."""
 
 import warnings
 from collections.abc import Iterator
@@ -13,10 +13,10 @@ from hf_gist.training.steps.plan import StepPlan
 
 
 class GISTSampler(Sampler[int]):
-    """Yields the rows of one epoch at a time: the warm-up sample, then passes over the selection.
+    """Yields the rows of one epoch at a time: the warm-up sample, then passes over each selection.
 
     Args:
-        plan (`StepPlan`): the step plan of the run.
+        plan (`StepPlan`): the step plan of the run; its `segments` say which of `selections` a step is taken on.
         seed (`int`): seed of the warm-up sample and of the order of each pass.
         excluded (`Tensor`, *optional*): `[N]` bool, rows that are not used for the warm-up either.
         order (`RowOrder`): the order of the rows inside the warm-up sample, which is random, and inside each pass.
@@ -36,7 +36,7 @@ class GISTSampler(Sampler[int]):
         self.seed = seed
         self.excluded = excluded
         self.order = order or RowOrder()
-        self.selection: list[int] = []
+        self.selections: list[list[int]] = []
         self.epoch_end = plan.epoch_end(0)
         self._first_step = 0
         self._skipped_steps = 0
@@ -53,10 +53,12 @@ class GISTSampler(Sampler[int]):
         sample = [order[at % len(order)] for at in range(needed)]
         return self.order.arrange(sample, self.seed, self.plan.samples_per_step)
 
-    def _pass_order(self, number: int) -> list[int]:
-        drawn = (len(self.selection), number)
+    def _pass_order(self, selection: int, number: int) -> list[int]:
+        """The rows of a pass, counted over all selections, in their order."""
+        drawn = (selection, number)
         if self._drawn[0] != drawn:
-            order = self.order.arrange(self.selection, self.seed + 1 + number, self.plan.samples_per_step)
+            rows = self.selections[selection]
+            order = self.order.arrange(rows, self.seed + 1 + number, self.plan.samples_per_step)
             self._drawn = (drawn, order)
         return self._drawn[1]
 
@@ -67,8 +69,9 @@ class GISTSampler(Sampler[int]):
             within = step
             order = self._warmup_order
         else:
-            number, within = divmod(step - self.plan.warmup_steps, self.plan.steps_per_pass)
-            order = self._pass_order(number)
+            selection = self.plan.selection_of(step)
+            number, within = self.plan.segments[selection].pass_at(step)
+            order = self._pass_order(selection, number)
         return [order[at % len(order)] for at in range(within * size, (within + 1) * size)]
 
     def start_epoch(self, step: int, skipped_steps: int = 0) -> None:

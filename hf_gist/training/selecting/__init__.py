@@ -1,0 +1,1 @@
+"""Selections inside a running Trainer."""
