@@ -55,3 +55,15 @@ class SamplerReplacedWarning(UserWarning):
 
 class ScheduleLengthWarning(UserWarning):
     """The learning-rate schedule does not have the length of the run."""
+
+
+class TargetLossWarning(UserWarning):
+    """The loss of the target rows rose in training, by more than its noise."""
+
+
+class TargetLossUnknownWarning(UserWarning):
+    """The loss of the target rows could not be measured during training."""
+
+
+class WeakAlignmentWarning(UserWarning):
+    """The best rows of the pool align less with the target rows than these with each other."""

@@ -12,6 +12,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
+from hf_gist.gist.checks import check_only_selects
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gist.scorers.table import vectors_per_checkpoint
@@ -61,6 +62,7 @@ def select(
         ValueError: for invalid inputs, before any gradient is computed.
     """
     config = config or GISTConfig()
+    check_only_selects(config)
     inputs = prepare(model, candidates, targets, config, data_collator)
     tokenizer = getattr(data_collator, "tokenizer", None)
     leaks = find_leaks(inputs.pool, inputs.targets, eval_dataset, tokenizer)

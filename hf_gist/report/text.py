@@ -34,6 +34,9 @@ def summary_table(selection: Selection) -> str:
     ]
     if selection.rank:
         lines += [*_subspace_lines(selection), *_loss_line(selection)]
+    if aligned := selection.manifest.get("alignment"):
+        others = f"with a target row; target rows with each other {aligned['targets']:.3f}"
+        lines.append(_line("cosine of the best rows", f"{aligned['best']:.3f}", others))
     if m.scored is not None:
         others = f"of {len(m.scored):,}, the others were not looked at"
         lines.append(_line("scored rows", f"{int(m.scored.sum()):,}", others))

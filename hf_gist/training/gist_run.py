@@ -38,6 +38,7 @@ from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
 from hf_gist.training.steps.row_check import RowCheck
 from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
+from hf_gist.training.watch.target_watch import TargetWatch
 
 
 def expected_rows(config: GISTConfig, pool_size: int, excluded: int = 0) -> int:
@@ -112,6 +113,7 @@ class GISTRun:
         batches = parts.args.gradient_accumulation_steps
         self.row_check = RowCheck(parts.model, batches, inputs.pool, parts.collator)
         self.initial_adapter: InitialAdapter | None = None
+        self.target_watch = TargetWatch(config, parts, inputs, self.clock)
         self._skipped_steps = 0
 
     @property
@@ -139,6 +141,7 @@ class GISTRun:
             plan_scoring(
                 self.parts.dataset_pass(self.config, self.inputs.loss), self.inputs, self.config, self._warmup()
             )
+        self.target_watch.begin(state, checkpoint_folder(self.parts.output_folder, state.global_step))
 
     def _warmup(self) -> PhaseCost:
         """Cost of the warm-up, spent or to be spent."""
@@ -211,9 +214,12 @@ class GISTRun:
             DefaultFlowCallback().on_epoch_end(args, state, control)
         if step >= state.max_steps:
             control.should_training_stop = True
+        self.target_watch.after_step(state, control, self.plan.ends_pass(step))
 
     def finish_epoch(self, state: TrainerState, control: TrainerControl) -> None:
         """Skip what is due at the end of an epoch, if it ends in the middle of a pass."""
+        if control.should_training_stop:
+            self.target_watch.measure(state)
         if not self.plan.ends_pass(state.global_step):
             control.should_evaluate = False
             control.should_log = False
@@ -240,18 +246,20 @@ class GISTRun:
 
     def swap(self, state: TrainerState) -> None:
         """Score the pool, select, write the artifacts and switch the dataloader to the selected rows."""
+        self.target_watch.before_selection(state)
         partial = PartialScores(self.folder / PARTIAL, self.config.save_every, start_over=True)
         selection = self._select(partial)
         self.selection = selection
         if PartialState().is_main_process:
             selection.save(self.folder)
             parts = self.parts
-            report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
+            report_training(parts.args, selection, self.inputs.pool, self.inputs.target_set, parts.tokenizer)
         partial.remove()
         self._move_to(selection, state)
         if self.initial_adapter is not None:
             self.initial_adapter.restore(self.parts.model)
             self.parts.optimizer.state.clear()
+        self.target_watch.after_selection(state)
         track_selection(self.parts, state, selection)
         if state.is_world_process_zero:
             tqdm.write(summary_line(selection, self.plan.total_steps - self.plan.warmup_steps))
@@ -289,12 +297,14 @@ class GISTRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock.record(WARMUP if self.selection is None else TRAINING)
         self.clock.save(folder)
+        self.target_watch.save(folder)
         if self.selection is not None:
             save_selected(folder, self.selection)
 
     def end(self, state: TrainerState) -> None:
         """Complete the cost ledger, and warn if training ended before a step on selected rows."""
         self.row_check.close()
+        self.selection = self.target_watch.finish(self.selection, state)
         if self.selection is not None:
             self._complete_ledger(self.selection, state)
         seen = self.row_check.done or self.first_step >= state.global_step
