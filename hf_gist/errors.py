@@ -63,7 +63,3 @@ class TargetLossWarning(UserWarning):
 
 class TargetLossUnknownWarning(UserWarning):
     """The loss of the target rows could not be measured during training."""
-
-
-class WeakAlignmentWarning(UserWarning):
-    """The best rows of the pool align less with the target rows than these with each other."""

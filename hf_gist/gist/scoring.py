@@ -19,7 +19,7 @@ from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
-from hf_gist.gist.alignment import checked_alignment
+from hf_gist.gist.alignment import alignment_facts
 from hf_gist.gist.forecast import announce, forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.base import CheckpointVectors
@@ -265,7 +265,7 @@ def measure_and_choose(
     manifest = _manifest(dataset_pass, inputs, measurements, config)
     manifest["memory_plan"] = None if memory is None else memory.to_dict()
     manifest["scoring_plan"] = None if plan is None else plan.to_dict()
-    manifest["alignment"] = checked_alignment(selection)
+    manifest["alignment"] = alignment_facts(selection)
     ledger = _ledger(dataset_pass, inputs, selection, watch, warmup)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 

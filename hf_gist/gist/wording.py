@@ -94,8 +94,11 @@ def alignment_sentence(found: Any) -> str | None:
     """
     if not isinstance(found, dict):
         return None
-    verdict = "the pool has little for these targets" if found["weak"] else "the pool has rows like the targets"
-    return f"mean cosine {found['best']:.3f} with the nearest target row, {found['targets']:.3f} among the target rows: {verdict}"
+    rows = "rows" if found["own_kind"] else "no rows"
+    return (
+        f"mean cosine {found['best']:.3f} with the nearest target row, against {found['targets']:.3f} among the target rows: "
+        f"the pool seems to have {rows} of the targets' own kind"
+    )
 
 
 def method_title(config: GISTConfig) -> str:
