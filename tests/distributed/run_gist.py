@@ -3,6 +3,7 @@
 Usage: `run_distributed.py FOLDER`.
 """
 
+import dataclasses
 import json
 import sys
 from importlib.util import find_spec
@@ -14,6 +15,7 @@ from accelerate import PartialState
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from hf_gist.gradients.models import weights_digest
 from tests.helpers.pairs import preference_rows, preference_trainer
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
@@ -40,7 +42,8 @@ def main(folder: Path) -> None:
     cheap = GISTConfig(budget=8, scoring_tokens_per_batch=64, scoring_cost=0.6)
     nearest = select(lora_model(), pool, targets, cheap, data_collator=PaddingCollator(), progress=False)
 
-    callback = GISTDataSelectorCallback(config, targets)
+    watched = dataclasses.replace(config, target_holdout=0.4, stop_when_target_rises=True)
+    callback = GISTDataSelectorCallback(watched, targets)
     arguments = TrainingArguments(
         str(folder / "training"),
         per_device_train_batch_size=4 // state.num_processes,
@@ -64,6 +67,11 @@ def main(folder: Path) -> None:
         "nearest": nearest.indices,
         "looked_at": nearest.measurements.looked_at.tolist(),
         "trained": callback.selection.indices,
+        "target_losses": [point.losses for point in callback.run.target_watch.series.points],
+        "held_out": callback.selection.manifest["held_out_targets"]["rows"],
+        "final_step": callback.selection.manifest["target_loss"]["final_step"],
+        "said": callback.selection.manifest["target_loss"]["sentence"],
+        "adapter": weights_digest(trainer.model, trainable=True),
         "pairs": selected_pairs(folder, state.num_processes),
         "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
     }

@@ -145,7 +145,9 @@ class TargetWatch:
             control.should_training_stop = True
 
     def measure(self, state: TrainerState) -> None:
-        """Measure the loss, once after each step."""
+        """Measure the loss, once after each step; not after it rose and training ends."""
+        if self.rose:
+            return
         self._measure(state, self._event(state))
         self._compare(state)
 
@@ -291,8 +293,6 @@ class TargetWatch:
 
     def _measure_final(self, state: TrainerState) -> None:
         """Measure the loss at the end, unless it is known; that of the model which the Trainer has loaded at the end."""
-        if self.rose:
-            return
         loaded = self.parts.args.load_best_model_at_end and state.best_model_checkpoint is not None
         if loaded:
             self._measure(state, AT_THE_END, again=True)
