@@ -115,10 +115,13 @@ def test_refused_where_nothing_is_trained(settings):
 
 @pytest.mark.parametrize("command", ["select", "compare"])
 @pytest.mark.parametrize("flags", [["--target_holdout", "0.25"], ["--stop_when_target_rises"]])
-def test_refused_by_the_commands(command, flags, capsys):
+def test_refused_by_the_commands(tmp_path, command, flags, capsys):
     from hf_gist.commands.main import main
 
-    needed = ["--model_name_or_path", "m", "--train_file", "p", "--target_file", "t", "--output_dir", "o"]
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"text": "a b c"}\n')
+    needed = ["--model_name_or_path", "m", "--train_file", str(rows), "--target_file", str(rows)]
+    needed += ["--output_dir", str(tmp_path / "out")]
     assert main([command, *needed, *flags]) != 0
     text = capsys.readouterr().err
     assert "no effect" in text and flags[0].strip("-") in text
