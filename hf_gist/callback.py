@@ -114,6 +114,7 @@ class GISTDataSelectorCallback(TrainerCallback):
     ) -> None:
         """Set the step at which the sampler starts this epoch."""
         self.run.start_epoch(state.global_step)
+        self.run.target_watch.log_start(state)
 
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -55,3 +55,11 @@ class SamplerReplacedWarning(UserWarning):
 
 class ScheduleLengthWarning(UserWarning):
     """The learning-rate schedule does not have the length of the run."""
+
+
+class TargetLossWarning(UserWarning):
+    """The loss of the target rows rose in training, by more than its noise."""
+
+
+class TargetLossUnknownWarning(UserWarning):
+    """The loss of the target rows could not be measured during training."""

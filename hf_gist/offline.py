@@ -12,7 +12,7 @@ from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.data.leaks import find_leaks
 from hf_gist.data.rows import Collator
-from hf_gist.gist.checks import warn_selects_once
+from hf_gist.gist.checks import check_only_selects, warn_selects_once
 from hf_gist.gist.inputs import prepare
 from hf_gist.gist.scorers.base import AdamCheckpoint
 from hf_gist.gist.scorers.table import vectors_per_checkpoint
@@ -65,6 +65,7 @@ def select(
         NoEffectWarning: with `reselect_every`, because rows are selected once.
     """
     config = config or GISTConfig()
+    check_only_selects(config)
     warn_selects_once(config, "`select()` and `hf-gist select`")
     inputs = prepare(model, candidates, targets, config, data_collator)
     tokenizer = getattr(data_collator, "tokenizer", None)

@@ -19,6 +19,7 @@ from hf_gist.config.parsing import parse_yaml
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import RowSource
 from hf_gist.data.reading.load import SOURCE, source_names
+from hf_gist.gist.checks import check_only_selects
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,9 @@ def settings_of(flags: argparse.Namespace) -> tuple[dict[str, Any], list[Any]]:
     given |= {name: value for name, value in vars(flags).items() if name not in NOT_SETTINGS}
     values = _several_sources(given) | given
     groups = [cls(**{f.name: values[f.name] for f in dataclasses.fields(cls) if f.name in values}) for cls in classes]
+    for config in groups:
+        if isinstance(config, GISTConfig):
+            check_only_selects(config)
     return given, groups
 
 

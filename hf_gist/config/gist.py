@@ -74,6 +74,12 @@ class GISTConfig(BaseConfig):
             evaluation set, with the same tokens or the same words. These rows are reported in either case.
         drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the
             same tokens or the same words. A budget given as a fraction is one of the pool as given, copies included.
+        target_holdout (`float`, defaults to `0.0`): share of the target rows that selects nothing and only measures the
+            loss of the targets during training, so that this loss is not one of rows that the selection has seen. With a
+            `target_group_column` a share of every group, which keeps at least one row; drawn by `seed`.
+        stop_when_target_rises (`bool`, defaults to `False`): end training after a pass over the selection at whose end the
+            target loss is higher than at its lowest so far, and restore the adapter with the lowest one: that of an
+            earlier pass, or that from which the first pass started. Not together with `load_best_model_at_end`.
         save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
             Interrupted scoring resumes after the last saved batch.
         seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the row order of each
@@ -109,6 +115,8 @@ class GISTConfig(BaseConfig):
     reselect_share: float = 1.0
     drop_target_duplicates: bool = True
     drop_pool_duplicates: bool = True
+    target_holdout: float = 0.0
+    stop_when_target_rises: bool = False
     save_every: int | None = None
     seed: int = 42
 
@@ -123,6 +131,7 @@ class GISTConfig(BaseConfig):
             ("sample_from_top", math.isfinite(self.sample_from_top) and self.sample_from_top >= 1, "1 or more"),
             ("scoring_cost", _positive(self.scoring_cost), "a number of passes over the pool above 0"),
             ("reselect_share", 0 < self.reselect_share <= 1, "in (0, 1]"),
+            ("target_holdout", 0 <= self.target_holdout < 1, "0 or a share of the target rows below 1"),
             ("seed", self.seed >= 0, "0 or more"),
             *self._of_sources(),
             *self._combinations(),

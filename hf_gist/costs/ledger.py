@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hf_gist.costs.stopwatch import SCORING, TRAINING
+from hf_gist.costs.stopwatch import SCORING, TARGET_LOSS, TRAINING
 from hf_gist.utils.disk import read, read_json, write_json
 
 
@@ -100,8 +100,8 @@ class CostLedger:
         return dataclasses.replace(self, phases=tuple(phases))
 
     def totals(self) -> dict[str, float]:
-        """Sums: `seconds`, `tokens`, `flops`, and without training `selection_flops` and `selection_seconds`."""
-        choosing = [p for p in self.phases if p.phase != TRAINING]
+        """Sums: `seconds`, `tokens`, `flops`, and of what the selection needs `selection_flops` and `selection_seconds`."""
+        choosing = [p for p in self.phases if p.phase not in (TRAINING, TARGET_LOSS)]
         return {
             "seconds": sum(p.seconds for p in self.phases),
             "tokens": sum(p.tokens for p in self.phases),

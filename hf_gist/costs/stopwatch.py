@@ -20,6 +20,8 @@ WARMUP = "warm-up"
 """Phase of a training run."""
 TRAINING = "training"
 """Phase of a training run."""
+TARGET_LOSS = "target loss"
+"""Phase of a training run: measuring the loss of the target rows."""
 
 SHORTLIST, TARGETS, SUBSPACE, SCORING, COUNTING, CHOOSING = (
     "shortlist",

@@ -72,6 +72,11 @@ def plan_batches(lengths: np.ndarray | None, size: int, tokens_per_batch: int) -
     return Batches(order, np.array(starts), np.asarray(lengths))
 
 
+def single_rows(lengths: np.ndarray | None, size: int) -> Batches:
+    """Batches of one row each, in order; see [`plan_batches`]."""
+    return Batches(np.arange(size), np.arange(size), lengths)
+
+
 def check_batch(batch: dict[str, Any], rows: int, what: str) -> None:
     """Check that every sample has a loss and is a separate row of the batch, also by the values of a batch on the host.
 

@@ -143,12 +143,30 @@ def check_distribution(kind: DistributedType, config: GISTConfig) -> None:
     """
     if kind != DistributedType.DEEPSPEED:
         return
-    unsupported = {"after_selection": config.after_selection == "restart", "scorer": scorer_of(config).needs_adam}
+    unsupported = {
+        "after_selection": config.after_selection == "restart",
+        "scorer": scorer_of(config).needs_adam,
+        "stop_when_target_rises": config.stop_when_target_rises,
+    }
     for name in (name for name, used in unsupported.items() if used):
         raise ValueError(
             f"`{name}={getattr(config, name)!r}` does not work under DeepSpeed, which trains its own copies of the "
             "weights and their moments; leave it at its default, or use DDP or FSDP2."
         )
+
+
+def check_only_selects(config: GISTConfig) -> None:
+    """Check that no setting is for the training that follows, where none follows.
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    for name in ("target_holdout", "stop_when_target_rises"):
+        if value := getattr(config, name):
+            raise ValueError(
+                f"`{name}={value}` is for a training with GISTDataSelectorCallback, which measures the loss of the target "
+                "rows; here it would have no effect. Leave it out."
+            )
 
 
 def check_inputs(

@@ -18,17 +18,37 @@ from hf_gist.gradients.row_losses.base import RowLoss
 
 
 @dataclass(frozen=True)
+class HeldOut:
+    """Target rows that are held out from the selection.
+
+    Args:
+        target_set: all target rows, tokenised.
+        positions (`list[int]`): which of them are held out.
+        numbers (`list[int]`): their numbers in the target set as it was given, from which a trainer may drop rows.
+        groups (`list[str]`, *optional*): name of the group of each, with a `target_group_column`.
+    """
+
+    target_set: Any
+    positions: list[int]
+    numbers: list[int]
+    groups: list[str] | None = None
+
+
+@dataclass(frozen=True)
 class Inputs:
     """The checked inputs of a measurement.
 
     Args:
         pool: tokenised candidates, `N` rows.
-        targets: tokenised targets, `M` rows.
-        target_columns (`dict[str, list]`): columns of the targets to group by later.
+        targets: tokenised targets to select with, `M` rows.
+        target_columns (`dict[str, list]`): columns of these rows to group by later.
         sources (`list[str]`, *optional*): the source of each candidate.
         leaks (`Leaks`, *optional*): rows of the pool that are also in the target or evaluation set.
         checkpoints (`Sequence[AdamCheckpoint]`): for `scorer="less"`.
         loss (`RowLoss`, *optional*): a trainer's own loss; by default token cross-entropy.
+        target_positions (`list[int]`, *optional*): position of each row of `targets` in the target set `[M]`, if rows were
+            held out.
+        held_out (`HeldOut`, *optional*): these rows.
     """
 
     pool: Any
@@ -38,6 +58,18 @@ class Inputs:
     leaks: Leaks | None = None
     checkpoints: Sequence[AdamCheckpoint] = ()
     loss: RowLoss | None = None
+    target_positions: list[int] | None = None
+    held_out: HeldOut | None = None
+
+    @property
+    def target_set(self) -> Any:
+        """All target rows: those to select with, and those held out."""
+        return self.targets if self.held_out is None else self.held_out.target_set
+
+    @property
+    def positions(self) -> list[int]:
+        """The position of each row of `targets` in the target set `[M]`."""
+        return list(range(len(self.targets))) if self.target_positions is None else self.target_positions
 
 
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.subspace import target_coordinates
+from hf_gist.gist.alignment import alignment_facts
 from hf_gist.gist.forecast import announce, forecast_memory, forecast_scoring
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.base import CheckpointVectors
@@ -122,7 +124,7 @@ def chunk_measurements(
         target_coordinates=target_coordinates(subspace.singular, subspace.u),
         target_label_tokens=subspace.label_tokens,
         target_columns={name: [values[i] for i in subspace.usable.tolist()] for name, values in columns.items()},
-        target_rows=subspace.usable.tolist(),
+        target_rows=[inputs.positions[i] for i in subspace.usable.tolist()],
         sources=inputs.sources,
     )
 
@@ -141,6 +143,7 @@ def _measure_nothing(dataset_pass: DatasetPass, inputs: Inputs) -> Measurements:
         target_coordinates=torch.zeros(len(wanted), 0),
         target_label_tokens=wanted,
         target_columns=inputs.target_columns,
+        target_rows=inputs.target_positions,
         sources=inputs.sources,
     )
 
@@ -166,8 +169,19 @@ def _group_names(inputs: Inputs, config: GISTConfig) -> list[Any] | None:
 
 def _unusable_targets(measured: Measurements, inputs: Inputs, config: GISTConfig) -> dict[str, Any]:
     """The manifest's entry on target rows without a labelled token or a finite gradient."""
-    rows = sorted(set(range(len(inputs.targets))) - set(measured.target_numbers))
-    return {"rows": rows, "groups": lost_by_group(rows, _group_names(inputs, config))}
+    rows = sorted(set(inputs.positions) - set(measured.target_numbers))
+    names = _group_names(inputs, config)
+    named = None if names is None else dict(zip(inputs.positions, names, strict=True))
+    return {"rows": rows, "groups": lost_by_group(rows, named)}
+
+
+def _held_out(inputs: Inputs) -> dict[str, Any] | None:
+    """The manifest's entry on target rows that were held out."""
+    held_out = inputs.held_out
+    if held_out is None:
+        return None
+    groups = {} if held_out.groups is None else dict(sorted(Counter(held_out.groups).items()))
+    return {"rows": held_out.numbers, "of": len(held_out.target_set), "groups": groups}
 
 
 def measure(
@@ -260,6 +274,7 @@ def measure_and_choose(
     manifest["memory_plan"] = None if memory is None else memory.to_dict()
     manifest["scoring_plan"] = None if plan is None else plan.to_dict()
     manifest["scored_share"] = None if share is None else share.to_dict()
+    manifest["alignment"] = alignment_facts(selection)
     ledger = _ledger(dataset_pass, inputs, selection, watch, warmup)
     return dataclasses.replace(selection, manifest=manifest, costs=ledger)
 
@@ -268,10 +283,11 @@ def _manifest(
     dataset_pass: DatasetPass, inputs: Inputs, measurements: Measurements, config: GISTConfig
 ) -> dict[str, Any]:
     """Everything needed to reproduce a selection, and what its inputs were found to contain."""
-    manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.targets, config)
+    manifest = run_manifest(dataset_pass.model, inputs.pool, inputs.target_set, config)
     manifest["loss"] = dataset_pass.loss.name
     manifest["leaks"] = "not looked for: rows without input_ids" if inputs.leaks is None else inputs.leaks.report()
     manifest["unusable_targets"] = _unusable_targets(measurements, inputs, config)
+    manifest["held_out_targets"] = _held_out(inputs)
     manifest["pool_duplicates"] = _copies_report(inputs)
     return manifest
 

@@ -17,7 +17,14 @@ from hf_gist.data.leaks import LeakGuard, warn
 from hf_gist.data.reading.stream import chunk_of
 from hf_gist.data.rows import Collator, keep_columns
 from hf_gist.functional.measurements import Measurements
-from hf_gist.gist.checks import check_dataset, check_groups, check_labels, group_columns, warn_selects_once
+from hf_gist.gist.checks import (
+    check_dataset,
+    check_groups,
+    check_labels,
+    check_only_selects,
+    group_columns,
+    warn_selects_once,
+)
 from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gist.scoring import chunk_measurements
@@ -57,6 +64,7 @@ def check_stream_config(config: GISTConfig) -> None:
     Raises:
         ValueError: naming the setting.
     """
+    check_only_selects(config)
     if isinstance(config.budget, float) or config.budget_unit != "rows":
         raise ValueError(
             f"`budget={config.budget!r}` {config.budget_unit}: the length of a stream is not known; "

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,7 +93,7 @@ def find_target_subspace(
     return TargetSubspace(singular, u, rows, facts.label_tokens[rows], basis)
 
 
-def lost_by_group(rows: Sequence[int], groups: Sequence[str] | None) -> dict[str, int]:
+def lost_by_group(rows: Sequence[int], groups: Sequence[str] | Mapping[int, str] | None) -> dict[str, int]:
     """Number of these target rows in each group; empty if the groups have no names."""
     return {} if groups is None else dict(sorted(Counter(groups[row] for row in rows).items()))
 

@@ -70,6 +70,37 @@ def unusable_targets(found: Any, shown: Callable[[str], str] = str) -> str | Non
     return f"{len(found['rows']):,}{f' ({groups})' if groups else ''}"
 
 
+ROWS_NAMED = 20
+
+
+def held_out_targets(found: Any) -> str | None:
+    """Which target rows were held out from the selection; `None` if none were.
+
+    Args:
+        found: the manifest's entry `held_out_targets`, if there is one.
+    """
+    if not isinstance(found, dict) or not found.get("rows"):
+        return None
+    rows = found["rows"]
+    more = f" and {len(rows) - ROWS_NAMED:,} more" if len(rows) > ROWS_NAMED else ""
+    return f"{len(rows):,} of {found['of']:,}: rows {', '.join(map(str, rows[:ROWS_NAMED]))}{more}"
+
+
+def alignment_sentence(found: Any) -> str | None:
+    """How well the best rows align with the targets; `None` if that was not measured.
+
+    Args:
+        found: the manifest's entry `alignment`, if there is one.
+    """
+    if not isinstance(found, dict):
+        return None
+    rows = "rows" if found["own_kind"] else "no rows"
+    return (
+        f"mean cosine {found['best']:.3f} with the nearest target row, against {found['targets']:.3f} among the target rows: "
+        f"the pool seems to have {rows} of the targets' own kind"
+    )
+
+
 def method_title(config: GISTConfig) -> str:
     """Name of the selection method of a configuration."""
     if config.strategy in UNSCORED:

@@ -45,12 +45,14 @@ def collect_vectors(
 def collect_losses(dataset_pass: DatasetPass, dataset: Any, what: str) -> RowFacts:
     """Loss and labelled tokens of every row, from a forward pass in eval mode; a row without a label has the loss 0.
 
+    The loss is that of the pass; a trainer's own needs `one_by_one`.
+
     Args:
         dataset_pass (`DatasetPass`): how the rows are processed.
         dataset: tokenised rows.
         what (`str`): name for messages and the progress bar.
     """
-    return dataset_pass.scan(dataset, what, LossesOnly(dataset_pass.model))
+    return dataset_pass.scan(dataset, what, LossesOnly())
 
 
 def collect_coordinates(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from hf_gist.data.batches import Batches, plan_batches
+from hf_gist.data.batches import Batches, plan_batches, single_rows
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.functional.subspace import BatchTotals
 from hf_gist.gradients.models import is_sharded, model_device, to_device
@@ -122,6 +122,7 @@ class DatasetPass:
         basis_device (`torch.device`, *optional*): where target vectors and basis are kept; by default the model's
             device.
         own_loss (`RowLoss`, *optional*): a trainer's own loss; by default token cross-entropy.
+        one_by_one (`bool`): batches of one row, for the loss of each row where only that of a batch is known.
     """
 
     model: nn.Module
@@ -131,6 +132,7 @@ class DatasetPass:
     progress: bool = True
     basis_device: torch.device | None = None
     own_loss: RowLoss | None = None
+    one_by_one: bool = False
 
     @property
     def loss(self) -> RowLoss:
@@ -165,7 +167,8 @@ class DatasetPass:
         slices = None if basis is None else BasisSlices(basis, model_device(self.model))
         facts = RowFacts.empty(size, rank)
         tensors = vars(facts)
-        plan = plan_batches(row_lengths(dataset), size, self.tokens_per_batch)
+        lengths = row_lengths(dataset)
+        plan = single_rows(lengths, size) if self.one_by_one else plan_batches(lengths, size, self.tokens_per_batch)
         if shards is not None:
             shards.restore(tensors)
         wanted = RowVectors(vectors, self.loss, slices, rank, new_sink)

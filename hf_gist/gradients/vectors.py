@@ -3,13 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor, nn
 
 from hf_gist.functional.per_sample import flat_gradients, joined_sequences
 from hf_gist.gradients.hooks import check_report, reporting, unreached
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
-from hf_gist.gradients.losses import sample_losses
 from hf_gist.gradients.row_losses.base import RowLoss
 
 
@@ -131,18 +129,12 @@ class GradientVectors:
 
 
 class LossesOnly:
-    """No vectors: a forward pass that computes the rows' losses.
+    """No vectors: a forward pass that computes the rows' losses."""
 
-    Args:
-        model (`nn.Module`): a peft or transformers model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self) -> None:
         # with a part, although it is never passed on, the model is run on its device
         self.sizes = {"loss": 0}
 
     def __call__(self, batch: dict[str, Any], gradients: Gradients, loss: RowLoss) -> tuple[Tensor, Tensor]:
-        """See [`Vectors`]; the loss is that of the model, whatever that of the pass."""
-        with torch.no_grad():
-            return sample_losses(self.model, batch)
+        """See [`Vectors`] and [`RowLoss.losses`]."""
+        return loss.losses(batch)

@@ -11,12 +11,19 @@ from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.data.provenance import files_of
+from hf_gist.functional.target_losses import MANIFEST_KEY
 from hf_gist.gist.history import ENTRY
 from hf_gist.gist.scorers.gist import GIST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.scoring_cost.looked_at import why_not_looked_at
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import repeats_sentence, rule_sentence, unusable_targets
+from hf_gist.gist.wording import (
+    alignment_sentence,
+    held_out_targets,
+    repeats_sentence,
+    rule_sentence,
+    unusable_targets,
+)
 from hf_gist.hub.markdown import Verbatim, code, one_line
 
 
@@ -67,9 +74,23 @@ def selection_facts(selection: Selection) -> Facts:
         if (loss := selection.manifest.get("loss")) is not None and not scorer_of(config).forward_only:
             facts.append(("Loss of a row", loss))
         facts += _subspace(selection)
+    facts += _of_targets(selection)
     facts += _left_out(selection)
     facts.append(("Seed", str(config.seed)))
     return [(label, Verbatim(value)) for label, value in facts]
+
+
+def _of_targets(selection: Selection) -> list[tuple[str, str]]:
+    """Target rows held out, alignment of the best rows, and the target loss during training."""
+    manifest = selection.manifest
+    loss = manifest.get(MANIFEST_KEY) or {}
+    found = {
+        "Target rows held out": held_out_targets(manifest.get("held_out_targets")),
+        "Alignment of the best rows": alignment_sentence(manifest.get("alignment")),
+        "Target loss in training": loss.get("sentence"),
+        "Warning": loss.get("warning"),
+    }
+    return [(label, text) for label, text in found.items() if text]
 
 
 def _source_rules(selection: Selection) -> list[tuple[str, str]]:
@@ -240,7 +261,11 @@ def select_command(selection: Selection, address: str) -> str:
     flags.append(("columns", [f"{name}={source}" for name, source in columns.items()] or None))
     flags += [(name, manifest.get(name)) for name in RECORDED]
     flags.append(("output_dir", "selection"))
+    # settings of the training, which a command that only selects refuses
+    if selection.config.target_holdout:
+        flags.append(("target_holdout", 0))
     given = [f"--{name} {_quoted(value)}" for name, value in flags if value is not None]
+    given += ["--no-stop_when_target_rises"] if selection.config.stop_when_target_rises else []
     given += ["--skip_bad_rows"] if manifest.get("skipped_rows") or manifest.get("bad_rows") else []
     return "hf-gist select " + " \\\n    ".join(given)
 

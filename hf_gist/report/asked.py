@@ -12,7 +12,14 @@ from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
-from hf_gist.gist.wording import STRATEGIES, repeats_sentence, score_sentence, unusable_targets
+from hf_gist.gist.wording import (
+    STRATEGIES,
+    alignment_sentence,
+    held_out_targets,
+    repeats_sentence,
+    score_sentence,
+    unusable_targets,
+)
 from hf_gist.report.parts import Section, Table
 from hf_gist.report.text import summary_line
 from hf_gist.report.wording import count, percent, plural, seconds, short
@@ -71,6 +78,10 @@ def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:
     ]
     if lost := unusable_targets(selection.manifest.get("unusable_targets")):
         rows.append(["target rows that cannot be used", short(lost, 200)])
+    if held_out := held_out_targets(selection.manifest.get("held_out_targets")):
+        rows.append(["target rows held out, to measure the target loss", short(held_out, 200)])
+    if aligned := alignment_sentence(selection.manifest.get("alignment")):
+        rows.append(["alignment of the best rows", aligned])
     if m.scored is not None:
         rows.append(["rows scored", f"{count(int(m.scored.sum()))}, {_which_scored(selection)}"])
         rows.append(["rows not looked at", count(int((~m.scored).sum()))])

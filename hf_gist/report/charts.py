@@ -1,5 +1,6 @@
 """The figures of a selection: spectrum, scores, sources, lengths, energy and overlap, with captions and tables."""
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,10 +11,11 @@ from torch import Tensor
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.functional.subspace import captured_variance
+from hf_gist.functional.target_losses import MANIFEST_KEY
 from hf_gist.gist.artifacts import SCORES
 from hf_gist.gist.history import ENTRY, HISTORY
 from hf_gist.gist.selection import Selection
-from hf_gist.report.draw import Bars, Histogram, Spectrum
+from hf_gist.report.draw import Bars, Curve, Histogram, Spectrum
 from hf_gist.report.parts import NoPlot, Plot, Section, Table
 from hf_gist.report.wording import count, percent, seconds, short
 
@@ -28,6 +30,7 @@ SOURCES_DRAWN = 12
 SOURCES_LISTED = 100
 DIRECTIONS_LISTED = 40
 SELECTIONS_LISTED = 100
+POINTS_LISTED = 60
 
 
 # ---- Spectrum ----
@@ -313,6 +316,49 @@ def _overlap_table(title: str, records: Sequence[dict[str, Any]]) -> Table:
     return Table(title, rows, header, note)
 
 
+# ---- The target loss ----
+
+
+def target_loss(selection: Selection) -> Plot | NoPlot:
+    """The loss of the target rows during the training on the selection."""
+    title = "Target loss during training"
+    found = selection.manifest.get(MANIFEST_KEY)
+    if not isinstance(found, dict) or not found.get("points"):
+        return NoPlot(title, "It is measured by GISTDataSelectorCallback, until the end of the training.")
+    points = found["points"]
+    steps = np.array([point["step"] for point in points])
+    losses = np.array([math.nan if point["loss"] is None else point["loss"] for point in points])
+    text = [short(found["warning"], 1000)] if found.get("warning") else []
+    sentence = short(found["sentence"], 400)
+    curve = Curve(steps, losses, [short(point["event"], 22) for point in points], "optimizer steps", "mean loss")
+    return Plot(title, sentence[:1].upper() + sentence[1:], curve, _loss_table(title, points, found), text=text)
+
+
+def _loss_table(title: str, points: Sequence[dict[str, Any]], found: dict[str, Any]) -> Table:
+    rows = []
+    for point in _spaced(points, POINTS_LISTED):
+        loss, change = (_number(point[name]) for name in ("loss", "change"))
+        rows.append(
+            [short(point["event"]), count(point["step"]), loss, change, f"{point['standard_error_of_change']:.4f}"]
+        )
+    kind = "held out from the selection" if found.get("held_out") else "that the selection was made with"
+    more = f" {count(len(rows))} of {count(len(points))} measurements." if len(rows) < len(points) else ""
+    note = f"Mean over {count(points[0]['rows'])} target rows {kind}.{more}"
+    return Table(
+        title, rows, ["measured", "step", "loss", "change from the first", "standard error of the change"], note
+    )
+
+
+def _spaced(points: Sequence[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
+    """At most `limit` evenly spaced points, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(points) - 1, min(limit, len(points))).round().astype(int))
+    return [points[place] for place in places]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4f}"
+
+
 # ---- All of them ----
 
 
@@ -323,6 +369,7 @@ FIGURES: dict[str, Callable[[Selection], Plot | NoPlot]] = {
     "lengths": lengths,
     "energy": energy,
     "overlap": overlap,
+    "target_loss": target_loss,
 }
 """The figures of a selection by key, in order. The page, the PNG files and TensorBoard show all of them."""
 

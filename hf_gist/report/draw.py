@@ -9,6 +9,10 @@ import numpy as np
 from hf_gist.report.canvas import LIGHT
 
 
+POINTS_NAMED = 6
+"""Largest number of points of a curve whose names are written."""
+
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -42,6 +46,45 @@ class Spectrum:
             ha="right" if left else "left",
         )
         axes.set(xlabel="singular directions of the target gradients", ylabel="share of variance", ylim=(0, 1.03))
+        axes.grid()
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A value measured at some points of a training.
+
+    Args:
+        steps (`np.ndarray`): where it was measured `[n]`, increasing.
+        values (`np.ndarray`): `[n]`; NaN where it is not finite.
+        names (`Sequence[str]`): of the points; only a few are written.
+        along (`str`): name of the horizontal axis.
+        label (`str`): name of the value.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    names: Sequence[str]
+    along: str
+    label: str
+
+    def __call__(self, figure: "Figure") -> None:
+        from matplotlib.ticker import MaxNLocator
+
+        axes = figure.subplots()
+        axes.plot(self.steps, self.values, marker="o", markersize=3.5, color=LIGHT["line"])
+        for at in range(len(self.steps)) if len(self.steps) <= POINTS_NAMED else ():
+            if np.isfinite(self.values[at]):
+                right = at == len(self.steps) - 1
+                axes.annotate(
+                    self.names[at],
+                    (self.steps[at], self.values[at]),
+                    xytext=(0, 6),
+                    textcoords="offset points",
+                    ha="right" if right else "left",
+                )
+        axes.set(xlabel=self.along, ylabel=self.label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.margins(y=0.15)
         axes.grid()
 
 

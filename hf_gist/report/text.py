@@ -4,6 +4,7 @@ from collections import Counter
 
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
+from hf_gist.gist.wording import alignment_sentence
 
 
 def summary_line(selection: Selection, steps: int | None = None) -> str:
@@ -34,6 +35,8 @@ def summary_table(selection: Selection) -> str:
     ]
     if selection.rank:
         lines += [*_subspace_lines(selection), *_loss_line(selection)]
+    if aligned := alignment_sentence(selection.manifest.get("alignment")):
+        lines.append(f"best rows: {aligned}")
     if m.scored is not None:
         others = f"of {len(m.scored):,}, the others were not looked at"
         lines.append(_line("scored rows", f"{int(m.scored.sum()):,}", others))

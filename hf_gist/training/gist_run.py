@@ -49,6 +49,7 @@ from hf_gist.training.steps.run_length import (
 )
 from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
+from hf_gist.training.watch.target_watch import TargetWatch
 
 
 class GISTRun:
@@ -89,6 +90,7 @@ class GISTRun:
         batches = parts.args.gradient_accumulation_steps
         self.row_check = RowCheck(parts.model, batches, inputs.pool, parts.collator)
         self.initial_adapter: InitialAdapter | None = None
+        self.target_watch = TargetWatch(config, parts, inputs, self.clock)
         self._skipped_steps = 0
 
     @property
@@ -115,6 +117,7 @@ class GISTRun:
             selections = len(self.plan.selection_steps(self.config.reselect_every))
             check_costs(self.parts, self.inputs, self.config, self._warmup(), selections)
         tell_selections(self.plan, self.config, state)
+        self.target_watch.begin(state, checkpoint_folder(self.parts.output_folder, state.global_step))
 
     def _warmup(self) -> PhaseCost:
         """Cost of the warm-up, spent or to be spent."""
@@ -181,9 +184,12 @@ class GISTRun:
             DefaultFlowCallback().on_epoch_end(args, state, control)
         if step >= state.max_steps:
             control.should_training_stop = True
+        self.target_watch.after_step(state, control, self.plan.ends_pass(step))
 
     def finish_epoch(self, state: TrainerState, control: TrainerControl) -> None:
         """Skip what is due at the end of an epoch, if it ends in the middle of a pass."""
+        if control.should_training_stop:
+            self.target_watch.measure(state)
         if not self.plan.ends_pass(state.global_step):
             control.should_evaluate = False
             control.should_log = False
@@ -203,17 +209,23 @@ class GISTRun:
         step = state.global_step
         self.row_check.verify(self.sampler.rows_of_step(step - 1))
         state.epoch = self.plan.epoch(step)
-        if step == self.plan.warmup_steps or self._chooses_again(step):
+        if step == self.plan.warmup_steps or self._chooses_again(state):
             self.swap(state)
 
-    def _chooses_again(self, step: int) -> bool:
-        return self.selection is not None and step == self.plan.next_selection(self.config.reselect_every)
+    def _chooses_again(self, state: TrainerState) -> bool:
+        """Whether rows are chosen again after this step; not if training ends because the target loss rose."""
+        if self.selection is None or state.global_step != self.plan.next_selection(self.config.reselect_every):
+            return False
+        self.target_watch.measure(state)
+        return not self.target_watch.rose
 
     # ---- The swaps ----
 
     def swap(self, state: TrainerState) -> None:
         """Score the pool, select, write the artifacts and switch the dataloader to the selected rows."""
         first = self.selection is None
+        if first:
+            self.target_watch.before_selection(state)
         partial = PartialScores(self.folder / PARTIAL, self.config.save_every, start_over=True)
         selection = self._select(partial, state.global_step)
         self.selection = selection
@@ -225,6 +237,7 @@ class GISTRun:
         if first and self.initial_adapter is not None:
             self.initial_adapter.restore(self.parts.model)
             self.parts.optimizer.state.clear()
+        self.target_watch.after_selection(state)
         track_selection(self.parts, state, selection)
         self._tell_selection(selection, state)
 
@@ -251,7 +264,7 @@ class GISTRun:
         else:
             # of an earlier run into this folder
             (self.folder / HISTORY).unlink(missing_ok=True)
-        report_training(parts.args, selection, self.inputs.pool, self.inputs.targets, parts.tokenizer)
+        report_training(parts.args, selection, self.inputs.pool, self.inputs.target_set, parts.tokenizer)
 
     def _tell_selection(self, selection: Selection, state: TrainerState) -> None:
         """Print what was selected, and warn if rows will not be chosen again after all."""
@@ -287,12 +300,14 @@ class GISTRun:
         folder.mkdir(parents=True, exist_ok=True)
         self.clock.record(WARMUP if self.selection is None else TRAINING)
         self.clock.save(folder)
+        self.target_watch.save(folder)
         if self.selection is not None:
             save_selected(folder, self.selection, self.folder, self.parts.args.push_to_hub)
 
     def end(self, state: TrainerState) -> None:
         """Complete the cost ledger, and warn if training ended before a step on selected rows."""
         self.row_check.close()
+        self.selection = self.target_watch.finish(self.selection, state)
         if self.selection is not None:
             self._complete_ledger(self.selection, state)
         seen = self.row_check.done or len(self.history) > 1 or self.first_step >= state.global_step

@@ -23,6 +23,8 @@ from hf_gist.training.losses.choice import own_loss, verified_loss
 from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
 from hf_gist.training.steps.loader import check_loader
+from hf_gist.training.watch.held_out import hold_out
+from hf_gist.training.watch.target_watch import check_stopping
 
 
 ROW = "hf_gist_row"
@@ -68,7 +70,7 @@ def read_inputs(
     forecast_memory(dataset_pass, len(pool), len(targets), config)
     evaluation = prepare_evaluation(eval_dataset, parts)
     leaks = find_leaks(pool, targets, evaluation, parts.tokenizer)
-    return Inputs(pool, targets, columns, sources, leaks, loss=loss)
+    return hold_out(Inputs(pool, targets, columns, sources, leaks, loss=loss), dataset_pass, config, kept)
 
 
 def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
@@ -87,6 +89,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
     check_loader(parts.loader, args)
     check_distribution(AcceleratorState().distributed_type, config)
     check_accumulation(args)
+    check_stopping(args, config)
 
 
 def _target_columns(

@@ -11,6 +11,7 @@ from hf_gist.costs.stopwatch import SCORING
 from hf_gist.gist.history import ENTRY
 from hf_gist.gist.selection import Selection
 from hf_gist.report import not_fatal, save_selection_figures
+from hf_gist.training.losses.side_effects import without_metrics
 from hf_gist.training.parts import TrainerParts, output_folder
 
 
@@ -51,21 +52,31 @@ def selection_metrics(selection: Selection) -> dict[str, float]:
     return metrics | costs
 
 
+def log_metrics(parts: TrainerParts, state: TrainerState, metrics: dict[str, float]) -> None:
+    """Log metrics to all trackers of the Trainer; its own running metrics are neither logged nor reset.
+
+    Call it on every process, from a callback event.
+    """
+    trainer = parts.trainer
+    if trainer is None:
+        state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
+        return
+    # `log` marks the step as logged, so the loss of the step would not be logged
+    due = trainer.control.should_log
+    with without_metrics(trainer):
+        for running in getattr(trainer, "_metrics", {}).values():
+            running.clear()
+        trainer.log(dict(metrics))
+    trainer.control.should_log = due
+
+
 def track_selection(parts: TrainerParts, state: TrainerState, selection: Selection) -> None:
     """Log the metrics to all trackers of the Trainer, and the figures to TensorBoard if it is one of them.
 
     Call it on every process, from a callback event.
     """
     args = parts.args
-    trainer = parts.trainer
-    metrics = selection_metrics(selection)
-    if trainer is None:
-        state.log_history.append({**metrics, "epoch": state.epoch, "step": state.global_step})
-    else:
-        # `log` marks the step as logged, so the loss of the step would not be logged
-        due = trainer.control.should_log
-        trainer.log(dict(metrics))
-        trainer.control.should_log = due
+    log_metrics(parts, state, selection_metrics(selection))
     if state.is_world_process_zero and "tensorboard" in (args.report_to or ()):
         with not_fatal("The figures for TensorBoard were", "Its numbers are there."):
             _figures_to_tensorboard(_tensorboard_folder(args), state.global_step, selection)

@@ -16,6 +16,7 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
+from hf_gist.gradients.models import weights_digest
 from tests.helpers.pairs import preference_rows, preference_trainer
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
@@ -68,7 +69,8 @@ def main(folder: Path) -> None:
     cheap = GISTConfig(budget=8, scoring_tokens_per_batch=64, scoring_cost=0.6)
     nearest = select(lora_model(), pool, targets, cheap, data_collator=PaddingCollator(), progress=False)
 
-    once, callback = trained(folder / "training", pool, targets, config, epochs=3)
+    watched = dataclasses.replace(config, target_holdout=0.4, stop_when_target_rises=True)
+    once, callback = trained(folder / "training", pool, targets, watched, epochs=3)
     settings = {"reselect_every": 1, "reselect_share": 0.7}
     chosen, again = trained(folder / "again", pool, targets, dataclasses.replace(config, **settings), epochs=4)
     result = {
@@ -78,6 +80,11 @@ def main(folder: Path) -> None:
         "nearest": nearest.indices,
         "looked_at": nearest.measurements.looked_at.tolist(),
         "trained": callback.selection.indices,
+        "target_losses": [point.losses for point in callback.run.target_watch.series.points],
+        "held_out": callback.selection.manifest["held_out_targets"]["rows"],
+        "final_step": callback.selection.manifest["target_loss"]["final_step"],
+        "said": callback.selection.manifest["target_loss"]["sentence"],
+        "adapter": weights_digest(once.model, trainable=True),
         "pairs": selected_pairs(folder, state.num_processes),
         "losses": losses_of(once),
         "chosen": [[record.step, record.indices] for record in again.run.history],

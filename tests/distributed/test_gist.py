@@ -41,3 +41,10 @@ def test_two_processes_select_and_train_as_one_does(tmp_path):
     for rank in ranks:
         assert rank["scores"] == pytest.approx(alone["scores"], abs=1e-5)
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-4)
+        # the target loss, and the decision to stop
+        assert rank["held_out"] == alone["held_out"] and len(rank["held_out"]) == 2
+        assert len(rank["target_losses"]) == len(alone["target_losses"]) >= 3
+        for ours, expected in zip(rank["target_losses"], alone["target_losses"], strict=True):
+            assert ours == pytest.approx(expected, rel=1e-4)
+        assert (rank["final_step"], rank["said"]) == (alone["final_step"], alone["said"])
+    assert ranks[0]["target_losses"] == ranks[1]["target_losses"] and ranks[0]["adapter"] == ranks[1]["adapter"]

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from hf_gist.data.batches import check_batch
@@ -48,6 +49,16 @@ class RowLoss(Protocol):
     def scales(self, batch: dict[str, Any]) -> Tensor | None:
         """Factors `[B]` from a row's gradient in [`RowLoss.backward`] to that of its own loss; `None` if all are 1."""
 
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """One forward pass without gradients over a prepared batch on the model's device.
+
+        Returns:
+            `tuple[Tensor, Tensor]`: losses `[B]` and labelled tokens `[B]`.
+
+        Raises:
+            ValueError: for a batch of several rows, if only the loss of the whole batch is known.
+        """
+
     def backward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """One forward and one backward pass over a prepared batch on the model's device.
 
@@ -88,6 +99,11 @@ class TokenLoss:
     def scales(self, batch: dict[str, Any]) -> Tensor | None:
         """See [`RowLoss`]: the sum over rows leaves each row's gradient unscaled."""
         return None
+
+    @torch.no_grad()
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """See [`RowLoss`]."""
+        return sample_losses(self.model, batch)
 
     def backward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See [`RowLoss`]."""

@@ -129,11 +129,22 @@ class WeightedLoss:
         """See [`RowLoss`]."""
         return None if self.weighting == SUM else batch[WEIGHTS].scales
 
+    @torch.no_grad()
+    def losses(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """See [`RowLoss`]."""
+        counts = batch[WEIGHTS].counts
+        if len(counts) != 1:
+            raise ValueError(f"{self.name} has one loss for a batch of {len(counts)} rows; give it one row at a time.")
+        return self._of_batch(batch).detach().reshape(1), counts
+
+    def _of_batch(self, batch: dict[str, Any]) -> Tensor:
+        inputs = {name: value for name, value in batch.items() if name != WEIGHTS}
+        return self.compute(inputs, int(batch[WEIGHTS].counts.sum()))
+
     def backward(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """See [`RowLoss`]; the losses of single rows are not known."""
         counts = batch[WEIGHTS].counts
-        inputs = {name: value for name, value in batch.items() if name != WEIGHTS}
-        loss = self.compute(inputs, int(counts.sum()))
+        loss = self._of_batch(batch)
         loss.backward()
         return torch.full((len(counts),), math.nan, device=loss.device), counts
 
