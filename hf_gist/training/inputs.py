@@ -23,6 +23,7 @@ from hf_gist.training.losses.choice import own_loss, verified_loss
 from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
 from hf_gist.training.steps.loader import check_loader
+from hf_gist.utils.guides import guide
 
 
 ROW = "hf_gist_row"
@@ -82,7 +83,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise ValueError(
             "`packing` or `padding_free` is on: several examples share one row, so their gradients cannot be "
-            "separated. Set both to False."
+            f"separated. Set both to False. See {guide('errors', 'packed-rows')}."
         )
     check_loader(parts.loader, args)
     check_distribution(AcceleratorState().distributed_type, config)

@@ -8,6 +8,8 @@ Every row order is a function of the optimizer step, so a resumed run gives the 
 import math
 from dataclasses import dataclass, replace
 
+from hf_gist.utils.guides import guide
+
 
 @dataclass(frozen=True)
 class StepPlan:
@@ -143,5 +145,5 @@ def _check_epochs(num_train_epochs: float) -> None:
         raise ValueError(
             f"`num_train_epochs={num_train_epochs}` leaves no epoch for the selected rows: the first epoch is the "
             "warm-up, and each further one is a pass over the selection. Set `num_train_epochs` to 1 + the number "
-            "of passes, for instance 4."
+            f"of passes, for instance 4. See {guide('getting_started', 'in-a-trainer')}."
         )
