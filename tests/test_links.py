@@ -13,6 +13,8 @@ from tests.helpers.markdown import GUIDES, README, RECIPES, links, sections, slu
 
 
 DOCUMENTS = [README, RECIPES, *GUIDES, ROOT / ".github" / "CONTRIBUTING.md", *ROOT.glob("recipes/*/*.md")]
+pytestmark = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not a checkout")
+
 ON_GITHUB = "../../actions/"
 """Pages of the repository on GitHub that are no files."""
 

@@ -13,6 +13,8 @@ from tests.helpers import markdown
 from tests.helpers.markdown import README, text_of
 
 
+pytestmark = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not a checkout")
+
 GUIDE_LINES = 200
 README_LINES = 150
 
