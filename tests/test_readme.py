@@ -1,6 +1,7 @@
 """README.md: its length, first screen, badges, citations, and where its numbers come from."""
 
 import configparser
+import json
 import re
 from urllib.parse import unquote
 
@@ -91,6 +92,15 @@ def test_the_first_screen_has_a_picture_with_a_text():
     head = "\n".join(text_of(README).splitlines()[:20])
     (picture,) = re.findall(r"<picture>.*?</picture>", head, re.DOTALL)
     assert "prefers-color-scheme: dark" in picture and len(re.search(r'alt="([^"]+)"', picture)[1]) > 60
+
+
+def test_the_table_of_the_demo_has_the_numbers_of_the_picture():
+    made = json.loads((ROOT / ".github" / "assets" / "demo.json").read_text(encoding="utf-8"))
+    found = markdown.table_numbers(markdown.sections(markdown.RECIPES)["the-demo"])
+    for name in ("random", "whole pool", "GIST"):
+        row = [f"{made['rows'][name]:,}", str(made["steps"][name]), f"{made['losses'][name]:.4f}"]
+        assert any(found[at : at + 3] == row for at in range(len(found))), name
+    assert f"{made['losses']['untrained']:.4f}" in found
 
 
 def test_every_guide_is_in_the_table_of_guides():

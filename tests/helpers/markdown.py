@@ -14,7 +14,7 @@ RECIPES = ROOT / "recipes" / "README.md"
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
-LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"")
+LINK = re.compile(r"(?<!\\)\]\(([^)\s]+)\)|(?:src|srcset|href)=\"([^\"]+)\"")
 NUMBER = re.compile(r"(?<![\w.])(?<!\w-)\d[\d,]*(?:\.\d+)?")
 """`3.0280` and `1,433`, but not the numbers of names such as Llama-2 and FSDP2."""
 
