@@ -1,123 +1,132 @@
-"""Every code block of README.md is run."""
+"""README.md: its length, first screen, badges, citations, and where its numbers come from."""
 
-import functools
-import os
+import configparser
+import json
 import re
-import stat
-import subprocess
-import sys
+from urllib.parse import unquote
 
 import pytest
-import torch
-import transformers
-import trl
-from datasets import Dataset
 
-from hf_gist import GISTConfig, Selection
+from hf_gist import __version__
+from hf_gist.hub.templating import citations
 from tests import ROOT
-from tests.helpers import hub_runs as runs
-from tests.helpers.settings_table import END, START, with_table
-from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
-from tests.helpers.words import chats, save_model, tokenizer
+from tests.helpers import markdown
+from tests.helpers.markdown import README, text_of
 
 
-README = ROOT / "README.md"
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+pytestmark = pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not a checkout")
+
+GUIDE_LINES = 200
+README_LINES = 150
 
 
-def blocks(language):
-    return [pytest.param(text, id=text.strip().splitlines()[0][:60]) for kind, text in BLOCKS if kind == language]
+def setup() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
 
 
-def test_every_block_is_of_a_kind_that_is_run():
-    assert {kind for kind, _ in BLOCKS} == {"python", "bash"}
+def paragraphs(text: str) -> list[str]:
+    """Paragraphs, items of lists and rows of tables, without code blocks and comments."""
+    return [part for part in re.split(r"\n\n|\n(?=[-|#] )", markdown.prose(text)) if part.strip()]
 
 
-def put_on_the_hub(hub):
-    hub.put("models/user/model", "gist_config.json", GISTConfig(budget=0.1).to_json().encode())
+def linked_tables(paragraph: str) -> list[str]:
+    """The numbers in the tables of the sections that a paragraph links to."""
+    found = []
+    for target in markdown.links(paragraph):
+        path, _, anchor = target.partition("#")
+        if anchor:
+            found += markdown.table_numbers(markdown.sections(README.parent / path)[anchor])
+    return found
 
 
-@pytest.mark.parametrize("text", blocks("python"))
-def test_python_blocks(text, tmp_path, monkeypatch, hub):
-    monkeypatch.chdir(tmp_path)
-    put_on_the_hub(hub)
-    if not torch.cuda.is_available():
-        # SFTConfig asks for bf16 by default, for which Trainer raises an error on a CPU
-        monkeypatch.setattr(trl, "SFTConfig", functools.partial(trl.SFTConfig, bf16=False))
-    rows = chats(80)
-    names = {
-        "Trainer": transformers.Trainer,
-        "TrainingArguments": transformers.TrainingArguments,
-        "peft_model": lora_model(),
-        "pool": as_dataset(token_rows(80)),
-        "targets": as_dataset(token_rows(4, seed=5)),
-        "collator": PaddingCollator(),
-        "chats": Dataset.from_list(rows),
-        "target_chats": Dataset.from_list(rows[:4]),
-        "tokenizer": tokenizer(),
-        "small_model": lora_model(),
-        "small_pool": as_dataset(token_rows(80)),
-        "raw_pool": Dataset.from_list(rows),
-    }
-    if "export_dataset" in text:
-        names |= {"selection": runs.selection(), "pool": runs.pool()}
-    before = dict(names)
-    exec(compile(text, str(README), "exec"), names)
-    assert set(names) - set(before)
+def missing_numbers(paragraph: str) -> list[str]:
+    """The numbers of a paragraph that are in no table that it links to."""
+    known = linked_tables(paragraph)
+    return [n for n in markdown.numbers(paragraph) if not any(markdown.is_rounded(n, exact) for exact in known)]
 
 
-def stub(folder, name, text):
-    path = folder / name
-    path.write_text(f"#!/bin/sh\n{text}\n")
-    path.chmod(path.stat().st_mode | stat.S_IEXEC)
+@pytest.mark.parametrize("paragraph", paragraphs(text_of(README)), ids=lambda text: text[:40])
+def test_every_number_is_in_a_table_that_the_paragraph_links_to(paragraph):
+    if "img.shields.io" in paragraph:
+        return  # see `test_the_badges_agree_with_setup_cfg`
+    assert missing_numbers(paragraph) == []
 
 
-@pytest.mark.parametrize("text", blocks("bash"))
-def test_bash_blocks(text, tmp_path, hub):
-    """`pip` and `pytest` only record the call, and of the demo only the flags are parsed; all else is run."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    for name in ("pip", "pytest"):
-        stub(tools, name, f'echo "{name} $*" >> "$CALLS"')
-    hf_gist = f'"{sys.executable}" -m hf_gist'
-    stub(
-        tools,
-        "hf-gist",
-        f'echo "hf-gist $*" >> "$CALLS"\nif [ "$1" = demo ]; then set -- "$@" --help; fi\nexec {hf_gist} "$@"',
-    )
-    save_model(tmp_path / "MODEL")
-    Dataset.from_list(chats(80)).to_json(tmp_path / "pool.jsonl")
-    Dataset.from_list(chats(4)).to_json(tmp_path / "targets.jsonl")
-    Dataset.from_list(chats(12)[4:]).to_json(tmp_path / "test.jsonl")
-    put_on_the_hub(hub)
-    runs.select_folder(tmp_path / "out")
-    environment = (
-        os.environ
-        | {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "0"}
-        | {"PATH": f"{tools}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls")}
-    )
-    if "--from_scores" in text:
-        first = next(t for kind, t in BLOCKS if kind == "bash" and "--target_file" in t)
-        text = first + text
-    done = subprocess.run(["bash", "-euc", text], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert (tmp_path / "calls").read_text().strip()
-    if "hf-gist card" in text:
-        assert b"Data selection" in hub.files("models/user/model")["README.md"]
-        assert "selected.parquet" in " ".join(hub.files("datasets/user/subset"))
-        assert Selection.load(tmp_path / "again").config == GISTConfig(budget=0.1)
-    elif "hf-gist compare" in text:
-        assert "GIST (paper's rule)" in (tmp_path / "comparison" / "compare.md").read_text()
-    elif "--output_dir" in text:
-        assert (tmp_path / "selection" / "selected.jsonl").exists()
+@pytest.mark.parametrize(
+    ("paragraph", "missing"),
+    [
+        ("whole pool 2.27, selection 2.70 ([w](recipes/README.md#against-the-whole-pool))", []),
+        ("whole pool 2.28, selection 2.70 ([w](recipes/README.md#against-the-whole-pool))", ["2.28"]),
+        ("1,433 steps ([w](recipes/README.md#against-the-whole-pool)), `budget=0.3`", []),
+        ("2.27 without a link", ["2.27"]),
+        ("2.27 of another table ([g](recipes/README.md#gast-quality))", ["2.27"]),
+        ('<img src="x.png" alt="a loss of 2.99">', ["2.99"]),
+        ("4 rows of ZeRO-2 ([w](recipes/README.md#against-the-whole-pool))", ["4"]),
+    ],
+)
+def test_a_number_that_is_in_no_table_is_found(paragraph, missing):
+    assert missing_numbers(paragraph) == missing
+
+
+def test_readme_and_guides_are_short():
+    lengths = {str(path.relative_to(ROOT)): len(text_of(path).splitlines()) for path in [README, *markdown.GUIDES]}
+    limits = dict.fromkeys(lengths, GUIDE_LINES) | {"README.md": README_LINES}
+    assert {name: lines for name, lines in lengths.items() if lines > limits[name]} == {}
+
+
+def test_no_table_is_wider_than_a_phone_can_show():
+    """Three columns at most; wider ones are in recipes/README.md."""
+    for path in [README, *markdown.GUIDES]:
+        rows = [line for line in markdown.prose(text_of(path)).splitlines() if re.match(r"\|[-|: ]+\|$", line)]
+        assert all(row.strip("|").count("|") <= 2 for row in rows), path
 
 
 def test_the_two_commands_are_on_the_first_screen():
-    head = "\n".join(README.read_text(encoding="utf-8").splitlines()[:45])
+    head = "\n".join(text_of(README).splitlines()[:45])
     assert 'pip install -e ".[report]" && hf-gist demo' in head and 'pip install -e ".[test]" && pytest' in head
 
 
-def test_the_table_of_settings_is_that_of_the_code():
-    text = README.read_text(encoding="utf-8")
-    assert text.count(START) == text.count(END) == 1
-    assert with_table(text) == text, "run python -m tests.helpers.settings_table"
+def test_the_first_screen_has_a_picture_with_a_text():
+    head = "\n".join(text_of(README).splitlines()[:20])
+    (picture,) = re.findall(r"<picture>.*?</picture>", head, re.DOTALL)
+    assert "prefers-color-scheme: dark" in picture and len(re.search(r'alt="([^"]+)"', picture)[1]) > 60
+
+
+def test_the_table_of_the_demo_has_the_numbers_of_the_picture():
+    made = json.loads((ROOT / ".github" / "assets" / "demo.json").read_text(encoding="utf-8"))
+    found = markdown.table_numbers(markdown.sections(markdown.RECIPES)["the-demo"])
+    for name in ("random", "whole pool", "GIST"):
+        row = [f"{made['rows'][name]:,}", str(made["steps"][name]), f"{made['losses'][name]:.4f}"]
+        assert any(found[at : at + 3] == row for at in range(len(found))), name
+    assert f"{made['losses']['untrained']:.4f}" in found
+
+
+def test_every_guide_is_in_the_table_of_guides():
+    guides = {path for path in markdown.GUIDES if path.parent.name == "guides"}
+    linked = {(README.parent / target.partition("#")[0]).resolve() for target in markdown.links(text_of(README))}
+    assert guides <= linked
+
+
+def test_the_badges_agree_with_setup_cfg():
+    text = unquote(text_of(README)).replace("--", "-")
+    versions = re.findall(r"Python :: (3\.\d+)$", setup()["metadata"]["classifiers"], re.MULTILINE)
+    assert f"badge/python-{' | '.join(versions)}-blue" in text and f"[![Python {', '.join(versions)}]" in text
+    assert f"badge/license-{setup()['metadata']['license']}-blue" in text
+    assert (ROOT / ".github" / "workflows" / "ci.yml").exists() and "actions/workflows/ci.yml/badge.svg" in text
+
+
+def test_the_citations_are_those_of_the_cards():
+    (text,) = [text for language, text in markdown.blocks(README) if language == "bibtex"]
+    assert text.startswith(citations().strip() + "\n")
+    assert text.count("@") == 3 and f"version = {{{__version__}}}" in text
+
+
+def test_the_versions_in_the_guide_are_those_of_setup_cfg():
+    text = markdown.sections(ROOT / "recipes" / "guides" / "frameworks.md")["versions"].replace("\n", " ")
+    required = dict(line.split(">=") for line in setup()["options"]["install_requires"].split() if ">=" in line)
+    for name in ("torch", "transformers", "peft", "accelerate", "datasets"):
+        assert f"{name} {required[name]}" in text
+    extra = dict(line.split(">=") for line in setup()["options.extras_require"]["trl"].split())
+    assert f"TRL ({extra['trl']} or newer) need datasets {extra['datasets']}" in text

@@ -13,6 +13,7 @@ from hf_gist.commands.compare.run import add_compare_flags, run_compare
 from hf_gist.commands.demo.command import add_demo_flags, run_demo_command
 from hf_gist.commands.report import add_report_flags, run_report
 from hf_gist.commands.select.run import add_select_flags, run_select
+from hf_gist.utils.guides import guide
 from hf_gist.version import __version__
 
 
@@ -22,33 +23,59 @@ class Command:
 
     Args:
         help (`str`): its line in `hf-gist --help`.
+        guide (`str`): where to read more, see [`hf_gist.utils.guides.guide`].
         add_flags (`Callable`): adds its flags to its parser.
         run (`Callable`): runs it with the parsed flags; returns what `--json` prints, or `None` where it has no `--json`.
     """
 
     help: str
+    guide: str
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any] | None]
 
 
 COMMANDS = {
-    "demo": Command("select rows, train on them, and compare with random rows", add_demo_flags, run_demo_command),
-    "select": Command("select the rows of a pool that align with a target set", add_select_flags, run_select),
-    "compare": Command("train on the rows of each method and compare the test losses", add_compare_flags, run_compare),
-    "report": Command("write one HTML page about a selection or a GAST training run", add_report_flags, run_report),
+    "demo": Command(
+        "select rows, train on them, and compare with random rows",
+        guide("getting_started"),
+        add_demo_flags,
+        run_demo_command,
+    ),
+    "select": Command(
+        "select the rows of a pool that align with a target set", guide("data"), add_select_flags, run_select
+    ),
+    "compare": Command(
+        "train on the rows of each method and compare the test losses",
+        guide("choosing_settings", "is-it-worth-it-on-your-data"),
+        add_compare_flags,
+        run_compare,
+    ),
+    "report": Command(
+        "write one HTML page about a selection or a GAST training run",
+        guide("hub_and_reports", "the-report"),
+        add_report_flags,
+        run_report,
+    ),
     "card": Command(
-        "write the card of a run, or of its selection as a dataset, and push it", add_card_flags, run_card
+        "write the card of a run, or of its selection as a dataset, and push it",
+        guide("hub_and_reports", "model-cards"),
+        add_card_flags,
+        run_card,
     ),
 }
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the whole command."""
-    parser = argparse.ArgumentParser("hf-gist", description="Select the training rows that match a target set.")
+    parser = argparse.ArgumentParser(
+        "hf-gist",
+        description="Select the training rows that match a target set.",
+        epilog=f"Guides: {guide('getting_started')} and the pages beside it. Errors: {guide('errors')}.",
+    )
     parser.add_argument("--version", action="version", version=__version__)
     parsers = parser.add_subparsers(dest="command", required=True)
     for name, command in COMMANDS.items():
-        own = parsers.add_parser(name, help=command.help)
+        own = parsers.add_parser(name, help=command.help, epilog=f"Guide: {command.guide}")
         command.add_flags(own)
         own.add_argument("--debug", action="store_true", help="Show the traceback of an error.")
     return parser

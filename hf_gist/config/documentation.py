@@ -1,10 +1,7 @@
-"""The description of each setting, read from the class docstring, for `--help` and for the table in README.md."""
+"""The description of each setting, read from the class docstring, for `--help` and the reference."""
 
-import dataclasses
 import inspect
 import re
-from collections.abc import Sequence
-from typing import Any
 
 
 ENTRY = re.compile(r"^    (\w+) \((.+?)\): ", re.MULTILINE)
@@ -25,17 +22,3 @@ def setting_texts(cls: type) -> dict[str, str]:
 def setting_help(cls: type) -> dict[str, str]:
     """The first sentence of the description of every setting, without Markdown, for `--help`."""
     return {name: SENTENCE_END.split(text)[0].replace("`", "") for name, text in setting_texts(cls).items()}
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "none"
-    return f'`"{value}"`' if isinstance(value, str) else f"`{value}`"
-
-
-def settings_table(cls: type, names: Sequence[str]) -> str:
-    """A Markdown table of some settings of a configuration: name, default, and full description."""
-    defaults = {field.name: field.default for field in dataclasses.fields(cls)}
-    texts = setting_texts(cls)
-    rows = [f"| `{name}` | {_shown(defaults[name])} | {texts[name]} |" for name in names]
-    return "\n".join(["| setting | default | what it does, and when to change it |", "|---|---|---|", *rows]) + "\n"

@@ -29,7 +29,7 @@ class GASTConfig(BaseConfig):
 
     Args:
         keep (`int` or `float`, defaults to `0.5`): how many samples of a per-device batch update a layer: 0.5 is a
-            fraction of the batch, 8 is a count (paper: 8 of 16).
+            fraction of the batch, 8 is a count (paper: 8 of 16). A larger value masks less.
         mode (`str`, defaults to `"stochastic"`): how the kept samples are chosen from the alignments. `"stochastic"`
             draws `K` samples without replacement from the softmax of the standardised alignments (the paper's method);
             `"random"` draws uniformly (in the paper it already gives most of the gain); `"topk"` takes the best
@@ -49,9 +49,11 @@ class GASTConfig(BaseConfig):
             draw is uniform (`"positive"` keeps all samples). `"batch"` is the mean gradient of the samples of the
             per-device batch itself, which needs no further pass. A path ends in `.safetensors`: a file of
             `save_support_gradient`, with a tensor for each masked parameter.
-        support_batch_size (`int`, defaults to `4`): support samples per process in one support gradient.
+        support_batch_size (`int`, defaults to `4`): support samples per process in one support gradient. More of them
+            make it less noisy, and each step more expensive.
         support_every (`int`, defaults to `1`): compute a new support gradient of the support set every this many
-            optimizer steps. All batches of an accumulated step use the same support gradient.
+            optimizer steps; a larger value costs less. All batches of an accumulated step use the same support
+            gradient.
         group_by (`str`, defaults to `"block"`): matrices that share a mask: those of a transformer `"block"` (the
             paper's method), those of one adapted `"module"`, or all of the `"model"`. With `"model"`, whole samples are
             chosen by the sum of their alignments; the per-sample gradients of a batch are kept until its backward pass
@@ -65,9 +67,10 @@ class GASTConfig(BaseConfig):
             heads, `modules_to_save`): `"unmasked"` trains them on the whole batch, `"masked"` gives them one
             mask.
         rescale (`bool`, defaults to `True`): multiply the kept gradients by `B / K`, so that the step has the
-            same scale as with a mean over the batch. `B` and `K` count the samples with a loss; with
+            same scale as with a mean over the batch; `False` lowers the effective learning rate. `B` and `K` count the samples with a loss; with
             `mode="positive"`, `K` is the number that a layer keeps in this batch.
-        start_step (`int`, defaults to `0`): first optimizer step that is masked.
+        start_step (`int`, defaults to `0`): first optimizer step that is masked. Set it to mask only after the
+            warm-up of the learning rate.
         source_column (`str`, *optional*): column of the training set that the report groups samples by. By default
             it groups them by number of labelled tokens.
         seed (`int`, defaults to `42`): seed of the draws and of the order of the support set.

@@ -19,17 +19,19 @@ class GISTConfig(BaseConfig):
         budget (`int` or `float`, defaults to `0.05`): how much of the pool to keep: 0.05 is a fraction, 500 is a
             number of rows. `budget_unit="tokens"` counts labelled tokens instead of rows.
         budget_unit (`str`, defaults to `"rows"`): unit of the budget: `"rows"`, or `"tokens"` for labelled tokens.
+            Use `"tokens"` if the selection is mostly short answers.
         warmup_ratio (`float`, defaults to `0.05`): share of the pool to train on before selecting (paper: 5 %, one
-            epoch). Rounded up to whole optimizer steps.
+            epoch). Rounded up to whole optimizer steps. The warm-up is part of the cost of a selection.
         warmup_steps (`int`, *optional*): length of the warm-up in optimizer steps; overrides `warmup_ratio`.
+            Set it for the same warm-up on pools of different sizes.
         rank (`int`, *optional*): fixed rank of the subspace; by default the smallest rank that reaches
-            `explained_variance`.
+            `explained_variance`. Set it to compare selections of the same rank.
         explained_variance (`float`, defaults to `0.95`): share of the target gradients' squared spectrum that the
-            subspace captures.
+            subspace captures. A lower value leaves out weak directions of the targets; 1.0 keeps all of them.
         scorer (`str`, defaults to `"gist"`): row representation: the LoRA gradient (`"gist"`), or a baseline,
             `"rds_plus"` or `"less"`. `"rds_plus"` is the position-weighted mean of the last hidden states (forward
             pass only), `"less"` the Adam-preconditioned gradient, randomly projected to 8,192 values; both are
-            compared by the plain cosine.
+            compared by the plain cosine. `"rds_plus"` costs about half of `"gist"`.
         score (`str`, defaults to `"subspace_cosine"`): how a row is compared with the targets: cosine in the subspace
             (the paper's score), plain `"cosine"`, or `"grad_norm"` (a baseline without targets). `"cosine"` also
             penalises the part of a gradient outside the subspace; it replaces the subspace cosine if the subspace has
@@ -52,7 +54,8 @@ class GISTConfig(BaseConfig):
         target_group_column (`str`, *optional*): column of the target set with the name of each row's group. By default
             each target row is its own group. With a column, the gradients of a group are averaged into one direction,
             which tends to select redundant rows.
-        source_column (`str`, *optional*): column of the pool that the report groups rows by.
+        source_column (`str`, *optional*): column of the pool that the report groups rows by. Set it to see
+            which sources the selected rows come from, and for `source_shares` and `source_max`.
         source_shares (`dict[str, float]`, *optional*): source to the share of the budget reserved for its best rows,
             such as `{"code": 0.3}`. The rest of the budget goes to the best remaining rows of any source.
         source_max (`dict[str, int]`, *optional*): source to its largest number of selected rows, such as
@@ -60,9 +63,10 @@ class GISTConfig(BaseConfig):
         scoring_tokens_per_batch (`int`, defaults to `4096`): padded tokens in one scoring batch. Raise it on a large
             GPU.
         scoring_dtype (`str`, defaults to `"auto"`): compute dtype of scoring. `"auto"` is bfloat16 inside a trainer
-            with `bf16=True`, and the model's own dtype otherwise.
+            with `bf16=True`, and the model's own dtype otherwise. `"bfloat16"` is faster on a GPU.
         after_selection (`str`, defaults to `"continue"`): what to train after the warm-up: `"continue"` with the warmed-up
-            adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method).
+            adapter, or `"restart"` from the initial adapter with a new optimizer and schedule (the paper's method), so
+            that the final adapter has seen selected rows only.
         reselect_every (`int`, *optional*): choose rows again after every this many passes over the selection, but not
             after the last pass, by the adapter as it is then; by default rows are selected once. Only the callback does
             so. Each selection scores the pool again, for up to `scoring_cost` if it is set. With
@@ -71,9 +75,11 @@ class GISTConfig(BaseConfig):
             anew at random each time; the other rows cannot be selected that time. `0.25` reduces the cost of these
             scorings to a quarter. The budget stays that of the whole pool.
         drop_target_duplicates (`bool`, defaults to `True`): never select a row that is also in the target or
-            evaluation set, with the same tokens or the same words. These rows are reported in either case.
+            evaluation set, with the same tokens or the same words. These rows are reported in either case. `False` only
+            if the two sets are meant to overlap.
         drop_pool_duplicates (`bool`, defaults to `True`): select only the first of several rows of the pool with the
             same tokens or the same words. A budget given as a fraction is one of the pool as given, copies included.
+            `False` if rows are repeated on purpose.
         target_holdout (`float`, defaults to `0.0`): share of the target rows that selects nothing and only measures the
             loss of the targets during training, so that this loss is not one of rows that the selection has seen. With a
             `target_group_column` a share of every group, which keeps at least one row; drawn by `seed`.
@@ -81,9 +87,9 @@ class GISTConfig(BaseConfig):
             target loss is higher than at its lowest so far, and restore the adapter with the lowest one: that of an
             earlier pass, or that from which the first pass started. Not together with `load_best_model_at_end`.
         save_every (`int`, *optional*): save unfinished scores every this many batches; by default about every minute.
-            Interrupted scoring resumes after the last saved batch.
+            Interrupted scoring resumes after the last saved batch, so a lower value repeats less work.
         seed (`int`, defaults to `42`): seed of the warm-up sample, of random draws and of the row order of each
-            pass.
+            pass. Run several seeds to see how much a result varies.
 
     Raises:
         ValueError: naming every field with a wrong type or a value out of range.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hf_gist.data.rows import IGNORE_INDEX
+from hf_gist.utils.guides import guide
 
 
 ROWS_PER_BATCH_WITHOUT_LENGTHS = 8
@@ -118,7 +119,8 @@ def packed_error(what: str, reason: str) -> ValueError:
     return ValueError(
         f"The {what} is packed or padding-free ({reason}): several examples share one row of a batch, so their "
         "gradients cannot be separated. Set `packing=False` and `padding_free=False` (or use a padding collator); to "
-        "train on packed rows, select first with `hf-gist select`, and pack the selected rows (recipes/sft/packed.yaml)."
+        "train on packed rows, select first with `hf-gist select`, and pack the selected rows (recipes/sft/packed.yaml). "
+        f"See {guide('errors', 'packed-rows')}."
     )
 
 

@@ -21,6 +21,7 @@ from hf_gist.gist.scorers.base import ModelVectors
 from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.models import model_device, unwrapped
 from hf_gist.gradients.passes import DatasetPass
+from hf_gist.utils.guides import guide
 
 
 SHARE_TO_USE = 0.9
@@ -112,7 +113,7 @@ def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch
         raise ValueError(
             f"The basis of {targets} targets takes {in_units(basis)}, but only {in_units(device_free)} are free on the "
             f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact) or "
-            "`score_layers`, or use fewer targets."
+            f"`score_layers`, or use fewer targets. See {guide('costs', 'memory-and-disk')}."
         )
     return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
 

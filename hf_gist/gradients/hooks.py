@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from hf_gist.functional.per_sample import Sink, TrackedLinear, TrackedScale
 from hf_gist.functional.sample_gradients import sample_gradient
 from hf_gist.gradients.lora import TrackedModule
+from hf_gist.utils.guides import guide
 
 
 Report = Callable[[TrackedModule, Tensor, Tensor], None]
@@ -100,7 +101,7 @@ def unreached(parameters: Mapping[str, Tensor], otherwise: str = "") -> str:
     if any(parameter.grad is not None for parameter in parameters.values()):
         return (
             f"A fused LoRA kernel uses the adapter of {found} without calling its modules, so there are no per-sample "
-            f"gradients. Turn it off ({FUSED_KERNELS}){otherwise}."
+            f"gradients. Turn it off ({FUSED_KERNELS}){otherwise}. See {guide('errors', 'adapters')}."
         )
     return (
         f"No gradient reached the adapter of {found}: the module is not used by the loss, or its output is detached. "

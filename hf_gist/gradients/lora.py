@@ -13,6 +13,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from hf_gist.utils.guides import guide
+
 
 OUTSIDE_BLOCKS = ""
 """Block key of trainable modules that are not inside a repeated block, such as a classification head."""
@@ -289,7 +291,8 @@ def _check_supported(model: nn.Module, trained: list[str]) -> None:
         if key is not None:
             refused.setdefault(key, []).append(name)
     if refused:
-        raise ValueError(" ".join(_refusal(model, key, refused[key]) for key in REFUSALS if key in refused))
+        sentences = [_refusal(model, key, refused[key]) for key in REFUSALS if key in refused]
+        raise ValueError(" ".join([*sentences, f"See {guide('frameworks', 'models-and-adapters')}."]))
 
 
 def find_tracked(model: nn.Module) -> list[TrackedModule]:

@@ -25,6 +25,7 @@ from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as
 from hf_gist.training.steps.loader import check_loader
 from hf_gist.training.watch.held_out import hold_out
 from hf_gist.training.watch.target_watch import check_stopping
+from hf_gist.utils.guides import guide
 
 
 ROW = "hf_gist_row"
@@ -84,7 +85,7 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise ValueError(
             "`packing` or `padding_free` is on: several examples share one row, so their gradients cannot be "
-            "separated. Set both to False."
+            f"separated. Set both to False. See {guide('errors', 'packed-rows')}."
         )
     check_loader(parts.loader, args)
     check_distribution(AcceleratorState().distributed_type, config)

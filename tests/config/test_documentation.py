@@ -11,7 +11,7 @@ import pytest
 from hf_gist.commands.flags import GROUPS
 from hf_gist.commands.main import build_parser
 from hf_gist.config import GASTConfig, GISTConfig, WarmupSettings
-from hf_gist.config.documentation import setting_help, setting_texts, settings_table
+from hf_gist.config.documentation import setting_help, setting_texts
 
 
 CLASSES = [GISTConfig, GASTConfig, WarmupSettings]
@@ -45,7 +45,7 @@ def test_the_flags_have_the_help(capsys):
             assert all(" ".join(text.split()) in shown for text in setting_help(cls).values()), command
 
 
-def test_a_table_has_name_default_and_text():
+def test_texts_are_one_line_each_and_the_help_is_their_first_sentence():
     @dataclasses.dataclass
     class Settings:
         """Two settings.
@@ -62,10 +62,10 @@ def test_a_table_has_name_default_and_text():
         first: int = 3
         second: str | None = None
 
-    assert settings_table(Settings, ["second", "first"]).splitlines()[2:] == [
-        "| `second` | none | A name. |",
-        "| `first` | `3` | How many of the rows. More of them take longer, e.g. twice 1.5 s. |",
-    ]
+    assert setting_texts(Settings) == {
+        "first": "How many of the rows. More of them take longer, e.g. twice 1.5 s.",
+        "second": "A name.",
+    }
     assert setting_help(Settings) == {"first": "How many of the rows.", "second": "A name."}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_gist.data.bad_rows import SHOWN, Where
 from hf_gist.errors import MislabelledRowsWarning
+from hf_gist.utils.guides import guide
 
 
 MISLABELLED_SHARE = 0.01
@@ -118,6 +119,7 @@ class Mislabelled:
         if self.found > share * self.rows:
             raise ValueError(
                 f"{text}The chat template drops the answer or labels other text. Give one that does not with "
-                "`--chat_template FILE`, look at rows with `--show_labels 3`, or accept them with `--max_mislabelled 1`."
+                "`--chat_template FILE`, look at rows with `--show_labels 3`, or accept them with `--max_mislabelled 1`. "
+                f"See {guide('data', 'checks')}."
             )
         warnings.warn(text + "Look at rows with `--show_labels 3`.", MislabelledRowsWarning, stacklevel=2)

@@ -21,6 +21,7 @@ from hf_gist.gradients.models import model_device, to_device, unwrapped
 from hf_gist.gradients.modes import SIXTEEN_BITS
 from hf_gist.gradients.row_losses.base import RowWeights
 from hf_gist.gradients.vectors import per_sample_backward
+from hf_gist.utils.guides import guide
 
 
 WEIGHTS = "_row_weights"
@@ -202,7 +203,7 @@ def verified(
     if None in found:
         raise ValueError(
             f"{loss.name} mixes the rows of a batch: the gradient of a row depends on the other rows, or is random. "
-            f"{way_out}"
+            f"{way_out} See {guide('frameworks', 'a-loss-of-the-trainers-own')}."
         )
     weights = torch.tensor(found)
     counts = loss.counts(batch)

@@ -9,6 +9,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from hf_gist.utils.guides import guide
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -214,5 +216,5 @@ def _check_epochs(num_train_epochs: float) -> None:
         raise ValueError(
             f"`num_train_epochs={num_train_epochs}` leaves no epoch for the selected rows: the first epoch is the "
             "warm-up, and each further one is a pass over the selection. Set `num_train_epochs` to 1 + the number "
-            "of passes, for instance 4."
+            f"of passes, for instance 4. See {guide('getting_started', 'in-a-trainer')}."
         )
