@@ -112,12 +112,15 @@ class GISTRun:
         if self.config.after_selection == "restart":
             self.initial_adapter = InitialAdapter.of(self.parts.model, self.parts.output_folder, state)
         if state.global_step > 0:
+            # first, since resuming the selection may write the checkpoint again
+            self.target_watch.resume(state, checkpoint_folder(self.parts.output_folder, state.global_step))
             self._resume(state)
         if self.selection is None:
             selections = len(self.plan.selection_steps(self.config.reselect_every))
             check_costs(self.parts, self.inputs, self.config, self._warmup(), selections)
         tell_selections(self.plan, self.config, state)
-        self.target_watch.begin(state, checkpoint_folder(self.parts.output_folder, state.global_step))
+        if state.global_step == 0:
+            self.target_watch.begin(state)
 
     def _warmup(self) -> PhaseCost:
         """Cost of the warm-up, spent or to be spent."""

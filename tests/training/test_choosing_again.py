@@ -17,6 +17,7 @@ from hf_gist.gist.history import load_history
 from hf_gist.training import gist_run
 from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
+from hf_gist.training.watch.target_watch import TargetWatch
 from tests.helpers.callback_runs import expected_rates, numbered_rows, train
 from tests.helpers.choosing_again import plain_run
 from tests.helpers.tiny import PaddingCollator, as_dataset, patterned_rows, token_rows
@@ -551,3 +552,46 @@ def test_text_of_the_targets_is_not_in_a_checkpoint_that_is_pushed(tmp_path):
         found.append(b"secret" in (folder / "targets.parquet").read_bytes())
     assert found[0] is False
     assert (b"secret" in (tmp_path / "gist" / "targets.parquet").read_bytes()) == found[1]
+
+
+# ---- The target loss ----
+
+
+@pytest.mark.parametrize(
+    ("losses", "selected_at", "end", "final"),
+    [
+        # the warm-up ends after step 3, and passes after 5, 7 and 9
+        ({0: 9.0, 3: 3.0, 5: 2.0, 7: 2.5}, [3, 5], 7, 5),
+        ({0: 9.0, 3: 3.0, 5: 3.5}, [3], 5, 3),
+        ({0: 9.0, 3: 3.0, 5: 2.0, 7: 1.5, 9: 1.6}, [3, 5, 7], 9, 7),
+        ({0: 9.0, 3: 3.0, 5: 2.0, 7: 1.5, 9: 1.0}, [3, 5, 7], 9, 9),
+    ],
+)
+def test_rows_are_not_chosen_again_where_a_rising_target_loss_ends_the_training(
+    tmp_path, monkeypatch, losses, selected_at, end, final
+):
+    original = TargetWatch._losses
+
+    def planned(self, state):
+        facts = original(self, state)
+        facts.losses[:] = losses[state.global_step]
+        return facts
+
+    monkeypatch.setattr(TargetWatch, "_losses", planned)
+    trainer, callback, _ = run(tmp_path, GISTConfig(**EVERY_PASS, stop_when_target_rises=True))
+    assert [record.step for record in callback.run.history] == selected_at
+    assert trainer.state.global_step == end
+    found = callback.selection.manifest["target_loss"]
+    assert [point["step"] for point in found["points"]] == sorted(losses) and found["final_step"] == final
+
+
+@pytest.mark.parametrize("step", [3, 5, 6, 7])
+def test_the_series_of_target_losses_goes_over_every_selection_and_a_resumed_run(tmp_path, step):
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    _, whole, _ = run(tmp_path / "whole", **settings)
+    points = whole.run.target_watch.series.points
+    assert [point.step for point in points] == [0, 3, 5, 7, 9]
+    assert [point.passes for point in points] == [None, None, *map(pytest.approx, (1, 2, 3))]
+    _, again, _ = run(tmp_path / "whole", resume=str(tmp_path / "whole" / f"checkpoint-{step}"), **settings)
+    assert again.run.target_watch.series == whole.run.target_watch.series
+    assert again.selection.manifest["target_loss"]["points"] == whole.selection.manifest["target_loss"]["points"]

@@ -111,16 +111,9 @@ class TargetWatch:
 
     # ---- Events ----
 
-    def begin(self, state: TrainerState, checkpoint: Path) -> None:
-        """Measure the loss before the first step; a resumed run continues the series in the folder of its checkpoint.
-
-        Raises:
-            ValueError: if it has none and `stop_when_target_rises` needs it.
-        """
-        if state.global_step > 0:
-            self._resume(state, checkpoint)
-        else:
-            self._measure(state, START)
+    def begin(self, state: TrainerState) -> None:
+        """Measure the loss before the first step."""
+        self._measure(state, START)
 
     def log_start(self, state: TrainerState) -> None:
         """Log the loss before the first step: when training begins, other callbacks are not ready for it yet."""
@@ -320,7 +313,16 @@ class TargetWatch:
 
     # ---- Resuming ----
 
-    def _resume(self, state: TrainerState, checkpoint: Path) -> None:
+    def resume(self, state: TrainerState, checkpoint: Path) -> None:
+        """Continue the series of an interrupted run.
+
+        Args:
+            state (`TrainerState`): at the checkpoint.
+            checkpoint (`Path`): artifact folder of the checkpoint.
+
+        Raises:
+            ValueError: if it has no series, or no best adapter, and `stop_when_target_rises` needs it.
+        """
         # Trainer writes a checkpoint before its callbacks add to it; if the run was killed in between, the files in the
         # output folder are those of its last step
         places = [folder for folder in (checkpoint, self.folder) if (folder / SERIES_FILE).is_file()]
