@@ -35,7 +35,9 @@ COMMANDS = {
     "demo": Command("select rows, train on them, and compare with random rows", add_demo_flags, run_demo_command),
     "select": Command("select the rows of a pool that align with a target set", add_select_flags, run_select),
     "compare": Command("train on the rows of each method and compare the test losses", add_compare_flags, run_compare),
-    "report": Command("write one HTML page about a selection or a GAST training run", add_report_flags, run_report),
+    "report": Command(
+        "write one HTML page about a selection, a comparison or a GAST training run", add_report_flags, run_report
+    ),
     "card": Command(
         "write the card of a run, or of its selection as a dataset, and push it", add_card_flags, run_card
     ),

@@ -129,6 +129,38 @@ class Bars:
 
 
 @dataclass(frozen=True)
+class Dots:
+    """One value per name with its error, as dots in rows with the numbers beside them.
+
+    Args:
+        names (`Sequence[str]`): `n` names, from top to bottom.
+        values (`Sequence[float]`): `n` values; one that is not finite has no dot.
+        errors (`Sequence[float]`): `n` standard errors; 0 where they are not known.
+        label (`str`): name of the value.
+        colours (`Sequence[str]`): role of the colour of each dot.
+    """
+
+    names: Sequence[str]
+    values: Sequence[float]
+    errors: Sequence[float]
+    label: str
+    colours: Sequence[str]
+
+    def __call__(self, figure: "Figure") -> None:
+        axes = figure.subplots()
+        points = zip(self.values, self.errors, self.colours, strict=True)
+        for place, (value, error, colour) in enumerate(points):
+            axes.errorbar(value, place, xerr=error, fmt="o", color=LIGHT[colour], capsize=3)
+            axes.annotate(
+                f"{value:.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
+            )
+        axes.set_yticks(range(len(self.names)), self.names)
+        axes.set_ylim(len(self.names) - 0.5, -0.5)
+        axes.set_xlabel(self.label)
+        axes.grid()
+
+
+@dataclass(frozen=True)
 class HeatMaps:
     """Shares by layer (rows of a map) and by a second variable (its columns), as one or several maps.
 

@@ -38,6 +38,7 @@ from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
 from hf_gist.training.steps.row_check import RowCheck
 from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
+from hf_gist.utils.terminal import wrapped
 
 
 def expected_rows(config: GISTConfig, pool_size: int, excluded: int = 0) -> int:
@@ -174,11 +175,12 @@ class GISTRun:
                 stacklevel=4,
             )
         elif state.is_world_process_zero:
-            tqdm.write(
+            text = (
                 f"GIST: `max_steps={args.max_steps}` is the length of `num_train_epochs={args.num_train_epochs:g}` "
                 "passes over the train dataset, so the run has these epochs: the warm-up, and passes over the "
                 f"selected rows (about {total} steps). {constructor}"
             )
+            tqdm.write(wrapped(text))
 
     def _resume(self, state: TrainerState) -> None:
         args = self.parts.args
@@ -254,7 +256,7 @@ class GISTRun:
             self.parts.optimizer.state.clear()
         track_selection(self.parts, state, selection)
         if state.is_world_process_zero:
-            tqdm.write(summary_line(selection, self.plan.total_steps - self.plan.warmup_steps))
+            tqdm.write(wrapped(summary_line(selection, self.plan.total_steps - self.plan.warmup_steps)))
             tqdm.write(summary_table(selection))
 
     def _select(self, partial: PartialScores) -> Selection:
@@ -316,4 +318,4 @@ class GISTRun:
             costs.save(self.folder)
             report_at_end(self.parts.output_folder, self.selection)
             if not self.parts.args.disable_tqdm:
-                tqdm.write(costs.break_even())
+                tqdm.write(wrapped(costs.break_even()))

@@ -51,6 +51,25 @@ class Verdict:
         sentences = [self._best(), self._against_random(), self._close_to_best(), self._untrained(), self._seeds()]
         return " ".join(sentence for sentence in sentences if sentence)
 
+    def headline(self) -> str:
+        """One or two sentences for a reader who sees nothing else: the best method, the untrained model, random rows."""
+        value = self._number
+        best = value(self._mean(self.best))
+        text = f"{self.column.title}: {best} for the best method, {_title(self.best)}"
+        if UNTRAINED in self.methods:
+            found = self._difference(UNTRAINED, self.best)
+            before = value(self._mean(UNTRAINED))
+            better = found is not None and self._gain(found) < 0
+            text += f"; {before} before training" if better else f", no better than before training ({before})"
+        if RANDOM not in self.methods or self.best == RANDOM:
+            return f"{text}."
+        against = self._difference(self.best, RANDOM)
+        if against is None:
+            return f"{text}."
+        clear = self._is_clear(against) and not _unclear(against)
+        how = "a clear difference" if clear else "which may be noise"
+        return f"{text}; {value(self._mean(RANDOM))} for random rows, {how}."
+
     # ---- Sentences ----
 
     def _best(self) -> str:
@@ -115,8 +134,11 @@ class Verdict:
 
     # ---- Numbers ----
 
+    def _mean(self, method: str) -> float:
+        return estimate(of_method(self.runs, method), self.column).mean
+
     def _goodness(self, method: str) -> float:
-        mean = self.column.sign * estimate(of_method(self.runs, method), self.column).mean
+        mean = self.column.sign * self._mean(method)
         # a training that diverged is the worst
         return mean if math.isfinite(mean) else -math.inf
 

@@ -1,0 +1,112 @@
+"""The first three sentences of the page: what was selected, whether the target got better, and what it cost."""
+
+from collections import Counter
+from typing import Any
+
+from hf_gist.config.gist import UNSCORED
+from hf_gist.costs.ledger import CostLedger
+from hf_gist.costs.stopwatch import TRAINING
+from hf_gist.gist.scorers.table import scorer_of
+from hf_gist.gist.selection import Selection
+from hf_gist.report.parts import Opening
+from hf_gist.report.wording import count, percent, plural, seconds, short
+
+
+OFTEN = 2
+"""A source is named if its share of the selection is this many times its share of the pool."""
+
+
+def target_sentence(manifest: dict[str, Any], trained: bool) -> str:
+    """Whether the loss on the target rows fell. The one place that says so for selections and GAST runs.
+
+    Args:
+        manifest (`dict`): of the run. It has no measurement of the target yet, so the sentence says how to make one.
+        trained (`bool`): whether the run trained on the selected rows.
+    """
+    if trained:
+        return (
+            "Not measured in this run. To measure it, give held-out rows like the targets as eval_dataset, and compare "
+            "eval_loss before and after training."
+        )
+    return (
+        "Not measured: nothing was trained on the selected rows. hf-gist compare trains on them and on random rows, and "
+        "compares both on test rows."
+    )
+
+
+# ---- A selection ----
+
+
+def of_selection(selection: Selection, costs: CostLedger | None) -> Opening:
+    """The opening for a selection.
+
+    Args:
+        selection (`Selection`): what was selected.
+        costs (`CostLedger`, *optional*): its ledger on disk.
+    """
+    trained = costs is not None and any(phase.phase == TRAINING for phase in costs.phases)
+    selected = f"{_selected(selection)}{_main_source(selection)}."
+    return Opening(selected, target_sentence(selection.manifest, trained), _cost(costs))
+
+
+def _selected(selection: Selection) -> str:
+    """How many rows were selected, and which, as a clause."""
+    config = selection.config
+    kept = len(selection.indices)
+    size = len(selection.scores)
+    rows = f"{count(kept)} of {plural(size, 'row')} ({percent(kept / size)})"
+    if config.strategy in UNSCORED:
+        return f"{rows}, drawn at random as a baseline"
+    if config.score == "grad_norm":
+        return f"{rows}, those with the largest gradients, as a baseline that does not use the target rows"
+    what = "model's representation" if scorer_of(config).forward_only else "training gradient"
+    targets = plural(len(selection.measurements.target_coordinates), "target row")
+    return f"{rows}, chosen by {selection.method}: those whose {what} is most similar to that of {targets}"
+
+
+def _main_source(selection: Selection) -> str:
+    """The source with the most selected rows, if the selection has far more of it than the pool."""
+    names = selection.measurements.sources
+    if names is None:
+        return ""
+    kept = Counter(names[i] for i in selection.indices)
+    name, most = min(kept.items(), key=lambda item: (-item[1], item[0]))
+    of_kept = most / kept.total()
+    of_pool = names.count(name) / len(names)
+    if of_kept < OFTEN * of_pool:
+        return ""
+    return (
+        f". Of these, {percent(of_kept)} come from the source {short(name)!r}, which is {percent(of_pool)} of all rows"
+    )
+
+
+def _cost(costs: CostLedger | None) -> str:
+    if costs is None:
+        return "Not recorded in this folder."
+    totals = costs.totals()
+    passes = costs.selection_passes()
+    took = f"Selecting took {seconds(totals['selection_seconds'])}"
+    if passes is not None:
+        took += f", as much computation as {passes:.2f} epochs of training on all rows"
+    after = sum(phase.seconds for phase in costs.phases if phase.phase == TRAINING)
+    return f"{took}; training on the selected rows then took {seconds(after)}." if after else f"{took}."
+
+
+# ---- A GAST run ----
+
+
+def of_gast(layers: int, share: float, run: tuple[str, int, int] | None) -> Opening:
+    """The opening for a GAST training run without a selection.
+
+    Args:
+        layers (`int`): groups of matrices that were masked.
+        share (`float`): share of the samples that a layer kept.
+        run (`tuple`, *optional*): mode, optimizer steps and support gradients; `None` if they were not recorded.
+    """
+    selected = f"In each batch, every one of {plural(layers, 'layer')} was updated by {percent(share)} of the samples"
+    cost = "Not recorded in this folder."
+    if run is not None:
+        mode, steps, supports = run
+        selected += f", chosen in mode {mode!r}"
+        cost = f"{plural(supports, 'extra gradient')} of the support rows in {plural(steps, 'optimizer step')}."
+    return Opening(f"{selected}.", target_sentence({}, trained=True), cost)
