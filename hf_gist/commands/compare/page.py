@@ -1,12 +1,14 @@
 """The report on a comparison: which method is best on each test set, and what each cost."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pyarrow import parquet
 
 from hf_gist.commands.compare.arms import ARMS, RANDOM, UNTRAINED
-from hf_gist.commands.compare.estimates import Column, Runs, columns_of, estimate, of_method
+from hf_gist.commands.compare.estimates import Column, Estimate, Runs, columns_of, estimate, of_method
 from hf_gist.commands.compare.files import POOL_TOKENS, RESULTS, SETTINGS, read_runs
 from hf_gist.commands.compare.printing import HEADER, NOTE, by_value, cells
 from hf_gist.commands.compare.table import mean_cost
@@ -19,8 +21,8 @@ from hf_gist.utils.disk import read, read_json
 
 
 HEADINGS = ("What was compared", "Did the target get better?", "Cost")
-NAME_WIDTH = 26
-"""Longest name of a method in a figure; a phone has room for no more."""
+MARGIN = 0.15
+"""Space beside the dots of the trained methods, as a share of their range."""
 
 
 def is_comparison(folder: Path) -> bool:
@@ -83,7 +85,12 @@ def _opening(runs: Runs, column: Column, pool_tokens: int) -> Opening:
     }
     known = {method: passes[method] for method in passes if method in verdict.trained}
     cost = " and ".join(f"{value:.2f} with {_title(method)}" for method, value in known.items())
-    return Opening(compared, verdict.headline(), f"Epochs of training on the whole pool: {cost}.", HEADINGS)
+    return Opening(
+        compared,
+        verdict.headline(),
+        f"In epochs of training on the whole pool, selecting and training cost {cost}.",
+        HEADINGS,
+    )
 
 
 def _title(method: str) -> str:
@@ -95,18 +102,28 @@ def _section(number: int, runs: Runs, column: Column, pool_tokens: int) -> Secti
     methods = by_value(runs, column)
     found = {method: estimate(of_method(runs, method), column) for method in methods}
     title = short(column.title, 80)
-    rows = [[_title(method), *cells(runs, method, column, pool_tokens)] for method in methods]
+    rows = [[_title(method), method, *cells(runs, method, column, pool_tokens)] for method in methods]
     dots = Dots(
-        [short(ARMS[method].title, NAME_WIDTH) for method in methods],
+        methods,
         [found[method].mean for method in methods],
         [found[method].noise or 0.0 for method in methods],
         title,
         [{UNTRAINED: "line", RANDOM: "pool"}.get(method, "kept") for method in methods],
+        _limits([estimates for method, estimates in found.items() if method != UNTRAINED]),
     )
     verdict = Verdict(runs, column)
-    table = Table(title, rows, ["trained on", *HEADER], NOTE)
+    table = Table(title, rows, ["trained on", "method", *HEADER], NOTE)
     plot = Plot(title, verdict.headline(), dots, table, 0.9 + 0.3 * len(methods))
     return Section(f"result-{number}", f"Result: {title}", text=[verdict.text()], plots={f"result-{number}": plot})
+
+
+def _limits(trained: Sequence[Estimate]) -> tuple[float, float] | None:
+    """Limits of the axis that show the trained methods; the untrained model may be far away from all of them."""
+    ends = [one.mean + sign * (one.noise or 0.0) for one in trained for sign in (-1, 1) if math.isfinite(one.mean)]
+    if not ends or min(ends) == max(ends):
+        return None
+    space = MARGIN * (max(ends) - min(ends))
+    return min(ends) - space, max(ends) + space
 
 
 def _settings(settings: dict[str, Any]) -> Section:

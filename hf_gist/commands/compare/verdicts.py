@@ -55,12 +55,11 @@ class Verdict:
         """One or two sentences for a reader who sees nothing else: the best method, the untrained model, random rows."""
         value = self._number
         best = value(self._mean(self.best))
-        text = f"{self.column.title}: {best} for the best method, {_title(self.best)}"
+        text = f"{self.column.title} {best} with the best method, {_titles([self.best])}"
         if UNTRAINED in self.methods:
             found = self._difference(UNTRAINED, self.best)
-            before = value(self._mean(UNTRAINED))
             better = found is not None and self._gain(found) < 0
-            text += f"; {before} before training" if better else f", no better than before training ({before})"
+            text = f"{'Yes' if better else 'No'}: {text}; {value(self._mean(UNTRAINED))} before training"
         if RANDOM not in self.methods or self.best == RANDOM:
             return f"{text}."
         against = self._difference(self.best, RANDOM)
@@ -189,4 +188,6 @@ def _title(method: str) -> str:
 
 
 def _titles(methods: Sequence[str]) -> str:
-    return ", ".join(map(_title, methods))
+    """Titles in a list, those that have a comma in quotation marks."""
+    titles = map(_title, methods)
+    return ", ".join(f'"{title}"' if "," in title else title for title in titles)

@@ -13,7 +13,10 @@ from hf_gist.report.wording import count, percent, plural, seconds, short
 
 
 OFTEN = 2
-"""A source is named if its share of the selection is this many times its share of the pool."""
+"""A source is named if its share of the selection is at least this many times its share of the pool ..."""
+
+MUCH = 0.2
+"""... and at least this share of the selection."""
 
 
 def target_sentence(manifest: dict[str, Any], trained: bool) -> str:
@@ -59,9 +62,12 @@ def _selected(selection: Selection) -> str:
         return f"{rows}, drawn at random as a baseline"
     if config.score == "grad_norm":
         return f"{rows}, those with the largest gradients, as a baseline that does not use the target rows"
-    what = "model's representation" if scorer_of(config).forward_only else "training gradient"
     targets = plural(len(selection.measurements.target_coordinates), "target row")
-    return f"{rows}, chosen by {selection.method}: those whose {what} is most similar to that of {targets}"
+    if scorer_of(config).forward_only:
+        return f"{rows}, chosen by {selection.method}: those that the model represents most like the {targets}"
+    return (
+        f"{rows}, chosen by {selection.method}: those that change the model in training most like the {targets} would"
+    )
 
 
 def _main_source(selection: Selection) -> str:
@@ -73,7 +79,7 @@ def _main_source(selection: Selection) -> str:
     name, most = min(kept.items(), key=lambda item: (-item[1], item[0]))
     of_kept = most / kept.total()
     of_pool = names.count(name) / len(names)
-    if of_kept < OFTEN * of_pool:
+    if of_kept < max(MUCH, OFTEN * of_pool):
         return ""
     return (
         f". Of these, {percent(of_kept)} come from the source {short(name)!r}, which is {percent(of_pool)} of all rows"

@@ -70,7 +70,7 @@ class StreamRun:
         selected = f"{count(kept)} of {plural(self.seen, 'row')} of a stream ({percent(kept / max(1, self.seen))})"
         targets = self.values.get("targets")
         if isinstance(targets, int):
-            selected += f": those whose training gradient is most similar to that of {plural(targets, 'target row')}"
+            selected += f": those that match the {plural(targets, 'target row')} best"
         took = self.values.get("seconds")
         cost = f"Selecting took {seconds(took)}; the stream was read once." if took else "Not recorded in this folder."
         return Opening(f"{selected}.", target_sentence({}, trained=False), cost)
