@@ -43,6 +43,9 @@ SCREENSHOTS = {
 }
 """Width and height in pixels of CSS, and colour scheme."""
 
+SCALE = 2
+"""Pixels of a screenshot to one of CSS, for sharp text on most screens."""
+
 BARS = {UNTRAINED: "no fine-tuning", RANDOM: "random rows", WHOLE: "the whole pool", GIST: "rows chosen by GIST"}
 COLOURS = 64
 """Of the palette of a picture: fewer than 256 halve its size, and text and flat areas stay as they are."""
@@ -87,7 +90,9 @@ def demo_picture(numbers: dict[str, Any], colours: dict[str, str], path: Path) -
                 f"{loss:.2f}", (loss, place), (5, 0), textcoords="offset points", va="center", color=colours["ink"]
             )
         axes.set_yticks(range(len(BARS)), [_bar_name(numbers, name) for name in BARS], color=colours["ink"])
-        axes.set_title("Loss on held-out target rows (lower is better)", loc="left", color=colours["ink"], fontsize=10)
+        figure.suptitle(
+            "Loss on held-out target rows (lower is better)", x=0.01, ha="left", color=colours["ink"], fontsize=10
+        )
         axes.set(xlim=(0, 1.15 * max(numbers["losses"].values())), xticks=[])
         axes.invert_yaxis()
         axes.tick_params(length=0)
@@ -159,17 +164,21 @@ def screenshots(folder: Path) -> Alt:
     if executable is None:
         say("skipped the screenshots: no Chromium or Chrome on the PATH; install one, or set CHROME_PATH")
         return {}
-    answers = " ".join(f"{question} {answer}" for question, answer in content_of(folder).opening.answers())
+    answers = " ".join(
+        f"{question.rstrip('?')}: {answer}" for question, answer in content_of(folder).opening.answers()
+    )
     browser = Browser(executable)
     try:
         for name, (width, height, scheme) in SCREENSHOTS.items():
             browser.open(folder / REPORT, width, height, scheme)
             browser("Emulation.setScrollbarsHidden", hidden=True)
+            size = {"width": width, "height": height, "deviceScaleFactor": SCALE, "mobile": width < 600}
+            browser("Emulation.setDeviceMetricsOverride", **size)
             browser.screenshot(HERE / f"{name}.png", whole=False)
     finally:
         browser.close()
-    views = {"report-light": "light colours", "report-dark": "dark colours", "report-phone": "a phone"}
-    return {f"{name}.png": f"First screen of a report, {view}. {answers}" for name, view in views.items()}
+    views = {"report-light": "in light colours", "report-dark": "in dark colours", "report-phone": "on a phone"}
+    return {f"{name}.png": f"First screen of a report {view}. {answers}" for name, view in views.items()}
 
 
 # ---- All of them ----

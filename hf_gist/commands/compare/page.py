@@ -80,10 +80,8 @@ def _opening(runs: Runs, column: Column, pool_tokens: int) -> Opening:
         f"{plural(len(verdict.trained), 'way')} to select training rows, each with {plural(len(seeds), 'seed')}: the "
         f"model was trained on {rows} and tested on {short(column.test)}."
     )
-    passes = {
-        method: mean_cost(of_method(runs, method), pool_tokens) for method in dict.fromkeys([verdict.best, RANDOM])
-    }
-    known = {method: passes[method] for method in passes if method in verdict.trained}
+    named = [method for method in dict.fromkeys([verdict.best, RANDOM]) if method in verdict.trained]
+    known = {method: mean_cost(of_method(runs, method), pool_tokens) for method in named}
     cost = " and ".join(f"{value:.2f} with {_title(method)}" for method, value in known.items())
     return Opening(
         compared,
@@ -113,7 +111,7 @@ def _section(number: int, runs: Runs, column: Column, pool_tokens: int) -> Secti
     )
     verdict = Verdict(runs, column)
     table = Table(title, rows, ["trained on", "method", *HEADER], NOTE)
-    plot = Plot(title, verdict.headline(), dots, table, 0.9 + 0.3 * len(methods))
+    plot = Plot(title, verdict.numbers(), dots, table, 0.9 + 0.3 * len(methods))
     return Section(f"result-{number}", f"Result: {title}", text=[verdict.text()], plots={f"result-{number}": plot})
 
 

@@ -52,22 +52,25 @@ class Verdict:
         return " ".join(sentence for sentence in sentences if sentence)
 
     def headline(self) -> str:
-        """One or two sentences for a reader who sees nothing else: the best method, the untrained model, random rows."""
-        value = self._number
-        best = value(self._mean(self.best))
-        text = f"{self.column.title} {best} with the best method, {_titles([self.best])}"
+        """[`Verdict.numbers`] as an answer to the question whether the best method is better than no training."""
+        if UNTRAINED not in self.methods:
+            return self.numbers()
+        found = self._difference(UNTRAINED, self.best)
+        better = found is not None and self._gain(found) < 0
+        return f"{'Yes' if better else 'No'}: {self.numbers()}"
+
+    def numbers(self) -> str:
+        """One sentence for a reader who sees nothing else: the best method, the untrained model and random rows."""
+        text = (
+            f"{self.column.title} {self._number(self._mean(self.best))} with the best method, {_titles([self.best])}"
+        )
         if UNTRAINED in self.methods:
-            found = self._difference(UNTRAINED, self.best)
-            better = found is not None and self._gain(found) < 0
-            text = f"{'Yes' if better else 'No'}: {text}; {value(self._mean(UNTRAINED))} before training"
-        if RANDOM not in self.methods or self.best == RANDOM:
-            return f"{text}."
-        against = self._difference(self.best, RANDOM)
+            text += f"; {self._number(self._mean(UNTRAINED))} before training"
+        against = None if self.best == RANDOM else self._difference(self.best, RANDOM)
         if against is None:
             return f"{text}."
-        clear = self._is_clear(against) and not _unclear(against)
-        how = "a clear difference" if clear else "which may be noise"
-        return f"{text}; {value(self._mean(RANDOM))} for random rows, {how}."
+        how = "a clear difference" if self._is_clear(against) and not _unclear(against) else "which may be noise"
+        return f"{text}; {self._number(self._mean(RANDOM))} with random rows, {how}."
 
     # ---- Sentences ----
 
