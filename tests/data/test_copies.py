@@ -61,7 +61,7 @@ def test_copies_do_not_fill_the_budget(tmp_path):
     assert manifest["pool_duplicates"] == {"exact": 12, "same_words": 1}
     # the copy of a target is left out as a target
     assert manifest["pool_duplicates_dropped"] == selection.copies_dropped == 12
-    assert "repeated rows left out                12" in summary_table(selection)
+    assert "repeated rows left out      12" in summary_table(selection)
     found = "13 (12 with the same tokens, 1 with only the same words), left out"
     assert ["rows that repeat an earlier row", found] in asked(selection).tables[1].rows
     assert dict(selection_facts(selection))["Rows that repeat an earlier row"] == found
@@ -73,7 +73,7 @@ def test_the_setting_can_be_changed_without_scoring(selection, tmp_path):
     assert again.indices == selection.indices
     off = again.reselect(drop_pool_duplicates=False, budget=34)
     assert sorted(off.indices) == list(range(32)) and off.copies_dropped == 0
-    assert "repeated rows kept                    12 drop_pool_duplicates is off" in summary_table(off)
+    assert "repeated rows kept          12; drop_pool_duplicates is off" in summary_table(off)
     on = off.reselect(drop_pool_duplicates=True, drop_target_duplicates=False, budget=34)
     # the first copy of a target stands for the other
     assert sorted(on.indices) == [*range(20), 32]
