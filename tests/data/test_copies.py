@@ -260,16 +260,16 @@ def test_the_commands_leave_copies_out(tmp_path, capsys):
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert (counts["candidates"], counts["duplicates"], counts["selected"]) == (60, 20, 38)
     assert main([*common, "--output_dir", whole]) == 0
-    assert "repeated rows left out                20" in capsys.readouterr().out
+    assert "repeated rows left out      20" in capsys.readouterr().out
     lines = (tmp_path / "whole" / "selected.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 38
     adapter = ["--adapter_name_or_path", f"{whole}/warmup_adapter"]
     assert main([*common, *adapter, "--streaming", "--output_dir", again]) == 0
-    assert "repeated rows left out: 20" in capsys.readouterr().out
+    assert "repeated rows left out      20" in capsys.readouterr().out
     assert json.loads((tmp_path / "again" / "stream.json").read_text())["pool_duplicates_dropped"] == 20
     lines = (tmp_path / "again" / "selected.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 38
     off = ["--no-drop_pool_duplicates", "--budget", "60", "--output_dir", str(tmp_path / "off")]
     assert main(["select", "--from_scores", whole, *off]) == 0
     assert len(Selection.load(tmp_path / "off").indices) == 60
-    assert "repeated rows kept                    20" in capsys.readouterr().out
+    assert "repeated rows kept          20" in capsys.readouterr().out
