@@ -10,9 +10,10 @@ from hf_gist.data.reading.load import load_rows
 from hf_gist.gist.selection import Selection
 from hf_gist.hub.dataset_card import export_dataset, write_dataset
 from hf_gist.hub.model_card import write_card
-from hf_gist.hub.push import SELECTED_FILES, push_folder, push_to_hub
+from hf_gist.hub.push import push_folder, push_to_hub
 from hf_gist.hub.run import Run, find_run
-from hf_gist.utils.terminal import say
+from hf_gist.report.runs.stream import SELECTED_FILES
+from hf_gist.utils.terminal import named_path, say
 
 
 def add_card_flags(parser: argparse.ArgumentParser) -> None:
@@ -104,10 +105,10 @@ def run_card(flags: argparse.Namespace) -> None:
     where = {"private": flags.private, "revision": flags.revision}
     if flags.dataset:
         folder = _write_dataset(flags, run)
-        say(f"dataset: {folder}")
+        say(named_path("dataset", folder))
         if flags.push:
-            say(f"pushed to {push_folder(folder, flags.repo_id, repo_type='dataset', **where)}")
+            say(named_path("pushed to", push_folder(folder, flags.repo_id, repo_type="dataset", **where)))
         return
-    say(f"card: {write_card(run)}")
+    say(named_path("card", write_card(run)))
     if flags.push:
-        say(f"pushed to {push_to_hub(flags.folder, flags.repo_id, **where)}")
+        say(named_path("pushed to", push_to_hub(flags.folder, flags.repo_id, **where)))

@@ -51,7 +51,7 @@ COMMANDS = {
         run_compare,
     ),
     "report": Command(
-        "write one HTML page about a selection or a GAST training run",
+        "write one HTML page about a selection, a comparison or a GAST training run",
         guide("hub_and_reports", "the-report"),
         add_report_flags,
         run_report,

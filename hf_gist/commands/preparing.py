@@ -12,7 +12,7 @@ from hf_gist.data.preparation.run import Prepared, prepare
 from hf_gist.data.preparation.shown import marked_rows
 from hf_gist.data.preparation.templates import read_template
 from hf_gist.training.loading import load_tokenizer, positions, tokenizer_source
-from hf_gist.utils.terminal import say
+from hf_gist.utils.terminal import say, say_wrapped
 
 
 LONGEST_ROW = 1024
@@ -75,7 +75,7 @@ class Preparer:
             self.left_out.setdefault(argument, []).extend(sorted(prepared.bad.reasons))
             self.bad.setdefault(argument, []).extend(prepared.bad.report())
             if not quiet:
-                say(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out")
+                say_wrapped(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out")
         if prepared.mislabelled.found:
             found.check(argument, self.max_mislabelled)
         if not quiet:
@@ -86,7 +86,7 @@ class Preparer:
         """Print how many rows were cut, if any were."""
         line = self.cuts[argument].describe(argument) if argument in self.cuts else None
         if line:
-            say(line)
+            say_wrapped(line)
 
     def show(self, rows: Dataset, argument: str, count: int) -> None:
         """Print the first rows with the labelled parts marked.

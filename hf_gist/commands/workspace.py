@@ -27,7 +27,7 @@ from hf_gist.training.loading import (
     padding_collator,
     tokenizer_source,
 )
-from hf_gist.utils.terminal import say
+from hf_gist.utils.terminal import say_wrapped
 
 
 USAGE = "--model_name_or_path MODEL --train_file POOL --target_file TARGETS --output_dir DIR"
@@ -141,7 +141,7 @@ class SourceArguments:
         """
         raw = read_rows(source, argument, self.columns, self.skip_bad_rows)
         for note in raw.notes:
-            say(note)
+            say_wrapped(note)
         say_skipped(raw.skipped, argument)
         return raw
 
@@ -191,7 +191,7 @@ def say_skipped(skipped: Sequence[dict[str, Any]], argument: str) -> None:
     """
     if skipped:
         first = f"{skipped[0]['row']}: {skipped[0]['reason']}"
-        say(f"{argument}: {len(skipped):,} row(s) cannot be used and are skipped; the first is {first}")
+        say_wrapped(f"{argument}: {len(skipped):,} row(s) cannot be used and are skipped; the first is {first}")
 
 
 @dataclass(frozen=True)

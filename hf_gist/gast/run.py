@@ -23,6 +23,7 @@ from hf_gist.gast.support import load_support, save_support, warn_if_zero
 from hf_gist.gast.table import SelectionTable, length_column_of, length_columns
 from hf_gist.gradients.hooks import unreached
 from hf_gist.utils.disk import read_json, write_json
+from hf_gist.utils.terminal import wrapped
 
 
 logger = logging.get_logger(__name__)
@@ -81,7 +82,7 @@ class GASTRun:
 
     def announce(self) -> None:
         """Print a one-line summary of the groups, and log every group."""
-        tqdm.write(summarise_groups(self.groups, self.unmasked))
+        tqdm.write(wrapped(summarise_groups(self.groups, self.unmasked)))
         logger.info(describe_groups(self.groups, self.unmasked))
 
     def needs_support(self, step: int) -> bool:

@@ -22,6 +22,7 @@ from hf_gist.gist.scorers.table import scorer_of, vectors_per_checkpoint
 from hf_gist.gradients.models import model_device, unwrapped
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.utils.guides import guide
+from hf_gist.utils.terminal import wrapped
 
 
 SHARE_TO_USE = 0.9
@@ -130,7 +131,7 @@ def announce(dataset_pass: DatasetPass, text: str) -> None:
     """Print a line to stderr on the main process, unless progress is off."""
     if dataset_pass.progress and PartialState().is_main_process:
         # stdout is reserved for results
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(wrapped(text), file=sys.stderr)
 
 
 def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:

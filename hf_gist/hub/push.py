@@ -9,10 +9,8 @@ from hf_gist.gist.artifacts import TARGETS
 from hf_gist.hub.model_card import write_card
 from hf_gist.hub.run import WARMUP_ADAPTER, find_run
 from hf_gist.report import EXAMPLES_FILE, REPORT
+from hf_gist.report.runs.stream import SELECTED_FILES
 
-
-SELECTED_FILES = ("selected.parquet", "selected.jsonl")
-"""Names of the file of selected rows that `hf-gist select` writes."""
 
 FILES_WITH_ROWS = (
     REPORT,

@@ -55,7 +55,7 @@ def _asked(selection: Selection) -> list[list[str]]:
         rows += [
             ["score", score_sentence(config)],
             ["row representation", scorer_of(config).sentence],
-            *([] if scorer_of(config).forward_only else [["loss of a row", str(selection.manifest.get("loss", ""))]]),
+            *_loss(selection),
             ["target groups", _groups(selection)],
             ["rank", _rank(selection)],
         ]
@@ -64,6 +64,12 @@ def _asked(selection: Selection) -> list[list[str]]:
     if config.scoring_cost is not None:
         rows.append(["cost of selecting", f"at most {config.scoring_cost:g} training passes over the pool"])
     return [*rows, ["model", _model(selection.manifest)], ["seed", str(config.seed)]]
+
+
+def _loss(selection: Selection) -> list[list[str]]:
+    """The loss that rows were scored by; selections of older versions do not name it."""
+    loss = selection.manifest.get("loss")
+    return [] if loss is None or scorer_of(selection.config).forward_only else [["loss of a row", short(str(loss))]]
 
 
 def _kept(selection: Selection, kept: torch.Tensor) -> list[list[str]]:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from matplotlib.image import AxesImage
 
 
+FEW_ROWS = 20
+"""A histogram with fewer rows in its highest bin is not logarithmic."""
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Share of variance explained by the first `k` directions, and the chosen rank.
@@ -46,6 +50,7 @@ class Spectrum:
             ha="right" if left else "left",
         )
         axes.set(xlabel="singular directions of the target gradients", ylabel="share of variance", ylim=(0, 1.03))
+        axes.locator_params(axis="x", integer=True)
         axes.grid()
 
 
@@ -109,22 +114,35 @@ class Histogram:
     cut_label: str = ""
 
     def __call__(self, figure: "Figure") -> None:
-        from matplotlib.ticker import NullLocator
-
         axes = figure.subplots()
         for counts, name, colour in (
             (self.pool, f"pool ({self.pool.sum():,})", "pool"),
             (self.kept, f"selected ({self.kept.sum():,})", "kept"),
         ):
-            axes.stairs(counts, self.edges, fill=True, color=LIGHT[colour], label=name, baseline=0.5)
-        axes.set(xlabel=self.label, ylabel="rows (logarithmic)", yscale="log")
-        axes.yaxis.set_major_formatter("{x:,.0f}")
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.set_ylim(0.5, max(2, self.pool.max() * 2))
+            axes.stairs(counts, self.edges, fill=True, color=LIGHT[colour], label=name, baseline=self._baseline)
+        axes.set(xlabel=self.label, ylabel="rows")
+        self._scale(axes)
         if self.cut is not None:
             axes.axvline(self.cut, color=LIGHT["ink"], linestyle="--", linewidth=1, label=self.cut_label)
         figure.legend(loc="outside upper left", ncols=3, columnspacing=1, handlelength=1.5)
         axes.grid(axis="y")
+
+    @property
+    def _baseline(self) -> float:
+        """Where the bars begin: below one row on a logarithmic axis; few rows have a linear one."""
+        return 0.5 if self.pool.max() >= FEW_ROWS else 0
+
+    def _scale(self, axes: "Axes") -> None:
+        """Scale and ticks of the numbers of rows."""
+        from matplotlib.ticker import NullLocator
+
+        if not self._baseline:
+            axes.locator_params(axis="y", integer=True)
+            return
+        axes.set(ylabel="rows (logarithmic)", yscale="log")
+        axes.yaxis.set_major_formatter("{x:,.0f}")
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.set_ylim(self._baseline, self.pool.max() * 2)
 
 
 @dataclass(frozen=True)
@@ -169,6 +187,45 @@ class Bars:
             axes.set_xticks(places, self.names, rotation=45, ha="right", rotation_mode="anchor")
             axes.yaxis.set_major_formatter(percent)
             axes.set(ylabel="share of rows", xlabel=self.label)
+
+
+@dataclass(frozen=True)
+class Dots:
+    """One value per name with its error, as dots in rows with the numbers beside them.
+
+    Args:
+        names (`Sequence[str]`): `n` names, from top to bottom.
+        values (`Sequence[float]`): `n` values; one that is not finite has no dot.
+        errors (`Sequence[float]`): `n` standard errors; 0 where they are not known.
+        label (`str`): name of the value.
+        colours (`Sequence[str]`): role of the colour of each dot.
+        limits (`tuple[float, float]`, *optional*): of the axis; a value outside of them is an arrow at its edge.
+    """
+
+    names: Sequence[str]
+    values: Sequence[float]
+    errors: Sequence[float]
+    label: str
+    colours: Sequence[str]
+    limits: tuple[float, float] | None = None
+
+    def __call__(self, figure: "Figure") -> None:
+        axes = figure.subplots()
+        points = zip(self.values, self.errors, self.colours, strict=True)
+        for place, (value, error, colour) in enumerate(points):
+            low, high = self.limits or (value, value)
+            if value < low or value > high:
+                marker = "<" if value < low else ">"
+                axes.plot(min(max(value, low), high), place, marker, color=LIGHT[colour], clip_on=False)
+            else:
+                axes.errorbar(value, place, xerr=error, fmt="o", color=LIGHT[colour], capsize=3)
+            axes.annotate(
+                f"{value:.3f}", (1.02, place), xycoords=("axes fraction", "data"), va="center", annotation_clip=False
+            )
+        axes.set_yticks(range(len(self.names)), self.names)
+        axes.set_ylim(len(self.names) - 0.5, -0.5)
+        axes.set(xlabel=self.label, xlim=self.limits)
+        axes.grid()
 
 
 @dataclass(frozen=True)

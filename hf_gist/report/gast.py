@@ -12,7 +12,8 @@ from hf_gist.gast.groups import MODEL_NAME
 from hf_gist.gast.table import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import HeatMaps
-from hf_gist.report.parts import Plot, Section, Table
+from hf_gist.report.parts import Opening, Plot, Section, Table
+from hf_gist.report.runs.opening import of_gast
 from hf_gist.report.wording import count, percent, plural, short
 from hf_gist.utils.disk import read, read_json
 
@@ -25,8 +26,8 @@ LAYERS_LISTED = 100
 SPANS_LISTED = 24
 
 
-def gast_sections(folder: Path) -> list[Section]:
-    """The sections on a GAST run.
+def gast_sections(folder: Path) -> tuple[Opening, list[Section]]:
+    """The first sentences and the sections on a GAST run.
 
     Args:
         folder (`Path`): output folder of the training.
@@ -35,7 +36,14 @@ def gast_sections(folder: Path) -> list[Section]:
         ValueError: if a file is damaged.
     """
     table = SelectionTable.read(folder)
-    return [_settings(table, _run(folder)), _layers(table)]
+    run = _run(folder)
+    facts = None if run is None else (run[0].mode, *run[1:])
+    return of_gast(len(table.groups), _share_kept(table), facts), [_settings(table, run), _layers(table)]
+
+
+def _share_kept(table: SelectionTable) -> float:
+    """Share of the samples that a layer kept, over all layers."""
+    return float(table.kept.sum()) / max(1.0, float(table.seen.sum()) * len(table.groups))
 
 
 def _run(folder: Path) -> tuple[GASTConfig, int, int] | None:
@@ -50,12 +58,10 @@ def _run(folder: Path) -> tuple[GASTConfig, int, int] | None:
 
 
 def _settings(table: SelectionTable, run: tuple[GASTConfig, int, int] | None) -> Section:
-    kept = float(table.kept.sum())
-    seen = float(table.seen.sum()) * len(table.groups)
     rows = [
         ["layers (groups of matrices)", count(len(table.groups))],
         ["samples with a label seen", count(float(table.seen.sum()))],
-        ["share kept by a layer", percent(kept / max(1.0, seen))],
+        ["share kept by a layer", percent(_share_kept(table))],
     ]
     folded = []
     if run is not None:

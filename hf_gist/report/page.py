@@ -1,5 +1,6 @@
 """The report: one HTML file without scripts or external requests, and its figures as PNG files."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -9,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hf_gist.config.files import FOLDER
+from hf_gist.costs.ledger import CostLedger
 from hf_gist.gast.table import HISTORY_FILE
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.selection import Selection
@@ -17,8 +19,10 @@ from hf_gist.report.canvas import LIGHT, NoFigures, drawn, save_png, to_svg
 from hf_gist.report.charts import FIGURES, figure_section
 from hf_gist.report.examples import read_examples
 from hf_gist.report.gast import gast_sections
-from hf_gist.report.parts import Plot, Section
+from hf_gist.report.parts import Content, Opening, Plot, Section
 from hf_gist.report.reading import rows_to_read
+from hf_gist.report.runs.opening import of_selection
+from hf_gist.report.runs.stream import STREAM_FILE, StreamRun
 from hf_gist.report.wording import visible
 from hf_gist.utils.disk import write
 from hf_gist.version import __version__
@@ -26,9 +30,6 @@ from hf_gist.version import __version__
 
 REPORT = "report.html"
 TEMPLATE_FILE = "report.html.jinja"
-STREAM_FILE = "stream.json"
-"""Written by `hf-gist select --streaming`, which writes no manifest."""
-
 DARK = {
     "paper": "#12161d",
     "ink": "#e7ebf1",
@@ -49,20 +50,14 @@ def selection_folder(folder: Path) -> Path | None:
     return next((place for place in (folder, folder / FOLDER) if (place / MANIFEST).is_file()), None)
 
 
-def _check(folder: Path) -> None:
-    """Raise ValueError for a folder without artifacts."""
+def _nothing(folder: Path) -> ValueError:
+    """The error for a folder without artifacts."""
     if not folder.is_dir():
-        raise ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or a training run.")
-    if selection_folder(folder) is not None or (folder / HISTORY_FILE).is_file():
-        return
-    if (folder / STREAM_FILE).is_file():
-        raise ValueError(
-            f"`{folder}` holds a selection from a stream (`--streaming`), which saves no scores to report on. "
-            "Select without `--streaming` to get one."
-        )
-    raise ValueError(
-        f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, and no "
-        f"{HISTORY_FILE} (a GAST training run). Give the output folder of `hf-gist select` or a training run."
+        return ValueError(f"`{folder}`: no such folder. Give the output folder of `hf-gist select` or a training run.")
+    return ValueError(
+        f"`{folder}` has nothing to report on: no {MANIFEST} (a selection) in it or in {FOLDER}/, no {STREAM_FILE} (a "
+        f"selection from a stream) and no {HISTORY_FILE} (a GAST training run). Give the output folder of "
+        "`hf-gist select`, `hf-gist compare` or a training run."
     )
 
 
@@ -159,23 +154,35 @@ def _environment() -> Environment:
     )
 
 
-def render(sections: Sequence[Section], figures: Mapping[str, Markup], absent: Sequence[tuple[str, str]]) -> str:
+def render(
+    sections: Sequence[Section],
+    figures: Mapping[str, Markup],
+    absent: Sequence[tuple[str, str]],
+    opening: Opening | None = None,
+    title: str = Content.title,
+) -> str:
     """The HTML of the page.
 
     Args:
         sections (`Sequence[Section]`): in order; those without content are listed at the end.
         figures (`Mapping[str, Markup]`): SVG by the key of the plot; empty if matplotlib is not installed.
         absent (`Sequence[tuple[str, str]]`): title and reason of other content that is missing.
+        opening (`Opening`, *optional*): the first sentences.
+        title (`str`): heading of the page.
     """
     missing = [(section.title, section.missing) for section in sections if section.missing]
+    shown = [section for section in sections if not section.missing]
+    plots = [key for section in shown for key in section.plots]
     return (
         _environment()
         .get_template(TEMPLATE_FILE)
         .render(
-            sections=[section for section in sections if not section.missing],
+            title=title,
+            answers=[] if opening is None else opening.answers(),
+            sections=shown,
             absent=[*missing, *absent],
             figures=figures,
-            hint="" if figures else NoFigures.HINT,
+            hint=NoFigures.HINT if plots and not figures else "",
             light=LIGHT,
             dark=DARK,
             version=__version__,
@@ -204,30 +211,61 @@ def write_report(
         ValueError: if the folder has no artifacts, one of them is damaged, or `output_file` cannot be a file.
     """
     folder = Path(folder)
-    _check(folder)
+    return write_page(content_of(folder, selection), folder, output_file)
+
+
+def write_page(content: Content, folder: Path, output_file: str | os.PathLike | None = None) -> Path:
+    """Write a page and its figures; see [`write_report`].
+
+    Args:
+        content (`Content`): what is on it.
+        folder (`Path`): of the run.
+        output_file (`str` or `Path`, *optional*): where to write the page; by default `report.html` in `folder`.
+
+    Raises:
+        ValueError: if `output_file` cannot be a file.
+    """
     path = _output_path(folder, output_file)
-    by_folder, absent = _content(folder, selection)
-    sections = [section for group, _ in by_folder for section in group]
-    write(path, partial(_write_text, render(sections, _all_figures(by_folder), absent)))
+    figures = _all_figures(content.parts)
+    text = render(content.sections, figures, content.absent, content.opening, content.title)
+    write(path, partial(_write_text, text))
     return path
 
 
-def _content(
-    folder: Path, selection: Selection | None
-) -> tuple[list[tuple[list[Section], Path]], list[tuple[str, str]]]:
-    """The sections on the selection and on GAST, each with the folder of its figures, and what is absent and why."""
-    by_folder = []
-    absent = []
+def content_of(folder: Path, selection: Selection | None = None) -> Content:
+    """The content of the page on a selection, from a stream or not, on a GAST training run, or on both.
+
+    Args:
+        folder (`Path`): output folder of `hf-gist select` or of a Trainer.
+        selection (`Selection`, *optional*): the selection in `folder`, if it is loaded already.
+
+    Raises:
+        ValueError: if the folder has no artifacts, or one of them is damaged.
+    """
     artifacts = selection_folder(folder)
+    openings = []
+    parts: list[tuple[list[Section], Path]] = []
+    absent = []
     if artifacts is not None:
-        by_folder.append((selection_sections(selection or Selection.load(artifacts), artifacts), artifacts))
+        selection = selection or Selection.load(artifacts)
+        openings.append(of_selection(selection, CostLedger.load(artifacts)))
+        parts.append((selection_sections(selection, artifacts), artifacts))
+    elif (folder / STREAM_FILE).is_file():
+        run = StreamRun(folder)
+        openings.append(run.opening())
+        parts.append((run.sections(), folder))
     else:
         absent.append(("Selection", f"There is no {MANIFEST}, so nothing was selected in this folder."))
     if (folder / HISTORY_FILE).is_file():
-        by_folder.append((gast_sections(folder), folder))
+        opening, sections = gast_sections(folder)
+        openings.append(opening)
+        parts.append((sections, folder))
     else:
         absent.append(("GAST", f"There is no {HISTORY_FILE}, which is written at the end of a GAST training run."))
-    return by_folder, absent
+    if not openings:
+        raise _nothing(folder)
+    selected = " ".join(opening.selected for opening in openings)
+    return Content(dataclasses.replace(openings[0], selected=selected), parts, absent)
 
 
 def _all_figures(by_folder: Sequence[tuple[Sequence[Section], Path]]) -> dict[str, Markup]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 
@@ -107,6 +108,27 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """The three answers at the top of the page, for a reader who does not know the methods.
+
+    Args:
+        selected (`str`): what was selected, which samples were trained on, or what was compared.
+        target (`str`): whether the target got better, or how to find out.
+        cost (`str`): what it cost.
+        headings (`tuple[str, str, str]`): the question that each of them answers.
+    """
+
+    selected: str
+    target: str
+    cost: str
+    headings: tuple[str, str, str] = ("What was selected", "Did the target get better?", "Cost")
+
+    def answers(self) -> list[tuple[str, str]]:
+        """Heading and answer, in order."""
+        return list(zip(self.headings, (self.selected, self.target, self.cost), strict=True))
+
+
+@dataclass(frozen=True)
 class Section:
     """A section of the page.
 
@@ -129,3 +151,30 @@ class Section:
     folded: Sequence[Table] = ()
     groups: Sequence[RowGroup] = ()
     missing: str = ""
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything on the page.
+
+    Args:
+        opening (`Opening`): the first sentences.
+        parts (`Sequence[tuple[Sequence[Section], Path]]`): sections, with the folder for the PNG files of their figures.
+        absent (`Sequence[tuple[str, str]]`): title and reason of content that the run does not have.
+        title (`str`): heading of the page.
+    """
+
+    opening: Opening
+    parts: Sequence[tuple[Sequence[Section], Path]]
+    absent: Sequence[tuple[str, str]] = ()
+    title: str = "Data selection report"
+
+    @property
+    def sections(self) -> list[Section]:
+        """All sections, in order."""
+        return [section for part, _ in self.parts for section in part]
+
+    @property
+    def plots(self) -> dict[str, Plot]:
+        """The figures of all sections by key."""
+        return {key: plot for section in self.sections for key, plot in section.plots.items()}

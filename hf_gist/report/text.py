@@ -5,6 +5,14 @@ from collections import Counter
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.wording import alignment_sentence
+from hf_gist.report.wording import short
+from hf_gist.utils.terminal import in_columns, named
+
+
+SOURCE_WIDTH = 50
+"""Longest name of a source in the table."""
+
+SOURCES_LISTED = 20
 
 
 def summary_line(selection: Selection, steps: int | None = None) -> str:
@@ -30,27 +38,23 @@ def summary_table(selection: Selection) -> str:
     m = selection.measurements
     tokens = int(m.label_tokens[selection.indices].sum())
     lines = [
-        _line("kept rows", f"{len(selection.indices):,}", f"of {len(selection.scores):,}"),
-        _line("kept labelled tokens", f"{tokens:,}", f"of {int(m.label_tokens.sum()):,}"),
+        named("kept rows", f"{len(selection.indices):,} of {len(selection.scores):,}"),
+        named("kept labelled tokens", f"{tokens:,} of {int(m.label_tokens.sum()):,}"),
     ]
     if selection.rank:
         lines += [*_subspace_lines(selection), *_loss_line(selection)]
     if aligned := alignment_sentence(selection.manifest.get("alignment")):
-        lines.append(f"best rows: {aligned}")
+        lines.append(named("best rows", aligned))
     if m.scored is not None:
-        others = f"of {len(m.scored):,}, the others were not looked at"
-        lines.append(_line("scored rows", f"{int(m.scored.sum()):,}", others))
+        scored = f"{int(m.scored.sum()):,} of {len(m.scored):,}; the others were not looked at"
+        lines.append(named("scored rows", scored))
     unscorable = int((~m.scorable & m.looked_at).sum())
     if unscorable:
-        lines.append(_line("rows that cannot be scored", f"{unscorable:,}"))
+        lines.append(named("rows that cannot be scored", f"{unscorable:,}"))
     lines += _copies_lines(selection)
     if m.sources is not None:
         lines += ["", *_source_lines(m.sources, selection.indices)]
     return "\n".join(lines)
-
-
-def _line(name: str, value: str, more: str = "") -> str:
-    return f"{name:<28}{value:>12} {more}".rstrip()
 
 
 def _copies_lines(selection: Selection) -> list[str]:
@@ -59,37 +63,36 @@ def _copies_lines(selection: Selection) -> list[str]:
     if copy_of is None:
         return []
     if selection.config.drop_pool_duplicates:
-        return [_line("repeated rows left out", f"{selection.copies_dropped:,}")]
+        return [named("repeated rows left out", f"{selection.copies_dropped:,}")]
     kept = copy_of[selection.indices]
-    return [_line("repeated rows kept", f"{len(kept) - len(kept.unique()):,}", "drop_pool_duplicates is off")]
+    return [named("repeated rows kept", f"{len(kept) - len(kept.unique()):,}; drop_pool_duplicates is off")]
 
 
 def _loss_line(selection: Selection) -> list[str]:
     """The loss that rows were scored by; selections of older versions do not name it."""
     loss = selection.manifest.get("loss")
-    return (
-        [] if loss is None or scorer_of(selection.config).forward_only else [f"{'scored by the loss':<28}{loss:>12}"]
-    )
+    return [] if loss is None or scorer_of(selection.config).forward_only else [named("scored by the loss", loss)]
 
 
 def _subspace_lines(selection: Selection) -> list[str]:
     kept = float(selection.energy[selection.indices].median())
     scored = float(selection.energy[selection.measurements.scorable].median())
     return [
-        _line("rank", str(selection.rank), f"of {len(selection.singular_values)}"),
-        _line("target variance explained", f"{selection.explained_variance:.1%}"),
-        _line("energy in the subspace", f"{kept:.1%}", f"median of the kept rows, {scored:.1%} of all scored rows"),
+        named("rank", f"{selection.rank} of {len(selection.singular_values)}"),
+        named("target variance explained", f"{selection.explained_variance:.1%}"),
+        named("energy in the subspace", f"{kept:.1%} (median of the kept rows), {scored:.1%} (of all scored rows)"),
     ]
 
 
 def _source_lines(sources: list[str], indices: list[int]) -> list[str]:
-    """Rows kept of each source, and its share of the selection and of the pool."""
+    """Rows kept of each source, and its share of the selection and of the pool; the first sources only."""
     pool = Counter(sources)
     kept = Counter(sources[i] for i in indices)
-    width = max(24, *(len(name) for name in pool))
-    lines = [f"{'source':<{width}}{'kept':>10}{'of kept':>10}{'of pool':>10}"]
-    for name, count in sorted(pool.items(), key=lambda item: (-kept[item[0]], item[0])):
-        lines.append(
-            f"{name:<{width}}{kept[name]:>10,}{kept[name] / len(indices):>10.1%}{count / len(sources):>10.1%}"
-        )
-    return lines
+    order = sorted(pool, key=lambda name: (-kept[name], -pool[name], name))
+    rows = [["source", "kept", "of kept", "of pool"]]
+    for name in order[:SOURCES_LISTED]:
+        shares = (kept[name] / len(indices), pool[name] / len(sources))
+        rows.append([short(name, SOURCE_WIDTH), f"{kept[name]:,}", *(f"{share:.1%}" for share in shares)])
+    left = len(order) - SOURCES_LISTED
+    more = [f"and {left:,} more sources, with {sum(kept[name] for name in order[SOURCES_LISTED:]):,} kept rows"]
+    return [*in_columns(rows).split("\n"), *(more if left > 0 else [])]

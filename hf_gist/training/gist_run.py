@@ -50,6 +50,7 @@ from hf_gist.training.steps.run_length import (
 from hf_gist.training.steps.sampler import GISTSampler
 from hf_gist.training.tracking import track_selection
 from hf_gist.training.watch.target_watch import TargetWatch
+from hf_gist.utils.terminal import wrapped
 
 
 class GISTRun:
@@ -276,9 +277,9 @@ class GISTRun:
             line = summary_line(selection, self.plan.total_steps - state.global_step)
             if len(self.history) > 1:
                 planned = len(self.plan.selection_steps(every))
-                tqdm.write(f"{line} ({self.history[-1].describe(planned)})")
+                tqdm.write(wrapped(f"{line} ({self.history[-1].describe(planned)})"))
             else:
-                tqdm.write(line)
+                tqdm.write(wrapped(line))
                 tqdm.write(summary_table(selection))
         if every is not None and len(self.history) == 1 and self.plan.next_selection(every) is None:
             segment = self.plan.segments[0]
@@ -332,4 +333,4 @@ class GISTRun:
             costs.with_bytes(self.folder, ARTIFACTS).save(self.folder)
             report_at_end(self.parts.output_folder, self.selection)
             if not self.parts.args.disable_tqdm:
-                tqdm.write(costs.break_even())
+                tqdm.write(wrapped(costs.break_even()))

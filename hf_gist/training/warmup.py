@@ -1,6 +1,7 @@
 """The warm-up of the commands: trains a new LoRA on a random share of the pool before scoring."""
 
 import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import PeftModel
+from tqdm.auto import tqdm
 from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
@@ -25,6 +27,8 @@ from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.models import signature_columns
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import naming
+from hf_gist.utils.step_bar import with_step_bar
+from hf_gist.utils.terminal import named
 
 
 class CheckpointRecorder(TrainerCallback):
@@ -103,7 +107,7 @@ def rising_steps(amount: float, steps: int) -> int:
 
 
 def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path, rows: int) -> TrainingArguments:
-    """Arguments of one epoch over `rows` rows with five log lines and no checkpoint."""
+    """Arguments of one epoch over `rows` rows without log lines and checkpoints."""
     batch = settings.per_device_train_batch_size
     steps = math.ceil(rows / (batch * PartialState().num_processes))
     return TrainingArguments(
@@ -113,7 +117,7 @@ def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path,
         lr_scheduler_type="cosine",
         warmup_steps=rising_steps(0.03, steps),
         num_train_epochs=1,
-        logging_steps=max(1, rows // batch // 5),
+        logging_strategy="no",
         save_strategy="no",
         report_to=[],
         seed=config.seed,
@@ -155,7 +159,11 @@ def warm_up(
         data_collator=padding_collator(tokenizer),
         callbacks=[recorder] if scorer_of(config).needs_adam else [],
     )
-    trainer.train()
+    with_step_bar(trainer, "warm-up")
+    loss = trainer.train().training_loss
+    if trainer.is_world_process_zero():
+        # stdout is reserved for results
+        tqdm.write(named("warm-up", f"{len(sample):,} rows, mean loss {loss:.4f}"), file=sys.stderr)
     with naming(folder):
         model.save_pretrained(str(folder))
     return recorder.checkpoints

@@ -29,7 +29,7 @@ def test_push_uploads_the_run_and_no_data(hub, tmp_path, capsys):
     }  # fmt: skip
     assert hub.private == {"models/jane/choice": True}
     assert b"hf://jane/choice" in files["README.md"] and b"/home/jane" not in b"".join(files.values())
-    assert f"pushed to {hub.endpoint}/jane/choice" in capsys.readouterr().out
+    assert f"pushed to                   {hub.endpoint}/jane/choice" in capsys.readouterr().out
 
 
 def test_a_training_is_pushed_as_the_trainer_pushes_it(hub, tmp_path):

@@ -41,7 +41,7 @@ def test_a_clear_win():
 def test_a_clear_win_of_a_measure_that_should_be_high():
     (text,) = verdicts(runs_of("accuracy_sum", untrained=0.3, random=0.5, gist=0.6, rds_plus=0.4))
     assert text.startswith("arc accuracy, sum: highest for GIST (paper's rule), 0.6") and "above random rows." in text
-    assert "better: GIST (paper's rule); worse: RDS+" in text
+    assert 'better: GIST (paper\'s rule); worse: "RDS+, best match"' in text
     assert "The untrained model: 0.3" in text and "below the best." in text
 
 
@@ -109,7 +109,9 @@ def test_ties_are_named_as_such():
     assert text.startswith("arc accuracy, sum: the same for all trained models, ") and "No method differs" in text
     runs = runs_of("accuracy_sum", noise=0, random=0.5, gist=0.75, rds_plus=0.75)
     (text,) = verdicts(runs)
-    assert "highest for GIST (paper's rule), RDS+" in text and "0.250 ± 0.000 above random rows." in text
+    assert (
+        'highest for GIST (paper\'s rule), "RDS+, best match"' in text and "0.250 ± 0.000 above random rows." in text
+    )
     runs = runs_of("accuracy_sum", noise=0, untrained=0.5, random=0.5, gist=0.25)
     (text,) = verdicts(runs)
     assert "The untrained model: 0.500 ± " in text and text.endswith(", the same as the best.")

@@ -61,7 +61,7 @@ def test_copies_do_not_fill_the_budget(tmp_path):
     assert manifest["pool_duplicates"] == {"exact": 12, "same_words": 1}
     # the copy of a target is left out as a target
     assert manifest["pool_duplicates_dropped"] == selection.copies_dropped == 12
-    assert "repeated rows left out                12" in summary_table(selection)
+    assert "repeated rows left out      12" in summary_table(selection)
     found = "13 (12 with the same tokens, 1 with only the same words), left out"
     assert ["rows that repeat an earlier row", found] in asked(selection).tables[1].rows
     assert dict(selection_facts(selection))["Rows that repeat an earlier row"] == found
@@ -73,7 +73,7 @@ def test_the_setting_can_be_changed_without_scoring(selection, tmp_path):
     assert again.indices == selection.indices
     off = again.reselect(drop_pool_duplicates=False, budget=34)
     assert sorted(off.indices) == list(range(32)) and off.copies_dropped == 0
-    assert "repeated rows kept                    12 drop_pool_duplicates is off" in summary_table(off)
+    assert "repeated rows kept          12; drop_pool_duplicates is off" in summary_table(off)
     on = off.reselect(drop_pool_duplicates=True, drop_target_duplicates=False, budget=34)
     # the first copy of a target stands for the other
     assert sorted(on.indices) == [*range(20), 32]
@@ -260,16 +260,16 @@ def test_the_commands_leave_copies_out(tmp_path, capsys):
     counts = json.loads(capsys.readouterr().out)["counts"]
     assert (counts["candidates"], counts["duplicates"], counts["selected"]) == (60, 20, 38)
     assert main([*common, "--output_dir", whole]) == 0
-    assert "repeated rows left out                20" in capsys.readouterr().out
+    assert "repeated rows left out      20" in capsys.readouterr().out
     lines = (tmp_path / "whole" / "selected.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 38
     adapter = ["--adapter_name_or_path", f"{whole}/warmup_adapter"]
     assert main([*common, *adapter, "--streaming", "--output_dir", again]) == 0
-    assert "repeated rows left out: 20" in capsys.readouterr().out
+    assert "repeated rows left out      20" in capsys.readouterr().out
     assert json.loads((tmp_path / "again" / "stream.json").read_text())["pool_duplicates_dropped"] == 20
     lines = (tmp_path / "again" / "selected.jsonl").read_text().splitlines()
     assert len(lines) == len(set(lines)) == 38
     off = ["--no-drop_pool_duplicates", "--budget", "60", "--output_dir", str(tmp_path / "off")]
     assert main(["select", "--from_scores", whole, *off]) == 0
     assert len(Selection.load(tmp_path / "off").indices) == 60
-    assert "repeated rows kept                    20" in capsys.readouterr().out
+    assert "repeated rows kept          20" in capsys.readouterr().out

@@ -51,7 +51,7 @@ class Browser:
         self._process = subprocess.Popen(
             [executable, *FLAGS, f"--user-data-dir={self._profile.name}"],
             preexec_fn=as_three_and_four,
-            pass_fds=(3, 4),
+            close_fds=False,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

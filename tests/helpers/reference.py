@@ -23,7 +23,7 @@ from tests import ROOT
 GUIDES = ROOT / "recipes" / "guides"
 SETTINGS = (GISTConfig, GASTConfig, WarmupSettings)
 PAGES = {
-    "trainers": ["GISTDataSelectorCallback", "GASTTrainer", "GASTMixin", "GASTSFTTrainer"],
+    "trainers": ["GISTDataSelectorCallback", "GASTTrainer", "GASTMixin", "GASTSFTTrainer", "save_support_gradient"],
     "selecting": ["select", "Selection", "select_stream", "StreamSelection", "per_sample_gradients_reference"],
     "hub": ["push_to_hub", "export_dataset"],
 }

@@ -98,6 +98,17 @@ def test_the_text_in_figures_is_readable_on_a_phone(browser, page):
     assert heights and min(heights) > 7
 
 
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_first_screen_holds_the_answers(browser, page, width):
+    browser.open(page, width, 844)
+    bottoms = browser.value("[...document.querySelectorAll('dd')].map(e => e.getBoundingClientRect().bottom)")
+    assert len(bottoms) == 3 and max(bottoms) < 844
+    sizes = browser.value(
+        "[...document.querySelectorAll('dt, dd')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+    )
+    assert min(sizes) >= 16
+
+
 def test_the_keyboard_reaches_and_opens_everything(browser, page):
     browser.open(page)
     browser.press("Tab")
@@ -110,6 +121,7 @@ def test_the_keyboard_reaches_and_opens_everything(browser, page):
         if tag == "BODY":
             break
         seen.append(tag)
+        assert browser.value("getComputedStyle(document.activeElement).outlineStyle") == "solid", tag
         if tag == "SUMMARY" and seen.count("SUMMARY") == 1:
             browser.press("Enter", "\r")
             assert browser.value("document.activeElement.parentElement.open") is True

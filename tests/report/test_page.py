@@ -285,7 +285,7 @@ def test_an_error_in_the_report_becomes_a_warning(tmp_path, monkeypatch):
 def test_the_command_writes_to_the_given_file(tmp_path, capsys):
     selection_of().save(tmp_path / "out" / "gist")
     assert main(["report", str(tmp_path / "out")]) == 0
-    assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+    assert f"report                      {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
     assert (tmp_path / "out" / "gist" / "scores.png").is_file()
     assert main(["report", str(tmp_path / "out" / "gist"), "--output_file", str(tmp_path / "x.html")]) == 0
     assert (tmp_path / "x.html").read_bytes() == (tmp_path / "out" / "report.html").read_bytes()
@@ -296,7 +296,7 @@ def test_the_command_writes_to_the_given_file(tmp_path, capsys):
     [
         (lambda folder: None, "has nothing to report on: no manifest.json"),
         (lambda folder: folder.rmdir(), "no such folder"),
-        (lambda folder: (folder / "stream.json").write_text("{}"), "a selection from a stream"),
+        (lambda folder: (folder / "stream.json").write_text("{}"), "stream.json cannot be read"),
         (lambda folder: (folder / "manifest.json").write_text("{}"), "coordinates.safetensors does not exist"),
         (lambda folder: (folder / "gast_history.parquet").write_text("x"), "gast_history.parquet cannot be read"),
     ],

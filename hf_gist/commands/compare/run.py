@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow
 import torch
-from pyarrow import parquet
 
 from hf_gist.commands.bench import Bench
 from hf_gist.commands.compare.arguments import (
@@ -21,9 +19,18 @@ from hf_gist.commands.compare.arguments import (
 )
 from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, PLANNED, UNTRAINED, WHOLE_POOL, rows_of_arm
 from hf_gist.commands.compare.estimates import ERROR, OUTCOMES, Column, Run, Runs, columns_of
-from hf_gist.commands.compare.figure import save_plot
+from hf_gist.commands.compare.files import (
+    PLOT,
+    RUNS_FOLDER,
+    SETTINGS,
+    TABLE,
+    run_file,
+    without_outcomes,
+    write_results,
+)
+from hf_gist.commands.compare.page import write_comparison
+from hf_gist.commands.compare.printing import results
 from hf_gist.commands.compare.scores import Scores
-from hf_gist.commands.compare.table import break_even, markdown
 from hf_gist.commands.compare.verdicts import verdicts
 from hf_gist.commands.flags import GROUPS, add_settings_flags, settings_of
 from hf_gist.commands.testing.measured import Measured
@@ -34,18 +41,15 @@ from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import RowSource
 from hf_gist.gist.checks import warn_selects_once
 from hf_gist.gradients.partial import refuse_other_settings
+from hf_gist.report.best_effort import not_fatal
+from hf_gist.report.canvas import NoFigures
 from hf_gist.training.loading import positions
-from hf_gist.utils.disk import read_json, write, write_json
-from hf_gist.utils.terminal import say
+from hf_gist.utils.disk import read_json, write_json
+from hf_gist.utils.terminal import named_path, say, say_wrapped
 
 
-RUNS_FOLDER = "runs"
 SCORES_FOLDER = "scores"
 TRAINER_FOLDER = "trainer"
-SETTINGS = "compare.json"
-RESULTS = "compare.parquet"
-TABLE = "compare.md"
-PLOT = "compare.png"
 
 TRAINING = {
     "warmup_steps": 0.03,
@@ -53,40 +57,6 @@ TRAINING = {
     "include_num_input_tokens_seen": "non_padding",
 }
 """`TrainingArguments` of every training run."""
-
-
-# ---- Files ----
-
-
-def run_file(folder: Path, method: str, seed: int) -> Path:
-    """The file of one run: a finished run is kept, and several commands may write into one folder at the same time."""
-    return folder / RUNS_FOLDER / (f"{method}.json" if method == UNTRAINED else f"{method}-seed{seed}.json")
-
-
-def read_runs(folder: Path) -> Runs:
-    """Every finished run, of this command or another, in the order of the methods and seeds."""
-    runs = [read_json(path) for path in (folder / RUNS_FOLDER).glob("*.json")]
-    return sorted(runs, key=lambda run: (list(ARMS).index(run["method"]), run["seed"]))
-
-
-def write_results(pool_tokens: int, folder: Path) -> str:
-    """Write the Parquet file, Markdown table and figure of all finished runs; returns the Markdown."""
-    runs = read_runs(folder)
-    table = pyarrow.Table.from_pylist(without_outcomes(runs))
-    write(folder / RESULTS, lambda name: parquet.write_table(table, name))
-    said = "".join(f"- {verdict}\n" for verdict in verdicts(runs))
-    text = "\n".join(part for part in (markdown(runs, pool_tokens), said, break_even(runs, pool_tokens)) if part)
-    write(folder / TABLE, lambda name: Path(name).write_text(text, encoding="utf-8"))
-    try:
-        save_plot(runs, pool_tokens, folder / PLOT)
-    except ImportError as error:
-        text += f"\n{error}\n"
-    return text
-
-
-def without_outcomes(runs: Runs) -> Runs:
-    """The runs without the outcomes of single test rows, which are in the file of each run."""
-    return [{name: value for name, value in run.items() if name != OUTCOMES} for run in runs]
 
 
 def read_tests(arguments: CompareArguments, workspace: Workspace, positions: int) -> dict[str, LossSet]:
@@ -136,8 +106,8 @@ class Comparison:
         run = self.train(method, seed)
         write_json(file, run)
         write_results(self.pool_tokens, self.folder)
-        results = ", ".join(f"{column.title} {run[column.name]:.4f}" for column in columns_of([run]))
-        say(f"{method}, seed {seed}: {results}")
+        measured = ", ".join(f"{column.title} {run[column.name]:.4f}" for column in columns_of([run]))
+        say_wrapped(f"{method}, seed {seed}: {measured}")
 
     def train(self, method: str, seed: int) -> Run:
         """Train one arm with one seed and measure it: one row of the results."""
@@ -251,9 +221,22 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
     comparison = open_comparison(arguments, warmup, config, methods)
     for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):
         comparison.finish(method, seed)
-    say("\n" + write_results(comparison.pool_tokens, comparison.folder))
-    say(f"results: {comparison.folder}")
-    return read_runs(comparison.folder)
+    runs = write_results(comparison.pool_tokens, comparison.folder)
+    say(f"\n{results(runs, comparison.pool_tokens)}")
+    print_files(comparison.folder)
+    return runs
+
+
+def print_files(folder: Path) -> None:
+    """Write the report, and print the paths of the results."""
+    say(f"\n{named_path('results', folder)}")
+    say(named_path("table", folder / TABLE))
+    if (folder / PLOT).is_file():
+        say(named_path("figure", folder / PLOT))
+    else:
+        say_wrapped(NoFigures.HINT)
+    with not_fatal("The report was", f"To write it once the cause is fixed: hf-gist report {folder}"):
+        say(named_path("report", write_comparison(folder)))
 
 
 def add_compare_flags(parser: argparse.ArgumentParser) -> None:

@@ -51,6 +51,27 @@ class Verdict:
         sentences = [self._best(), self._against_random(), self._close_to_best(), self._untrained(), self._seeds()]
         return " ".join(sentence for sentence in sentences if sentence)
 
+    def headline(self) -> str:
+        """[`Verdict.numbers`] as an answer to the question whether the best method is better than no training."""
+        if UNTRAINED not in self.methods:
+            return self.numbers()
+        found = self._difference(UNTRAINED, self.best)
+        better = found is not None and self._gain(found) < 0
+        return f"{'Yes' if better else 'No'}: {self.numbers()}"
+
+    def numbers(self) -> str:
+        """One sentence for a reader who sees nothing else: the best method, the untrained model and random rows."""
+        text = (
+            f"{self.column.title} {self._number(self._mean(self.best))} with the best method, {_titles([self.best])}"
+        )
+        if UNTRAINED in self.methods:
+            text += f"; {self._number(self._mean(UNTRAINED))} before training"
+        against = None if self.best == RANDOM else self._difference(self.best, RANDOM)
+        if against is None:
+            return f"{text}."
+        how = "a clear difference" if self._is_clear(against) and not _unclear(against) else "which may be noise"
+        return f"{text}; {self._number(self._mean(RANDOM))} with random rows, {how}."
+
     # ---- Sentences ----
 
     def _best(self) -> str:
@@ -115,8 +136,11 @@ class Verdict:
 
     # ---- Numbers ----
 
+    def _mean(self, method: str) -> float:
+        return estimate(of_method(self.runs, method), self.column).mean
+
     def _goodness(self, method: str) -> float:
-        mean = self.column.sign * estimate(of_method(self.runs, method), self.column).mean
+        mean = self.column.sign * self._mean(method)
         # a training that diverged is the worst
         return mean if math.isfinite(mean) else -math.inf
 
@@ -167,4 +191,6 @@ def _title(method: str) -> str:
 
 
 def _titles(methods: Sequence[str]) -> str:
-    return ", ".join(map(_title, methods))
+    """Titles in a list, those that have a comma in quotation marks."""
+    titles = map(_title, methods)
+    return ", ".join(f'"{title}"' if "," in title else title for title in titles)

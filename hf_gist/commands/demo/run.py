@@ -109,12 +109,10 @@ def train_baselines(bench: Bench[float], pool: Dataset, seed: int, result: DemoR
     kept = result.rows[GIST]
     steps = result.steps[GIST]
     chosen = random.Random(seed).sample(range(len(pool)), kept)
-    say_wrapped(
-        f"\n4. The same training on {kept} random rows, for the same {steps} steps, from the same initial adapter ..."
-    )
+    say_wrapped(f"\n4. The same training on {kept} random rows: as many steps ({steps}), the same initial adapter ...")
     with result.phase("training on random rows"):
         on_random = bench.train(pool.select(chosen), "random rows", seed, max_steps=steps)
-    say_wrapped("5. The same training on the whole pool, one pass, from the same initial adapter ...")
+    say_wrapped("5. The same training on the whole pool: one pass, the same initial adapter ...")
     with result.phase("training on the whole pool"):
         on_whole = bench.train(pool, "whole pool", seed, num_train_epochs=1)
     for name, trained in ((RANDOM, on_random), (WHOLE, on_whole)):

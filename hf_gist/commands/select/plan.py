@@ -7,6 +7,7 @@ from hf_gist.costs.ledger import in_units
 from hf_gist.costs.stopwatch import WARMUP
 from hf_gist.gist.forecast import duration
 from hf_gist.gist.scoring_cost.plan import ScoringPlan
+from hf_gist.utils.terminal import named, wrapped
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,6 @@ class SelectionPlan:
             ("time, total", f"about {duration(sum(self.seconds.values()))}, from {self.timed_rows} timed rows")
         )
         lines = [(name.replace("memory, artifacts", "disk, artifacts"), text) for name, text in lines]
-        table = [f"{name:<28}{text}" for name, text in lines]
-        plans = [plan.describe() for plan in (self.scoring, self.later) if plan is not None]
+        table = [named(name, text) for name, text in lines]
+        plans = [wrapped(plan.describe()) for plan in (self.scoring, self.later) if plan is not None]
         return "\n".join(["Nothing is written in a dry run.", *table, *plans])

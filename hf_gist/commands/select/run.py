@@ -15,7 +15,7 @@ from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.selection import Selection
 from hf_gist.report import report_at_end, summary_line, summary_table
 from hf_gist.training.tracking import selection_metrics
-from hf_gist.utils.terminal import say
+from hf_gist.utils.terminal import in_columns, named_path, say, say_wrapped, wrapped
 
 
 def add_select_flags(parser: argparse.ArgumentParser) -> None:
@@ -55,27 +55,23 @@ def report_selection(selection: Selection, arguments: SelectArguments, rows: Raw
         arguments (`SelectArguments`): output folder and format.
         rows (`RawRows`, *optional*): the pool; without it no rows are written.
     """
-    say(summary_line(selection))
+    say_wrapped(summary_line(selection))
     say(summary_table(selection))
     if selection.costs is not None:
-        say(cost_table(selection.costs))
-    say(f"artifacts: {arguments.output_dir}")
+        say(f"\n{cost_table(selection.costs)}")
+    say(f"\n{named_path('artifacts', arguments.output_dir)}")
     result = selection_metrics(selection) | {"method": selection.method, "artifacts": arguments.output_dir}
     if rows is not None:
         result["selected_rows"] = str(write_rows(rows, selection, arguments))
-        say(f"selected rows: {result['selected_rows']}")
+        say(named_path("selected rows", result["selected_rows"]))
     if path := report_at_end(arguments.folder, selection):
         result["report"] = str(path)
-        say(f"report: {path}")
+        say(named_path("report", path))
     return result | {"costs": None if selection.costs is None else selection.costs.to_dict()}
 
 
 def cost_table(costs: CostLedger) -> str:
-    """The phases in aligned columns, and the break-even sentence."""
+    """The phases in aligned columns, and the break-even sentence; the operations are in `costs.json` and the report."""
     table = costs.table()
-    first, *others = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = [""]
-    for name, *cells in table:
-        shown = [cell.rjust(width + 2) for cell, width in zip(cells, others, strict=True)]
-        lines.append(name.ljust(first) + "".join(shown))
-    return "\n".join([*lines, costs.break_even()])
+    shown = [at for at, name in enumerate(table[0]) if "FLOP" not in name]
+    return f"{in_columns([[row[at] for at in shown] for row in table])}\n\n{wrapped(costs.break_even())}"

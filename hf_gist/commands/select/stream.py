@@ -1,5 +1,7 @@
 """`hf-gist select --streaming`: one pass over a pool that is read row by row."""
 
+import time
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
@@ -9,14 +11,15 @@ from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets, say_skipped
 from hf_gist.config.gist import GISTConfig
+from hf_gist.data.provenance import public_name
 from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
+from hf_gist.report import report_at_end
+from hf_gist.report.runs.stream import STREAM_FILE
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import write, write_json
-from hf_gist.utils.terminal import say
-
-
-STREAM = "stream.json"
+from hf_gist.utils.terminal import named, named_path, say, say_wrapped
+from hf_gist.version import __version__
 
 
 def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[str, Any]:
@@ -37,9 +40,11 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
             "`--streaming` needs `--adapter_name_or_path`: a warm-up would have to read the stream first."
         )
     check_stream_config(config)
-    stream = RowStream(arguments.pool_source, "train_file", arguments.columns, arguments.skip_bad_rows, say)
+    stream = RowStream(arguments.pool_source, "train_file", arguments.columns, arguments.skip_bad_rows, say_wrapped)
     say_skipped(stream.skipped, "train_file")
+    start = time.perf_counter()
     selection, facts = score_stream(arguments, arguments.adapter_name_or_path, config, stream)
+    seconds = round(time.perf_counter() - start, 1)
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
     path = rows_file(arguments)
@@ -47,18 +52,36 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
         write(path, chunk_of(selection.rows).to_parquet)
     else:
         write_lines(map(text_of, selection.rows), path)
-    content: dict[str, Any] = {"indices": selection.indices, "scores": selection.scores, "seen": selection.seen}
-    content["pool_duplicates_dropped"] = selection.repeated
+    content: dict[str, Any] = {"indices": selection.indices, "scores": selection.scores, **_counts(selection)}
     if stream.skipped:
         content["skipped_rows"] = stream.skipped
-    write_json(folder / STREAM, content | facts)
-    kept = len(selection.indices)
-    say(f"kept {kept:,} of {selection.seen:,} rows of the stream ({selection.unscorable:,} unscorable)")
-    say(f"repeated rows left out: {selection.repeated:,}")
-    say(f"selected rows: {path}")
-    counts = {"gist_rows": kept, "seen": selection.seen, "unscorable": selection.unscorable}
-    counts["pool_duplicates_dropped"] = selection.repeated
-    return counts | {"artifacts": arguments.output_dir, "selected_rows": str(path)}
+    content |= {"config": config.to_dict(), "columns": arguments.columns, "seconds": seconds, "hf_gist": __version__}
+    content |= {"model": public_name(arguments.model_name), "adapter": public_name(arguments.adapter_name_or_path)}
+    write_json(folder / STREAM_FILE, content | facts)
+    return {"gist_rows": len(selection.indices), **_counts(selection)} | _report_stream(selection, arguments, path)
+
+
+def _counts(selection: StreamSelection) -> dict[str, int]:
+    """What became of the rows that were not selected."""
+    return {
+        "seen": selection.seen,
+        "unscorable": selection.unscorable,
+        "pool_duplicates_dropped": selection.repeated,
+    }
+
+
+def _report_stream(selection: StreamSelection, arguments: SelectArguments, path: Path) -> dict[str, Any]:
+    """Write the report, and print the outcome; returns the paths that `--json` prints."""
+    say(named("kept rows", f"{len(selection.indices):,} of {selection.seen:,} rows of the stream"))
+    say(named("rows that cannot be scored", f"{selection.unscorable:,}"))
+    say(named("repeated rows left out", f"{selection.repeated:,}"))
+    say(f"\n{named_path('artifacts', arguments.output_dir)}")
+    say(named_path("selected rows", path))
+    result = {"artifacts": arguments.output_dir, "selected_rows": str(path)}
+    if page := report_at_end(arguments.folder):
+        result["report"] = str(page)
+        say(named_path("report", page))
+    return result
 
 
 def score_stream(
@@ -89,4 +112,4 @@ def score_stream(
         eval_dataset=evaluation_rows(arguments, preparer),
     )
     preparer.say_cuts("train_file")
-    return selection, preparer.facts()
+    return selection, preparer.facts() | {"targets": len(targets)}

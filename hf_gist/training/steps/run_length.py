@@ -13,6 +13,7 @@ from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.training.parts import TrainerParts
 from hf_gist.training.steps.loader import total_batch_size
 from hf_gist.training.steps.plan import StepPlan, plan_steps, warmup_steps_of
+from hf_gist.utils.terminal import wrapped
 
 
 BY_CONSTRUCTOR = "Pass the callback to the constructor, `Trainer(..., callbacks=[callback])`"
@@ -124,11 +125,12 @@ def tell_length(plan: StepPlan, parts: TrainerParts, epochs: int, state: Trainer
             stacklevel=5,
         )
     elif state.is_world_process_zero:
-        tqdm.write(
+        text = (
             f"GIST: `max_steps={args.max_steps}` is the length of `num_train_epochs={args.num_train_epochs:g}` "
             "passes over the train dataset, so the run has these epochs: the warm-up, and passes over the "
             f"selected rows (about {total} steps). {BY_CONSTRUCTOR}, for exactly that many."
         )
+        tqdm.write(wrapped(text))
 
 
 def tell_selections(plan: StepPlan, config: GISTConfig, state: TrainerState) -> None:
@@ -148,4 +150,4 @@ def tell_selections(plan: StepPlan, config: GISTConfig, state: TrainerState) -> 
     if config.scoring_cost is not None:
         total = len(steps) * config.scoring_cost
         line += f", for at most {config.scoring_cost:g} training passes over the pool each, {total:g} in all"
-    tqdm.write(f"{line}.")
+    tqdm.write(wrapped(f"{line}."))

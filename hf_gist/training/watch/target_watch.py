@@ -38,6 +38,7 @@ from hf_gist.training.tracking import log_metrics
 from hf_gist.training.watch.best_adapter import BEST_ADAPTER_FILE, BestAdapter
 from hf_gist.training.watch.verdict import best_point, rise, sentence
 from hf_gist.utils.disk import read_json, write_json
+from hf_gist.utils.terminal import wrapped
 
 
 SERIES_FILE = "target_loss.json"
@@ -168,7 +169,7 @@ class TargetWatch:
         warning = rise(self.series, final, self.restarts)
         if state.is_world_process_zero:
             (self.folder / BEST_ADAPTER_FILE).unlink(missing_ok=True)
-            tqdm.write(f"GIST: {said}")
+            tqdm.write(wrapped(f"GIST: {said}"))
         if warning is not None:
             warnings.warn(warning, TargetLossWarning, stacklevel=5)
         if selection is None:
