@@ -38,8 +38,9 @@ def test_the_ranges_are_those_of_the_checks(cls):
     numbers |= {f.name for f in dataclasses.fields(cls) if f.type in (int | None, float | None)}
     for name in numbers:
         with pytest.raises(ValueError) as caught:
-            cls(**{name: -1})
-        (words,) = [part for part in str(caught.value).split("; ") if f"`{name}`" in part]
+            cls(**{name: -2})
+        # the range comes before what the setting excludes
+        words = next(part for part in str(caught.value).split("; ") if f"`{name}`" in part)
         words = words.partition("must be ")[2].partition(", got")[0]
         (entry,) = [line for line in text.splitlines() if line.startswith(f"- **`{name}`**")]
         assert f"; {words})" in entry

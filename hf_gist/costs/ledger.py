@@ -13,6 +13,9 @@ from hf_gist.utils.disk import read, read_json, write_json
 
 COSTS = "costs.json"
 
+NOT_SELECTING = (TRAINING, TARGET_LOSS)
+"""Phases that are no cost of selecting."""
+
 
 @dataclass(frozen=True)
 class PhaseCost:
@@ -86,8 +89,8 @@ class CostLedger:
         return max((p.selection for p in self.phases), default=1)
 
     def of_selection(self, number: int) -> "CostLedger":
-        """The ledger of one selection, from 1: the warm-up is part of the first, the training of none."""
-        own = tuple(p for p in self.phases if p.selection == number and p.phase != TRAINING)
+        """The ledger of one selection, from 1: the warm-up is part of the first; training and target losses are of none."""
+        own = tuple(p for p in self.phases if p.selection == number and p.phase not in NOT_SELECTING)
         return dataclasses.replace(self, phases=own)
 
     def with_bytes(self, folder: Path, files: Sequence[str]) -> "CostLedger":
@@ -101,7 +104,7 @@ class CostLedger:
 
     def totals(self) -> dict[str, float]:
         """Sums: `seconds`, `tokens`, `flops`, and of what the selection needs `selection_flops` and `selection_seconds`."""
-        choosing = [p for p in self.phases if p.phase not in (TRAINING, TARGET_LOSS)]
+        choosing = [p for p in self.phases if p.phase not in NOT_SELECTING]
         return {
             "seconds": sum(p.seconds for p in self.phases),
             "tokens": sum(p.tokens for p in self.phases),

@@ -117,7 +117,7 @@ def train(folder, epochs=3, resume=None, **more):
 def test_a_training_writes_all_phases_and_a_resumed_one_the_same_rows(tmp_path):
     _, selection = train(tmp_path)
     phases = {phase.phase: phase for phase in CostLedger.load(tmp_path / "gist").phases}
-    assert list(phases) == ["warm-up", "targets", "subspace", "scoring", "choosing", "training"]
+    assert list(phases) == ["warm-up", "targets", "subspace", "scoring", "choosing", "target loss", "training"]
     assert phases["warm-up"].rows == 12 and phases["training"].rows == 2 * 12
     lengths = [len(row["input_ids"]) for row in token_rows(60, seed=1)]
     assert phases["training"].tokens == pytest.approx(2 * sum(lengths[i] for i in selection.indices), abs=0)
