@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -91,12 +91,14 @@ class TargetSeries:
         groups (`list[str]`, *optional*): name of each row's group `[M]`, with a `target_group_column`.
         held_out (`bool`): whether the measured rows were held out from the selection.
         points (`list[TargetLoss]`): in the order of the training.
+        digest (`str`): of all rows of the target set; empty if it is not known.
     """
 
     rows: list[int]
     groups: list[str] | None = None
     held_out: bool = False
     points: list[TargetLoss] = field(default_factory=list)
+    digest: str = ""
 
     def at(self, event: str) -> TargetLoss | None:
         """The point with this event, if there is one."""
@@ -108,18 +110,18 @@ class TargetSeries:
 
     def up_to(self, step: int) -> "TargetSeries":
         """The series of a run that has come as far as `step`."""
-        return TargetSeries(self.rows, self.groups, self.held_out, [p for p in self.points if p.step <= step])
+        return replace(self, points=[point for point in self.points if point.step <= step])
 
     def to_dict(self) -> dict[str, Any]:
         """For a file from which a resumed run continues: with the losses of the single rows."""
         points = [vars(point) | {"losses": list(point.losses)} for point in self.points]
-        return {"rows": self.rows, "groups": self.groups, "held_out": self.held_out, "points": points}
+        return vars(self) | {"points": points}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TargetSeries":
         """The inverse of [`TargetSeries.to_dict`]."""
         points = [TargetLoss(**point | {"losses": tuple(point["losses"])}) for point in values["points"]]
-        return cls(values["rows"], values["groups"], values["held_out"], points)
+        return cls(**values | {"points": points})
 
     def summary(self) -> dict[str, Any]:
         """For the manifest: the mean at each point, of all rows and of each group; `None` if it is not finite."""

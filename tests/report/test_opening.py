@@ -93,6 +93,15 @@ def test_the_target_loss_of_the_final_adapter_decides(changes, final_step, verdi
     assert said.startswith(verdict) and said.endswith("Target loss 2 to something.")
 
 
+def test_a_model_loaded_at_the_last_step_decides():
+    points = [
+        {"step": step, "loss": 2 + change, "change": change, "standard_error_of_change": 0.01}
+        for step, change in [(0, 0.0), (9, 0.7), (9, -0.5)]
+    ]
+    found = {"points": points, "sentence": "target loss 2 to 1.5.", "final_step": 9}
+    assert target_sentence({"target_loss": found}, trained=True).startswith("Yes. ")
+
+
 def test_a_gast_run_alone_and_with_a_selection(tmp_path):
     table_of(8, groups=3, columns=["a", "b"]).write(tmp_path)
     alone = content_of(tmp_path).opening

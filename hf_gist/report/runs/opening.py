@@ -43,7 +43,9 @@ def target_sentence(manifest: dict[str, Any], trained: bool) -> str:
 
 def _verdict(found: dict[str, Any]) -> str:
     """Yes, no or neither, from the change of the loss and its noise over the target rows."""
-    final = next((p for p in found["points"] if p["step"] == found.get("final_step")), found["points"][-1])
+    # a model that was loaded at the end is measured again at the last step
+    latest = reversed(found["points"])
+    final = next((p for p in latest if p["step"] == found.get("final_step")), found["points"][-1])
     if final["change"] is None:
         return "No."
     noise = max(STANDARD_ERRORS * final["standard_error_of_change"], SMALLEST_RISE * abs(found["points"][0]["loss"]))

@@ -90,10 +90,12 @@ def check_chooses_again(plan: StepPlan, config: GISTConfig, parts: TrainerParts,
     if by_steps:
         segment = plan.segments[0]
         needed = segment.start + every * segment.steps_per_pass + 1
+        fits = math.ceil(segment.passes(plan.total_steps) - 1e-9) - 1
+        lower = f"Set it to {fits} or less" if fits > 0 else "Leave it out"
         raise ValueError(
             f"`reselect_every={every}` never chooses again: `max_steps={args.max_steps}` ends after "
             f"{segment.passes(plan.total_steps):.3g} passes over the selection, of {segment.steps_per_pass} steps each "
-            f"after a warm-up of {segment.start}, and {again}. Lower it, or set `max_steps` to {needed} or more."
+            f"after a warm-up of {segment.start}, and {again}. {lower}, or set `max_steps` to {needed} or more."
         )
     passes = args.num_train_epochs - 1
     lower = f"Set it to {math.ceil(passes) - 1} or less" if passes > 1 else "Leave it out"

@@ -16,7 +16,7 @@ from hf_gist.costs.clock import RunClock
 from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import PhaseCost
 from hf_gist.costs.stopwatch import TARGET_LOSS, TRAINING, WARMUP, peak_memory_bytes
-from hf_gist.data.rows import row_lengths, rows_of
+from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import TargetLossUnknownWarning, TargetLossWarning
 from hf_gist.functional.target_losses import (
     AT_THE_END,
@@ -86,6 +86,7 @@ class TargetWatch:
         if (held_out := inputs.held_out) is not None:
             self.rows = rows_of(held_out.target_set, held_out.positions)
             self.series = TargetSeries(held_out.numbers, held_out.groups, held_out=True)
+        self.series.digest = content_digest(inputs.target_set)
         self.best: BestAdapter | None = None
         self.rose = False
         self._tokens = 0
@@ -163,7 +164,7 @@ class TargetWatch:
         """
         self._measure_final(state)
         if not self._watching or not self.series.points:
-            return selection
+            return self._without_series(selection, state)
         final = self._final_point()
         said = sentence(self.series, final)
         warning = rise(self.series, final, self.restarts)
@@ -332,7 +333,8 @@ class TargetWatch:
             return
         series = TargetSeries.from_dict(read_json(places[0] / SERIES_FILE)).up_to(state.global_step)
         position_of = {number: at for at, number in enumerate(self.series.rows)}
-        if series.held_out != self.series.held_out or not set(series.rows) <= set(position_of):
+        other = series.digest not in ("", self.series.digest) or series.held_out != self.series.held_out
+        if other or not set(series.rows) <= set(position_of):
             self._give_up(f"{places[0] / SERIES_FILE} is of other target rows", state)
             return
         self._restrict_to([position_of[number] for number in series.rows])
@@ -360,6 +362,16 @@ class TargetWatch:
     def _recorded(self, selection: Selection, found: dict[str, Any], state: TrainerState) -> Selection:
         costs = None if selection.costs is None else selection.costs.with_phase(self._cost())
         selection = dataclasses.replace(selection, manifest=selection.manifest | {MANIFEST_KEY: found}, costs=costs)
+        return self._written(selection, state)
+
+    def _without_series(self, selection: Selection | None, state: TrainerState) -> Selection | None:
+        """The selection of a resumed run without the series of the run before, if it had come to its end."""
+        if selection is None or MANIFEST_KEY not in selection.manifest:
+            return selection
+        manifest = {key: value for key, value in selection.manifest.items() if key != MANIFEST_KEY}
+        return self._written(dataclasses.replace(selection, manifest=manifest), state)
+
+    def _written(self, selection: Selection, state: TrainerState) -> Selection:
         if state.is_world_process_zero:
             selection.write_manifest(self.folder / MANIFEST)
         return selection

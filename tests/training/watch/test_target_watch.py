@@ -216,6 +216,16 @@ def test_a_checkpoint_without_a_series(tmp_path):
     assert trainer.state.global_step == 14 and len(logged(trainer)) == 2
 
 
+@pytest.mark.parametrize("settings", [{}, {"target_holdout": 0.4}])
+def test_resumed_with_as_many_other_target_rows(tmp_path, settings):
+    saving = {"save_strategy": "steps", "save_steps": 6}
+    train(tmp_path, callback=a_callback(**settings), **saving)
+    other = a_callback(token_rows(6, seed=6), **settings)
+    with pytest.warns(TargetLossUnknownWarning, match="target_loss.json is of other target rows"):
+        train(tmp_path, callback=other, resume=str(tmp_path / "checkpoint-6"), **saving)
+    assert "target_loss" not in other.selection.manifest
+
+
 # ---- The end ----
 
 
