@@ -37,9 +37,12 @@ class MaskStatistics:
     Args:
         sums (`Tensor`, *optional*): `[6]` sums of mean cosine, kept fraction, entropy, layer agreement, share of groups
             that kept no sample, and the number of batches.
+        may_keep_none (`bool`): whether a group may keep no sample; if not, the share of such groups is not computed, and
+            its sum means nothing.
     """
 
     sums: Tensor | None = None
+    may_keep_none: bool = False
 
     NAMES = ("alignment", "kept_fraction", "draw_entropy", "layer_agreement", "without_sample")
 
@@ -53,14 +56,15 @@ class MaskStatistics:
             valid (`Tensor`): `[B]` bool.
         """
         count = valid.sum().clamp(min=1) * len(masks)
+        one = torch.ones((), device=masks.device)
         row = torch.stack(
             [
                 (cosines * valid).sum() / count,
                 masks.sum() / count,
                 normalised_entropy(log_p).mean(),
                 layer_agreement(masks),
-                (~masks.any(1)).float().mean(),
-                torch.ones((), device=masks.device),
+                (~masks.any(1)).float().mean() if self.may_keep_none else one,
+                one,
             ]
         )
         self.sums = row if self.sums is None else self.sums + row

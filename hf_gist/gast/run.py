@@ -75,7 +75,7 @@ class GASTRun:
         self.divides_by_items: bool | None = None
         self.reported: set[str] = set()
         self.dropped = torch.zeros((), dtype=torch.long, device=device)
-        self.statistics = MaskStatistics()
+        self.statistics = self._new_statistics()
         self.last: BatchMasks | None = None
         columns = sources if sources is not None else length_columns()
         self.table = SelectionTable.empty([g.name for g in self.groups], columns, device)
@@ -207,8 +207,11 @@ class GASTRun:
         if self.statistics.sums is None:
             return {}
         means = self.statistics.means(total(self.statistics.sums))
-        self.statistics = MaskStatistics()
+        self.statistics = self._new_statistics()
         return {f"gast_{name}": value for name, value in means.items() if name not in self._meaningless()}
+
+    def _new_statistics(self) -> MaskStatistics:
+        return MaskStatistics(may_keep_none=self.config.mode == "positive")
 
     def _meaningless(self) -> set[str]:
         """The statistics that say nothing about this configuration."""

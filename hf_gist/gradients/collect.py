@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hf_gist.data.batches import plan_batches
 from hf_gist.data.rows import Collator, fetch_rows, row_lengths
 from hf_gist.gradients.losses import labelled_tokens, prepared, sample_losses
-from hf_gist.gradients.models import model_device, send, to_device
+from hf_gist.gradients.models import model_device, reshard, send, to_device
 from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.partial import Shards
 from hf_gist.gradients.passes import DatasetPass, RowFacts
@@ -52,7 +52,9 @@ def collect_losses(dataset_pass: DatasetPass, dataset: Any, what: str) -> RowFac
         dataset: tokenised rows.
         what (`str`): name for messages and the progress bar.
     """
-    return dataset_pass.scan(dataset, what, LossesOnly())
+    facts = dataset_pass.scan(dataset, what, LossesOnly())
+    reshard(dataset_pass.model)
+    return facts
 
 
 def collect_coordinates(

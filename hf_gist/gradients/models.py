@@ -114,3 +114,17 @@ def model_device(model: nn.Module) -> torch.device:
 def signature_columns(model: nn.Module) -> list[str]:
     """The columns that `Trainer` would pass to the collator: the arguments of the model's forward and the labels."""
     return [*inspect.signature(unwrapped(model).forward).parameters, "label", "label_ids", "labels"]
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the whole weights that a forward pass without a backward pass leaves on every process of an FSDP2 model.
+
+    A backward pass in eval mode that comes later could not free them ("Trying to resize storage that is not resizable").
+    """
+    if not is_sharded(model):
+        return
+    for module in model.modules():
+        # `FSDPModule`, which is at another place in torch 2.5
+        free = getattr(module, "reshard", None)
+        if callable(free):
+            free()

@@ -64,8 +64,10 @@ def log_metrics(parts: TrainerParts, state: TrainerState, metrics: dict[str, flo
     # `log` marks the step as logged, so the loss of the step would not be logged
     due = trainer.control.should_log
     with without_metrics(trainer):
-        for running in getattr(trainer, "_metrics", {}).values():
-            running.clear()
+        # by mode, of TRL and of ms-swift
+        for name in ("_metrics", "custom_metrics"):
+            for running in getattr(trainer, name, {}).values():
+                running.clear()
         trainer.log(dict(metrics))
     trainer.control.should_log = due
 

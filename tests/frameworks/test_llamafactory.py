@@ -104,14 +104,14 @@ class LogCallback(TrainerCallback):
 
 
 class SeenRows(TrainerCallback):
-    """The token rows that reach the model in training mode, by step."""
+    """The token rows that are trained on, by step; those whose loss is only measured have no gradient."""
 
     def __init__(self, model):
         self.steps = [set()]
         model.register_forward_pre_hook(self.look, with_kwargs=True)
 
     def look(self, module, args, kwargs):
-        if module.training:
+        if module.training and torch.is_grad_enabled():
             rows = zip(kwargs["input_ids"].tolist(), kwargs["attention_mask"].tolist(), strict=True)
             self.steps[-1] |= {tuple(t for t, m in zip(ids, mask, strict=True) if m) for ids, mask in rows}
 

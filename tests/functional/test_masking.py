@@ -98,7 +98,7 @@ def test_statistics():
     assert float(mask_statistics.normalised_entropy(uniform)) == pytest.approx(1.0)
     certain = masking.log_probabilities(torch.tensor([0.0, -1e4, -1e4, -1e4]), VALID, 1.0)
     assert float(mask_statistics.normalised_entropy(certain)) == pytest.approx(0.0)
-    statistics = mask_statistics.MaskStatistics()
+    statistics = mask_statistics.MaskStatistics(may_keep_none=True)
     statistics.add(torch.full((2, 4), 0.25), masks, torch.stack([uniform, uniform]), VALID)
     means = statistics.means(statistics.sums * 3)
     assert means == pytest.approx(

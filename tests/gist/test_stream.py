@@ -81,6 +81,6 @@ def test_the_command_reads_a_stream(tmp_path, capsys):
     found = json.loads((tmp_path / "stream" / "stream.json").read_text())
     assert found["scores"] == pytest.approx(whole.scores[whole.indices].tolist(), abs=1e-5)
     assert len((tmp_path / "stream" / "selected.jsonl").read_text().splitlines()) == 7
-    assert "kept 7 of 60 rows of the stream" in capsys.readouterr().out
+    assert "7 of 60 rows of the stream" in capsys.readouterr().out
     assert main([*common, "--streaming", "--output_dir", str(tmp_path / "no")]) == 2
     assert "needs `--adapter_name_or_path`" in capsys.readouterr().err

@@ -10,7 +10,6 @@ from datasets import Dataset
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.data.provenance import RowSource
-from hf_gist.data.reading.load import read_rows
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import Bars
 from hf_gist.report.examples import text_spans
@@ -61,6 +60,9 @@ class StreamRun:
         path = next((self.folder / name for name in SELECTED_FILES if (self.folder / name).is_file()), None)
         if path is None or not self.indices:
             return []
+        # reading raw rows needs a newer `datasets` than the callbacks, which write pages too
+        from hf_gist.data.reading.load import read_rows
+
         rows = read_rows(RowSource(str(path)), "train_file", self.values.get("columns")).rows
         return rows if len(rows) == len(self.indices) else []
 
