@@ -437,7 +437,11 @@ def test_scoring_cost_is_the_price_of_each_selection(tmp_path, capsys):
         (1, {"passes": 1}, r"`reselect_every=1` never .* 1 pass\(es\) .*Leave it out, or set `num_train_epochs` to 3"),
         (3, {"passes": 3}, r"`num_train_epochs=4` is .* 3 pass\(es\) .*Set it to 2 or less.*`num_train_epochs` to 5"),
         (2, {"passes": 1.5}, r"1.5 pass\(es\) .*Set it to 1 or less, or set `num_train_epochs` to 4"),
-        (2, {"max_steps": 7}, r"`max_steps=7` ends after 2 passes .* of 2 steps each .* warm-up of 3.*Set it to 1 or less.*to 8 or more"),
+        (
+            2,
+            {"max_steps": 7},
+            r"`max_steps=7` ends after 2 passes .* of 2 steps each .* warm-up of 3.*Set it to 1 or less.*to 8 or more",
+        ),
         (1, {"max_steps": 5}, r"`max_steps=5` ends after 1 passes .*Leave it out, or set `max_steps` to 6 or more"),
     ],
 )
