@@ -192,8 +192,12 @@ class GASTRun:
         """Why no sample was dropped."""
         if not self.batches:
             return f"`start_step={self.config.start_step}` was never reached"
+        if not self.table.seen.any():
+            return "no sample has a labelled token (a label other than -100) after truncation"
         if self.config.mode == "positive":
             return f"every cosine with the support gradient is above `threshold={self.config.threshold}`"
+        if kept_count(self.config.keep, self.batch_size) < self.batch_size:
+            return f"no per-device batch has more samples with a labelled token than `keep={self.config.keep!r}` keeps"
         return f"`keep={self.config.keep!r}` is not smaller than the per-device batch"
 
     def metrics(self, total: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -322,6 +322,20 @@ class GISTRun:
                 NoEffectWarning,
                 stacklevel=3,
             )
+        elif self._loaded_before_selection(state):
+            warnings.warn(
+                f"`load_best_model_at_end=True` loaded the checkpoint of step {state.best_global_step}, from before the first "
+                "step on selected rows, so the selection has no effect on the final model. Choose another "
+                "`metric_for_best_model`, or set `load_best_model_at_end=False`.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
+
+    def _loaded_before_selection(self, state: TrainerState) -> bool:
+        """Whether the Trainer has loaded a checkpoint of the warm-up at the end."""
+        if not self.parts.args.load_best_model_at_end or state.best_model_checkpoint is None:
+            return False
+        return 0 < (state.best_global_step or 0) <= self.plan.warmup_steps
 
     def _complete_ledger(self, selection: Selection, state: TrainerState) -> None:
         self.clock.record(TRAINING)

@@ -9,8 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
+from hf_gist.errors import NoEffectWarning
 from hf_gist.trainer import GASTTrainer
-from tests.helpers.gast import arguments, build_model, collate, rows, support_rows_in
+from tests.helpers.gast import arguments, build_model, collate, rows, support_rows_in, train
 
 
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "index", "bincount", "is_nonzero", "_unique2")
@@ -133,3 +134,19 @@ def test_a_masked_step_waits_for_a_gpu_as_often_as_a_stock_step(name, tmp_path):
                 torch.cuda.set_sync_debug_mode("default")
         waits.append([str(warning.message) for warning in caught if "synchroniz" in str(warning.message)])
     assert len(waits[0]) == len(waits[1])
+
+
+@pytest.mark.parametrize(
+    ("labelled", "config", "reason"),
+    [
+        (1, {}, "no per-device batch has more samples with a labelled token than `keep=0.5` keeps"),
+        (0, {"mode": "positive", "support": "batch"}, "no sample has a labelled token"),
+    ],
+)
+def test_why_no_sample_was_dropped_from_batches_without_labels(tmp_path, labelled, config, reason):
+    data = rows("llama", 16)
+    for at, row in enumerate(data):
+        if at >= labelled:
+            row["labels"] = [-100] * len(row["labels"])
+    with pytest.warns(NoEffectWarning, match=f"GAST dropped no sample in the whole run: {reason}"):
+        train(build_model(), tmp_path, data, config=GASTConfig(**{"support": "momentum", **config}), max_steps=2)

@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
 from hf_gist.costs.ledger import CostLedger
-from hf_gist.errors import TargetLossUnknownWarning, TargetLossWarning
+from hf_gist.errors import NoEffectWarning, TargetLossUnknownWarning, TargetLossWarning
 from hf_gist.training.watch.target_watch import METRIC, TargetWatch
 from tests.helpers.callback_runs import train
 from tests.helpers.pairs import preference_rows, preference_trainer
@@ -262,7 +262,11 @@ def test_the_model_that_is_loaded_at_the_end_is_measured(tmp_path):
         def __init__(self, **kwargs):
             super().__init__(**kwargs, eval_dataset=as_dataset(token_rows(4, seed=8)))
 
-    _, callback, _ = train(tmp_path, callback=a_callback(), extra=[loop], trainer_class=Evaluating, **best, **saving)
+    settings = {"trainer_class": Evaluating, **best, **saving}
+    with pytest.warns(
+        NoEffectWarning, match="loaded the checkpoint of step 4, from before the first step on selected"
+    ):
+        _, callback, _ = train(tmp_path, callback=a_callback(), extra=[loop], **settings)
     points = series_of(callback).points
     assert [p.event for p in points][-1] == "at the end"
     assert points[-1].losses == pytest.approx(loop.losses[4], rel=1e-5) and points[-1].loss != points[-2].loss
