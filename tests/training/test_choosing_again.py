@@ -428,6 +428,16 @@ def test_scoring_cost_is_the_price_of_each_selection(tmp_path, capsys):
     assert said in " ".join(capsys.readouterr().out.split())
 
 
+@pytest.mark.parametrize(
+    ("cost", "said"), [(None, "."), (0.9, ", for at most 0.9 training passes over the pool each.")]
+)
+def test_with_a_token_budget_no_steps_are_promised(tmp_path, capsys, cost, said):
+    config = GISTConfig(**EVERY_PASS | {"budget": 60, "budget_unit": "tokens"}, scoring_cost=cost)
+    run(tmp_path, config, passes=2)
+    told = " ".join(capsys.readouterr().out.split())
+    assert f"GIST: rows will be selected after the warm-up and after every 1 pass(es) but the last{said}" in told
+
+
 # ---- What a run that would do nothing is told ----
 
 

@@ -145,11 +145,18 @@ def tell_selections(plan: StepPlan, config: GISTConfig, state: TrainerState) -> 
     """
     if config.reselect_every is None or not state.is_world_process_zero:
         return
-    steps = plan.selection_steps(config.reselect_every)
-    shown = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
-    about = "about " if config.budget_unit == "tokens" else ""
-    line = f"GIST: rows will be selected {about}{len(steps)} times, after step {shown}"
-    if config.scoring_cost is not None:
-        total = len(steps) * config.scoring_cost
-        line += f", for at most {config.scoring_cost:g} training passes over the pool each, {total:g} in all"
-    tqdm.write(wrapped(f"{line}."))
+    each = (
+        ""
+        if config.scoring_cost is None
+        else f"for at most {config.scoring_cost:g} training passes over the pool each"
+    )
+    if config.budget_unit == "tokens":
+        # the rows of a token budget, and so the steps of a pass, are not known yet
+        line = f"after the warm-up and after every {config.reselect_every} pass(es) but the last"
+        cost = f", {each}" if each else ""
+    else:
+        steps = plan.selection_steps(config.reselect_every)
+        shown = ", ".join(map(str, steps[:5])) + (", ..." if len(steps) > 5 else "")
+        line = f"{len(steps)} times, after step {shown}"
+        cost = f", {each}, {len(steps) * (config.scoring_cost or 0):g} in all" if each else ""
+    tqdm.write(wrapped(f"GIST: rows will be selected {line}{cost}."))

@@ -31,7 +31,8 @@ def sentence(series: TargetSeries, final: TargetLoss) -> str:
     start = series.points[0]
     warmed = series.at(WARMED_UP)
     between = "" if warmed is None or warmed is final else f" (after the warm-up {warmed.loss:.3f})"
-    rows = f"mean of {len(start.losses):,} {'held-out ' if series.held_out else ''}target rows"
+    count = len(start.losses)
+    rows = f"mean of {count:,} {'held-out ' if series.held_out else ''}target row{'' if count == 1 else 's'}"
     text = f"target loss {start.loss:.3f} to {final.loss:.3f}{between}, {rows}."
     last = series.points[-1]
     if final is not last:
@@ -78,3 +79,22 @@ def _from(before: TargetLoss, after: TargetLoss) -> str:
     change, error = difference(before, after)
     known = f"{change:+.4f}, standard error {error:.4f}" if math.isfinite(change) else "not finite"
     return f"from {before.loss:.4f} {before.event} ({known}, {len(before.losses):,} rows)"
+
+
+def check_diverged(series: TargetSeries, learning_rate: float) -> None:
+    """Check that the loss is still finite at the end of the warm-up.
+
+    Args:
+        series (`TargetSeries`): up to the end of the warm-up; empty if nothing is measured.
+        learning_rate (`float`): of the trainer's arguments, for the message.
+
+    Raises:
+        RuntimeError: if it was finite before the first step and is not now, so that no row has a finite gradient.
+    """
+    if not series.points or not math.isfinite(series.points[0].loss) or math.isfinite(series.points[-1].loss):
+        return
+    raise RuntimeError(
+        f"The warm-up diverged: the loss of the target rows was {series.points[0].loss:.3f} before the first step and is not "
+        f"finite after step {series.points[-1].step}, so rows cannot be scored. Lower `learning_rate`, which is "
+        f"{learning_rate:g}, or set `max_grad_norm`."
+    )

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import re
 import warnings
 
 import numpy as np
@@ -224,6 +225,15 @@ def test_resumed_with_as_many_other_target_rows(tmp_path, settings):
     with pytest.warns(TargetLossUnknownWarning, match="target_loss.json is of other target rows"):
         train(tmp_path, callback=other, resume=str(tmp_path / "checkpoint-6"), **saving)
     assert "target_loss" not in other.selection.manifest
+
+
+@pytest.mark.parametrize("rate", [1e20, 1e30])
+def test_a_warmup_that_diverges_is_named_and_not_the_targets(tmp_path, rate):
+    with pytest.raises(
+        RuntimeError,
+        match=f"The warm-up diverged: .* after step 4, .*Lower `learning_rate`, which is {re.escape(f'{rate:g}')}",
+    ):
+        train(tmp_path, callback=a_callback(), learning_rate=rate)
 
 
 # ---- The end ----
