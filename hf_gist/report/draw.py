@@ -9,8 +9,9 @@ import numpy as np
 from hf_gist.report.canvas import LIGHT
 
 
-POINTS_NAMED = 6
-"""Largest number of points of a curve whose names are written."""
+LETTER_WIDTH = 0.019
+LETTER_HEIGHT = 0.12
+"""Space that a letter of a point's name takes, as a share of the axes: names that would overlap are left out."""
 
 
 if TYPE_CHECKING:
@@ -77,20 +78,37 @@ class Curve:
 
         axes = figure.subplots()
         axes.plot(self.steps, self.values, marker="o", markersize=3.5, color=LIGHT["line"])
-        for at in range(len(self.steps)) if len(self.steps) <= POINTS_NAMED else ():
-            if np.isfinite(self.values[at]):
-                right = at == len(self.steps) - 1
-                axes.annotate(
-                    self.names[at],
-                    (self.steps[at], self.values[at]),
-                    xytext=(0, 6),
-                    textcoords="offset points",
-                    ha="right" if right else "left",
-                )
+        for at in self._named():
+            axes.annotate(
+                self.names[at],
+                (self.steps[at], self.values[at]),
+                xytext=(0, 6),
+                textcoords="offset points",
+                ha="right" if at == len(self.steps) - 1 else "left",
+            )
         axes.set(xlabel=self.along, ylabel=self.label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.margins(y=0.15)
         axes.grid()
+
+    def _named(self) -> list[int]:
+        """The points whose names are written: the last, the first, and those in between that leave them readable."""
+        finite = np.isfinite(self.values)
+        places = [at for at in range(len(self.steps)) if finite[at]]
+        across = max(float(np.ptp(self.steps)), 1e-12)
+        up = max(float(np.ptp(self.values[finite])) if places else 0.0, 1e-12)
+        taken: dict[int, tuple[float, float, float]] = {}
+        for at in [*places[-1:], *places[:-1]]:
+            width = LETTER_WIDTH * len(self.names[at])
+            left = float(self.steps[at] - self.steps[0]) / across - (width if at == len(self.steps) - 1 else 0)
+            height = float(self.values[at]) / up
+            apart = (
+                left >= right or left + width <= start or abs(height - other) > LETTER_HEIGHT
+                for start, right, other in taken.values()
+            )
+            if all(apart):
+                taken[at] = (left, left + width, height)
+        return sorted(taken)
 
 
 @dataclass(frozen=True)
