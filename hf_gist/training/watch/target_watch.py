@@ -36,7 +36,7 @@ from hf_gist.gradients.passes import RowFacts
 from hf_gist.training.parts import TrainerParts
 from hf_gist.training.tracking import log_metrics
 from hf_gist.training.watch.best_adapter import BEST_ADAPTER_FILE, BestAdapter
-from hf_gist.training.watch.verdict import best_point, check_diverged, rise, sentence
+from hf_gist.training.watch.verdict import best_point, check_warmup, rise, sentence
 from hf_gist.utils.disk import read_json, write_json
 from hf_gist.utils.terminal import wrapped
 
@@ -128,9 +128,12 @@ class TargetWatch:
 
         Raises:
             RuntimeError: if it is no longer finite, so that no gradient would be.
+
+        Warns:
+            NoEffectWarning: if the warm-up changed nothing.
         """
         self._measure(state, WARMED_UP)
-        check_diverged(self.series, self.parts.args.learning_rate)
+        check_warmup(self.series, self.parts.args.learning_rate)
 
     def after_selection(self, state: TrainerState) -> None:
         """Keep the adapter that the first pass starts from."""

@@ -1,7 +1,9 @@
 """What the series of the target loss says at the end of a training: one sentence, and a warning if the loss rose."""
 
 import math
+import warnings
 
+from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.target_losses import START, WARMED_UP, TargetLoss, TargetSeries, difference, rose
 
 
@@ -81,8 +83,8 @@ def _from(before: TargetLoss, after: TargetLoss) -> str:
     return f"from {before.loss:.4f} {before.event} ({known}, {len(before.losses):,} rows)"
 
 
-def check_diverged(series: TargetSeries, learning_rate: float) -> None:
-    """Check that the loss is still finite at the end of the warm-up.
+def check_warmup(series: TargetSeries, learning_rate: float) -> None:
+    """Check that the warm-up has changed the model, and that the loss is still finite.
 
     Args:
         series (`TargetSeries`): up to the end of the warm-up; empty if nothing is measured.
@@ -90,8 +92,21 @@ def check_diverged(series: TargetSeries, learning_rate: float) -> None:
 
     Raises:
         RuntimeError: if it was finite before the first step and is not now, so that no row has a finite gradient.
+
+    Warns:
+        NoEffectWarning: if the loss of every target row is what it was before the first step.
     """
-    if not series.points or not math.isfinite(series.points[0].loss) or math.isfinite(series.points[-1].loss):
+    if len(series.points) < 2:
+        return
+    if series.points[0].losses == series.points[-1].losses:
+        warnings.warn(
+            f"The warm-up changed nothing: after step {series.points[-1].step}, the loss of every target row is what it was "
+            "before the first step. Its steps may have a learning rate of 0, as the first step of a schedule with "
+            "`warmup_steps` has. Raise `warmup_ratio` or `warmup_steps` of the GISTConfig.",
+            NoEffectWarning,
+            stacklevel=6,
+        )
+    if not math.isfinite(series.points[0].loss) or math.isfinite(series.points[-1].loss):
         return
     raise RuntimeError(
         f"The warm-up diverged: the loss of the target rows was {series.points[0].loss:.3f} before the first step and is not "

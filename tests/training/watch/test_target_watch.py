@@ -227,6 +227,23 @@ def test_resumed_with_as_many_other_target_rows(tmp_path, settings):
     assert "target_loss" not in other.selection.manifest
 
 
+@pytest.mark.parametrize(
+    ("steps", "settings", "warned"),
+    [
+        (1, {"warmup_steps": 5}, True),
+        (2, {"warmup_steps": 5}, False),
+        (1, {}, False),
+        (4, {"learning_rate": 0.0}, True),
+    ],
+)
+def test_a_warmup_that_changes_nothing_is_said(tmp_path, steps, settings, warned):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        train(tmp_path, callback=a_callback(warmup_steps=steps), **settings)
+    said = [str(w.message) for w in caught if issubclass(w.category, NoEffectWarning)]
+    assert any(f"changed nothing: after step {steps}," in text for text in said) is warned
+
+
 @pytest.mark.parametrize("rate", [1e20, 1e30])
 def test_a_warmup_that_diverges_is_named_and_not_the_targets(tmp_path, rate):
     with pytest.raises(
