@@ -47,7 +47,9 @@ def test_demo(tmp_path, monkeypatch, capsys, recwarn):
     told = capsys.readouterr()
     assert too_wide(told.out) == [] and too_wide(told.err) == []
     assert "target test loss" in told.out and "GIST: kept" in told.out and "Traceback" not in told.err
-    assert [str(warning.message) for warning in recwarn if "hf_gist" not in str(warning.filename)] == []
+    # of other libraries; the one step of warm-up of this small demo has a learning rate of 0, and the library says so
+    others = [w for w in recwarn if "hf_gist" not in str(w.filename) and w.category.__module__ != "hf_gist.errors"]
+    assert [str(warning.message) for warning in others] == []
 
 
 def test_select_and_what_follows_it(files, monkeypatch, capsys):
