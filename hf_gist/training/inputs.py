@@ -23,8 +23,8 @@ from hf_gist.training.losses.choice import own_loss, verified_loss
 from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
 from hf_gist.training.steps.loader import check_loader
+from hf_gist.training.watch.best_adapter import check_stopping
 from hf_gist.training.watch.held_out import hold_out
-from hf_gist.training.watch.target_watch import check_stopping
 from hf_gist.utils.guides import guide
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import TrainingArguments
 
+from hf_gist.config.gist import GISTConfig
 from hf_gist.gradients.models import adapter_parameters, assign, whole
 from hf_gist.utils.disk import read, write
 
@@ -59,3 +61,16 @@ class BestAdapter:
     def _read(cls, name: str) -> "BestAdapter":
         with safe_open(name, framework="pt") as file:
             return cls(int(file.metadata()[STEP]), {key: file.get_tensor(key) for key in file.keys()})
+
+
+def check_stopping(args: TrainingArguments, config: GISTConfig) -> None:
+    """Check that only one of two settings chooses the adapter that the run ends with.
+
+    Raises:
+        ValueError: for `stop_when_target_rises` together with `load_best_model_at_end`.
+    """
+    if config.stop_when_target_rises and args.load_best_model_at_end:
+        raise ValueError(
+            "`stop_when_target_rises=True` and `load_best_model_at_end=True` would each choose the final adapter: the one "
+            "by the target loss, the other by an evaluation. Set one of them to False."
+        )

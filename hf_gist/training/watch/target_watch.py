@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tqdm.auto import tqdm
-from transformers import TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerControl, TrainerState
 
 from hf_gist.config.files import FOLDER
 from hf_gist.config.gist import GISTConfig
@@ -47,19 +47,6 @@ ROWS_NAMED = 20
 
 METRIC = "gist_target_loss"
 """Name of the target loss in trackers."""
-
-
-def check_stopping(args: TrainingArguments, config: GISTConfig) -> None:
-    """Check that only one of two settings chooses the adapter that the run ends with.
-
-    Raises:
-        ValueError: for `stop_when_target_rises` together with `load_best_model_at_end`.
-    """
-    if config.stop_when_target_rises and args.load_best_model_at_end:
-        raise ValueError(
-            "`stop_when_target_rises=True` and `load_best_model_at_end=True` would each choose the final adapter: the one "
-            "by the target loss, the other by an evaluation. Set one of them to False."
-        )
 
 
 class TargetWatch:
