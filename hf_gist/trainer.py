@@ -18,7 +18,7 @@ from hf_gist.gast.support import SupportSet
 from hf_gist.report import report_at_end
 from hf_gist.training.cards import CardCallback, complete_card, save_gast, withhold_rows
 from hf_gist.training.gast.scale import redundancy_of
-from hf_gist.training.gast_setup import (
+from hf_gist.training.gast.setup import (
     SOURCE_KEY,
     carrying_sources,
     check_trainer,
@@ -26,7 +26,7 @@ from hf_gist.training.gast_setup import (
     sample_weighting,
     start_run,
 )
-from hf_gist.training.gast_support import masked_step, sum_over_ranks
+from hf_gist.training.gast.support import masked_step, sum_over_ranks
 from hf_gist.training.parts import output_folder
 
 

@@ -12,7 +12,7 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
-from hf_gist.training.gast_setup import check_trainer
+from hf_gist.training.gast.setup import check_trainer
 from tests.helpers.gast import (
     Recorder,
     arguments,
@@ -20,6 +20,7 @@ from tests.helpers.gast import (
     collate,
     relative_error,
     rows,
+    same_masks,
     support_rows_in,
     train,
 )
@@ -400,8 +401,7 @@ def check_resume(options, tmp_path):
     again = Recorder().attach(resumed)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert len(again.masks) == 10
-    for left, right in zip(recorded.masks[6:], again.masks, strict=True):
-        assert all(torch.equal(left[group], right[group]) for group in left)
+    assert same_masks(recorded.masks[6:], again.masks)
     assert same(weights(whole), weights(resumed))
     assert torch.equal(whole.gast.table.kept, resumed.gast.table.kept)
     state = json.loads((tmp_path / "checkpoint-3" / "gast_state.json").read_text())

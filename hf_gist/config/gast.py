@@ -67,8 +67,8 @@ class GASTConfig(BaseConfig):
             heads, `modules_to_save`): `"unmasked"` trains them on the whole batch, `"masked"` gives them one
             mask.
         rescale (`bool`, defaults to `True`): multiply the kept gradients by `B / K`, so that the step has the
-            same scale as with a mean over the batch; `False` lowers the effective learning rate. `B` and `K` count the samples with a loss; with
-            `mode="positive"`, `K` is the number that a layer keeps in this batch.
+            same scale as with a mean over the batch; `False` lowers the effective learning rate. `B` and `K` count the
+            samples with a loss; with `mode="positive"`, `K` is the number that a layer keeps in this batch.
         start_step (`int`, defaults to `0`): first optimizer step that is masked. Set it to mask only after the
             warm-up of the learning rate.
         source_column (`str`, *optional*): column of the training set that the report groups samples by. By default

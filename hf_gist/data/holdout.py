@@ -29,10 +29,14 @@ def draw_held_out(share: float, usable: Sequence[int], groups: Sequence[str] | N
     left = wanted < len(usable) if groups is None else len(usable) > len(of_group)
     if not wanted or not left:
         reason = "holds out no row" if not wanted else "leaves no row to select with"
+        least = 1 if groups is None else len(of_group)
+        change = "Raise it" if not wanted else "Lower it"
+        # with a single row in each group, no share would do
+        change = f"{change}, give" if len(usable) > least else "Give"
         grouped = "" if groups is None else f" in {len(of_group):,} groups"
         raise ValueError(
             f"`target_holdout={share}` {reason}: `target_dataset` has {len(usable):,} rows with a labelled "
-            f"token{grouped}, and each group keeps at least one. Change it, give more target rows, or leave it out."
+            f"token{grouped}, and each group keeps at least one. {change} more target rows, or leave it out."
         )
     generator = torch.Generator().manual_seed(seed)
     names = list(of_group)

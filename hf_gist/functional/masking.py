@@ -152,8 +152,8 @@ def draw(
         above (`Tensor` or `float`): `[B]`, what an alignment must exceed in the mode `positive`.
 
     Returns:
-        `Tensor`: `[B]` bool, with at most `K` true unless the mode is `positive`. If an alignment is not finite, every sample is kept, so that the
-        overflow reaches the gradient, where a gradient scaler detects it.
+        `Tensor`: `[B]` bool, with at most `K` true unless the mode is `positive`. If an alignment is not finite, every
+            sample is kept, so that the overflow reaches the gradient, where a gradient scaler detects it.
     """
     if mode == "all":
         return valid.clone()

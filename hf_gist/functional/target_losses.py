@@ -79,7 +79,17 @@ def rose(before: TargetLoss, after: TargetLoss) -> bool:
     change, error = difference(before, after)
     if not math.isfinite(change):
         return math.isfinite(before.loss)
-    return change > max(STANDARD_ERRORS * error, SMALLEST_RISE * abs(before.loss))
+    return change > noise(before.loss, error)
+
+
+def noise(loss: float, error: float) -> float:
+    """The largest change of a mean loss that may be noise, see [`rose`].
+
+    Args:
+        loss (`float`): the loss before.
+        error (`float`): standard error of the change.
+    """
+    return max(STANDARD_ERRORS * error, SMALLEST_RISE * abs(loss))
 
 
 @dataclass
@@ -91,7 +101,7 @@ class TargetSeries:
         groups (`list[str]`, *optional*): name of each row's group `[M]`, with a `target_group_column`.
         held_out (`bool`): whether the measured rows were held out from the selection.
         points (`list[TargetLoss]`): in the order of the training.
-        digest (`str`): of all rows of the target set; empty if it is not known.
+        digest (`str`): of all rows of the target set.
     """
 
     rows: list[int]

@@ -98,6 +98,12 @@ def _plots(sections: Sequence[Section]) -> dict[str, Plot]:
     return {key: plot for section in sections for key, plot in section.plots.items()}
 
 
+def _remove_others(plots: dict[str, Plot], folder: Path) -> None:
+    """Remove the figures of an earlier selection in a folder that this one does not have."""
+    for key in FIGURES.keys() - plots.keys():
+        (folder / f"{key}.png").unlink(missing_ok=True)
+
+
 def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
     """Write every figure as a PNG file to `folder`, and return it as SVG by its key.
 
@@ -105,7 +111,9 @@ def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
         NoFigures: if matplotlib is not installed.
     """
     figures = {}
-    for key, plot in _plots(sections).items():
+    plots = _plots(sections)
+    _remove_others(plots, folder)
+    for key, plot in plots.items():
         with drawn(plot) as figure:
             save_png(figure, folder / f"{key}.png")
             # safe as markup: the XML writer has escaped all text
@@ -118,7 +126,8 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
 
     Args:
         selection (`Selection`): what was selected; figures that it has no data for are left out.
-        folder (`str` or `Path`): where to write; created if it does not exist.
+        folder (`str` or `Path`): where to write; created if it does not exist. Figures of an earlier selection that this
+            one does not have are removed.
 
     Returns:
         `list[Path]`: the files.
@@ -129,7 +138,9 @@ def save_selection_figures(selection: Selection, folder: str | Path) -> list[Pat
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = []
-    for key, plot in _plots([figure_section(key, selection) for key in FIGURES]).items():
+    plots = _plots([figure_section(key, selection) for key in FIGURES])
+    _remove_others(plots, folder)
+    for key, plot in plots.items():
         with drawn(plot) as figure:
             files.append(save_png(figure, folder / f"{key}.png"))
     return files

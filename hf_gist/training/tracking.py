@@ -11,7 +11,7 @@ from hf_gist.costs.stopwatch import SCORING
 from hf_gist.gist.history import ENTRY
 from hf_gist.gist.selection import Selection
 from hf_gist.report import not_fatal, save_selection_figures
-from hf_gist.training.losses.side_effects import without_metrics
+from hf_gist.training.losses.side_effects import empty_metrics, without_metrics
 from hf_gist.training.parts import TrainerParts, output_folder
 
 
@@ -64,10 +64,7 @@ def log_metrics(parts: TrainerParts, state: TrainerState, metrics: dict[str, flo
     # `log` marks the step as logged, so the loss of the step would not be logged
     due = trainer.control.should_log
     with without_metrics(trainer):
-        # by mode, of TRL and of ms-swift
-        for name in ("_metrics", "custom_metrics"):
-            for running in getattr(trainer, name, {}).values():
-                running.clear()
+        empty_metrics(trainer)
         trainer.log(dict(metrics))
     trainer.control.should_log = due
 

@@ -12,7 +12,10 @@ from hf_gist.data.holdout import draw_held_out
 def test_a_share_of_the_rows(rows, share):
     wanted = int(share * rows + 0.5)
     if not 0 < wanted < rows:
-        with pytest.raises(ValueError, match="`target_holdout=.*`target_dataset` has"):
+        change = "Raise it" if wanted == 0 else "Lower it"
+        with pytest.raises(
+            ValueError, match=f"`target_holdout=.*`target_dataset` has .*{change}, give more target rows"
+        ):
             draw_held_out(share, range(rows), None, 0)
         return
     drawn = draw_held_out(share, range(rows), None, 0)
@@ -42,5 +45,5 @@ def test_only_usable_rows_are_drawn():
 
 @pytest.mark.parametrize("groups", [["a"], ["a", "b", "c"], None])
 def test_groups_of_one_row_hold_out_nothing(groups):
-    with pytest.raises(ValueError, match="leaves no row to select with|holds out no row"):
+    with pytest.raises(ValueError, match="leaves no row to select with.* one. Give more target rows, or leave it out"):
         draw_held_out(0.9, range(len(groups or [1])), groups, 0)

@@ -32,7 +32,7 @@ def as_on_a_gpu():
 
 
 def test_on_a_cpu_the_rows_get_a_pass(tmp_path):
-    with patch("hf_gist.training.gast_support.OWN_PASS_ON", ("cpu",)):
+    with patch("hf_gist.training.gast.support.OWN_PASS_ON", ("cpu",)):
         trainer, _ = train(build_model(), tmp_path, rows())
     assert "faster on a cpu" in trainer.gast.separate_because
 

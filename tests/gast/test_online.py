@@ -24,6 +24,7 @@ from tests.helpers.gast import (
     reference_support,
     relative_error,
     rows,
+    same_masks,
     sample_gradient,
     support_rows_in,
     train,
@@ -155,8 +156,7 @@ def test_resume_continues_exactly(key, where, tmp_path):
         again = Recorder().attach(resumed)
         resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert len(again.masks) == 6
-    for left, right in zip(recorded.masks[6:], again.masks, strict=True):
-        assert all(torch.equal(left[group], right[group]) for group in left)
+    assert same_masks(recorded.masks[6:], again.masks)
     expected = dict(whole.model.named_parameters())
     assert all(torch.equal(p, expected[n]) for n, p in resumed.model.named_parameters())
 
@@ -272,8 +272,7 @@ def test_a_run_with_a_saved_support_is_resumed(tmp_path):
     )  # fmt: skip
     again = Recorder().attach(resumed)
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
-    for left, right in zip(recorded.masks[2:], again.masks, strict=True):
-        assert all(torch.equal(left[group], right[group]) for group in left)
+    assert same_masks(recorded.masks[2:], again.masks)
     assert json.loads((tmp_path / "run" / "gast_run.json").read_text())["config"]["support"] == file
 
 

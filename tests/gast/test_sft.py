@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 from hf_gist import save_support_gradient
 from hf_gist.config.gast import GASTConfig
 from hf_gist.trainer import GASTMixin
-from hf_gist.training.gast_setup import support_rows_of
+from hf_gist.training.gast.setup import support_rows_of
 from tests.helpers.gast import VOCABULARY, Recorder, build_model, reference_gradients, relative_error, support_rows_in
 
 

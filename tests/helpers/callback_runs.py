@@ -4,6 +4,7 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments, get_scheduler
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
+from hf_gist.training.watch.target_watch import TargetWatch
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -81,3 +82,15 @@ def expected_rates(steps, warmup_steps=0, kind="linear"):
         optimizer.step()
         scheduler.step()
     return rates
+
+
+def plan_losses(monkeypatch, by_step):
+    """Mean losses by optimizer step in place of the measured ones."""
+    original = TargetWatch._losses
+
+    def planned(self, state):
+        facts = original(self, state)
+        facts.losses[:] = by_step[state.global_step]
+        return facts
+
+    monkeypatch.setattr(TargetWatch, "_losses", planned)

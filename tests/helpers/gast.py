@@ -68,8 +68,8 @@ class Recorder:
 def support_rows_in(where):
     """`"batch"`, where the support rows are on a GPU if the model and the loss allow it, or `"pass"` of their own."""
     if where == "batch":
-        return patch("hf_gist.training.gast_support.OWN_PASS_ON", ())
-    return patch("hf_gist.training.gast_support.rows_to_append", lambda trainer, run, inputs: None)
+        return patch("hf_gist.training.gast.support.OWN_PASS_ON", ())
+    return patch("hf_gist.training.gast.support.rows_to_append", lambda trainer, run, inputs: None)
 
 
 def gradients_of(model):
@@ -212,3 +212,11 @@ def relative_error(found, expected):
     if missing:
         raise AssertionError(f"gradients of different parameters: {sorted(missing)}")
     return max(float((found[n] - expected[n]).norm() / expected[n].norm().clamp(min=1e-12)) for n in expected)
+
+
+def same_masks(left, right):
+    """Whether two recordings of masks have the same groups and masks in every step."""
+    return len(left) == len(right) and all(
+        one.keys() == other.keys() and all(torch.equal(one[group], other[group]) for group in one)
+        for one, other in zip(left, right, strict=True)
+    )

@@ -327,3 +327,16 @@ def test_torch_tensors_of_the_selection_are_not_changed(tmp_path):
     before = selection.scores.clone(), selection.energy.clone()
     written(tmp_path, selection)
     assert torch.equal(before[0], selection.scores) and torch.equal(before[1], selection.energy)
+
+
+def test_figures_of_an_earlier_selection_do_not_stay(tmp_path):
+    selection = selection_of()
+    selection.save(tmp_path)
+    for name in ("overlap.png", "target_loss.png", "mine.png"):
+        (tmp_path / name).write_bytes(b"earlier")
+    write_report(tmp_path)
+    assert not (tmp_path / "overlap.png").exists() and not (tmp_path / "target_loss.png").exists()
+    assert (tmp_path / "mine.png").read_bytes() == b"earlier" and (tmp_path / "spectrum.png").is_file()
+    (tmp_path / "overlap.png").write_bytes(b"earlier")
+    save_selection_figures(selection, tmp_path)
+    assert not (tmp_path / "overlap.png").exists()

@@ -17,8 +17,7 @@ from hf_gist.gist.history import load_history
 from hf_gist.training import gist_run
 from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
-from hf_gist.training.watch.target_watch import TargetWatch
-from tests.helpers.callback_runs import expected_rates, numbered_rows, train
+from tests.helpers.callback_runs import expected_rates, numbered_rows, plan_losses, train
 from tests.helpers.choosing_again import plain_run
 from tests.helpers.tiny import PaddingCollator, as_dataset, patterned_rows, token_rows
 
@@ -589,14 +588,7 @@ def test_text_of_the_targets_is_not_in_a_checkpoint_that_is_pushed(tmp_path):
 def test_rows_are_not_chosen_again_where_a_rising_target_loss_ends_the_training(
     tmp_path, monkeypatch, losses, selected_at, end, final
 ):
-    original = TargetWatch._losses
-
-    def planned(self, state):
-        facts = original(self, state)
-        facts.losses[:] = losses[state.global_step]
-        return facts
-
-    monkeypatch.setattr(TargetWatch, "_losses", planned)
+    plan_losses(monkeypatch, losses)
     trainer, callback, _ = run(tmp_path, GISTConfig(**EVERY_PASS, stop_when_target_rises=True))
     assert [record.step for record in callback.run.history] == selected_at
     assert trainer.state.global_step == end

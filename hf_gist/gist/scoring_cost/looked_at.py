@@ -62,8 +62,8 @@ def check_looked_at(m: Measurements, before: GISTConfig, config: GISTConfig, num
     for name in ("drop_target_duplicates", "drop_pool_duplicates"):
         if getattr(before, name) and not getattr(config, name):
             raise ValueError(
-                f"`{name}=False` lets rows be selected that were not looked at, because of {why_not_looked_at(before, number)}. Score "
-                "again with it."
+                f"`{name}=False` lets rows be selected that were not looked at, because of "
+                f"{why_not_looked_at(before, number)}. Score again with it."
             )
     every = dataclasses.replace(m, scored=None)
     flags = (config.drop_target_duplicates, config.drop_pool_duplicates)

@@ -6,7 +6,7 @@ from typing import Any
 from hf_gist.config.gist import UNSCORED
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.costs.stopwatch import TRAINING
-from hf_gist.functional.target_losses import MANIFEST_KEY, SMALLEST_RISE, STANDARD_ERRORS
+from hf_gist.functional.target_losses import MANIFEST_KEY, noise
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
 from hf_gist.report.parts import Opening
@@ -48,8 +48,7 @@ def _verdict(found: dict[str, Any]) -> str:
     final = next((p for p in latest if p["step"] == found.get("final_step")), found["points"][-1])
     if final["change"] is None:
         return "No."
-    noise = max(STANDARD_ERRORS * final["standard_error_of_change"], SMALLEST_RISE * abs(found["points"][0]["loss"]))
-    if abs(final["change"]) <= noise:
+    if abs(final["change"]) <= noise(found["points"][0]["loss"], final["standard_error_of_change"]):
         return "Not clearly: the change is within the noise of these rows."
     return "Yes." if final["change"] < 0 else "No."
 

@@ -1,1 +1,1 @@
-"""Parts of a GAST trainer: memory, the scale of the loss, and a saved support gradient."""
+"""GAST inside a running Trainer: setup, support gradients, memory, the scale of the loss, and a saved support."""

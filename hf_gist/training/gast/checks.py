@@ -7,7 +7,7 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.costs.ledger import in_units
 from hf_gist.gast.groups import Group
 from hf_gist.gist.forecast import SHARE_TO_USE, free_memory
-from hf_gist.training.gast_support import OWN_PASS_ON
+from hf_gist.training.gast.support import OWN_PASS_ON
 from hf_gist.training.losses.choice import own_loss_name
 
 

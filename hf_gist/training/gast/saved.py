@@ -14,8 +14,8 @@ from hf_gist.data.rows import fetch_rows
 from hf_gist.gast.groups import Group, find_groups
 from hf_gist.gast.loss_weights import loss_weights
 from hf_gist.gast.support import support_mode
-from hf_gist.training.gast_setup import sample_weighting, support_rows_of
-from hf_gist.training.gast_support import mean_gradient
+from hf_gist.training.gast.setup import sample_weighting, support_rows_of
+from hf_gist.training.gast.support import mean_gradient
 from hf_gist.training.losses.side_effects import without_metrics
 from hf_gist.utils.disk import write
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from hf_gist.gast.gate import Redundancy
 from hf_gist.gast.run import GASTRun
 from hf_gist.gradients.modes import scoring_mode
-from hf_gist.training.gast_setup import labelled_row
+from hf_gist.training.gast.setup import labelled_row
 from hf_gist.training.losses.choice import TrainerBatchLoss
 
 

@@ -21,6 +21,18 @@ def without_metrics(trainer: Trainer) -> Iterator[None]:
             setattr(trainer, name, value)
 
 
+def empty_metrics(trainer: Trainer) -> None:
+    """Empty the running metrics of TRL and of ms-swift; call it within [`without_metrics`].
+
+    They are a container for each mode (`train`, `eval`); anything else under these names is a trainer's own.
+    """
+    for name in ("_metrics", "custom_metrics"):
+        by_mode = getattr(trainer, name, None)
+        for running in by_mode.values() if isinstance(by_mode, dict) else ():
+            if isinstance(running, dict | list):
+                running.clear()
+
+
 @contextmanager
 def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Set an attribute of an instance; on exit the instance is as before."""

@@ -328,7 +328,7 @@ class TargetWatch:
             return
         series = TargetSeries.from_dict(read_json(places[0] / SERIES_FILE)).up_to(state.global_step)
         position_of = {number: at for at, number in enumerate(self.series.rows)}
-        other = series.digest not in ("", self.series.digest) or series.held_out != self.series.held_out
+        other = series.digest != self.series.digest or series.held_out != self.series.held_out
         if other or not set(series.rows) <= set(position_of):
             self._give_up(f"{places[0] / SERIES_FILE} is of other target rows", state)
             return

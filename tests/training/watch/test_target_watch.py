@@ -1,5 +1,6 @@
 """The target loss during training: exact, without an effect on the training, and the same after a resume."""
 
+import copy
 import json
 import math
 import random
@@ -9,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
 from hf_gist.costs.ledger import CostLedger
@@ -125,7 +126,7 @@ def test_records(tmp_path, capsys):
 
 @pytest.mark.parametrize("kind", ["dpo", "reward"])
 def test_pairs_are_measured_by_the_trainers_loss(tmp_path, kind):
-    pytest.importorskip("trl")
+    pytest.importorskip("trl", reason="preference trainers are TRL's")
     config = GISTConfig(budget=6, warmup_steps=2, scoring_tokens_per_batch=96)
     callback = GISTDataSelectorCallback(config, preference_rows(5, first=500))
     trainer = preference_trainer(kind, tmp_path, preference_rows(23), [callback], num_train_epochs=3, logging_steps=1)
@@ -354,3 +355,30 @@ def test_a_loss_that_cannot_be_measured(tmp_path, monkeypatch):
     assert trainer.state.global_step == 14 and "target_loss" not in callback.selection.manifest
     with pytest.raises(RuntimeError, match="no loss without gradients"):
         train(tmp_path / "b", callback=a_callback(stop_when_target_rises=True))
+
+
+# ---- Running metrics of the trainer ----
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"train": {"tokens": [1, 2]}, "eval": {}},
+        {"accuracy": 0.5, "f1": 0.25},
+        {"train": [1.0, 2.0]},
+        [0.5, 0.25],
+        0.5,
+        None,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["_metrics", "custom_metrics"])
+def test_running_metrics_of_any_shape_are_as_before(tmp_path, name, metrics):
+    class WithMetrics(Trainer):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            setattr(self, name, copy.deepcopy(metrics))
+
+    trainer, callback, _ = train(tmp_path, callback=a_callback(), trainer_class=WithMetrics)
+    assert getattr(trainer, name) == metrics
+    assert len(logged(trainer)) == len(series_of(callback).points)
