@@ -17,7 +17,8 @@ plain LoRA and every mode of GAST are trained on random rows.
 Every finished run is kept in OUT/runs, every warm-up in OUT/warmup_SEED and all scores in OUT/scores_SCORER_SEED
 (those of the proxy in OUT/proxy_...), from which other selections can be made without scoring. A second start
 continues: finished runs are skipped, and scoring resumes after the last saved batch. Arms, seeds and targets can be
-added; any other setting must stay as it was. Several processes may share OUT, each with its own seeds.
+added; any other setting must stay as it was. `--workers` runs several processes on one device, which a small model
+does not keep busy; other processes may share OUT too, each with its own seeds.
 OUT/results.json and OUT/results.md are rewritten after every run. With `--minutes`, runs that would not finish in
 time are skipped, and named at the end.
 """
@@ -87,6 +88,9 @@ def add_runs(parser):
     parser.add_argument("--gast_passes", type=int, default=3, help="passes over these rows")
     parser.add_argument("--gast_support", nargs="+", help="targets whose rows are support sets; default: the first")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="time limit")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="processes that share the device: a small model needs several"
+    )
 
 
 def add_training(parser):

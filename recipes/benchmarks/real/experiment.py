@@ -21,6 +21,7 @@ from real.results import Key, Results, sources_of
 from real.scores import Scores, gist_config, proxy_scores
 from real.table import markdown
 from real.training import Bench, load_model
+from real.workers import run_in_processes
 
 
 SHARED = (
@@ -128,12 +129,37 @@ class Experiment:
     def run(self):
         """Finish all runs that fit into the time limit; returns what is in `results.json`."""
         print(f"{len(self.data.pool)} rows in the pool", flush=True)
+        if self.options.workers > 1:
+            run_in_processes(self, self.planned, self.options.workers)
+            return self.write()
+        self.to_device()
         self.learn()
         for training in self.planned:
-            missing = [key for key in training.keys() if not self.results.has(key)]
-            if missing:
-                self.finish(training, missing)
+            self.finish_missing(training)
+            self.write()
         return self.write()
+
+    def to_device(self):
+        """Move the models to the device of the options."""
+        self.bench.base.to(self.options.device)
+        if self.proxy is not None:
+            self.proxy.base.to(self.options.device)
+
+    def score(self, seed, proxy):
+        """Score the pool with a model after its warm-up, for all arms and targets, if it fits into the time limit."""
+        scorers = {
+            EVERY_ARM[arm].scorer for arm in self.options.arms if arm in EVERY_ARM and EVERY_ARM[arm].proxy == proxy
+        }
+        scores = self.proxy if proxy else self.scores
+        for scorer in sorted(scorers - {LABELS}):
+            for target in self.options.targets:
+                scores.of(scorer, seed, target)
+
+    def finish_missing(self, training):
+        """Train one model, if not all of its results are there."""
+        missing = [key for key in training.keys() if not self.results.has(key)]
+        if missing:
+            self.finish(training, missing)
 
     def learn(self):
         """What training and testing took in finished runs, for the time limit."""
@@ -163,7 +189,6 @@ class Experiment:
                 f"{results['accuracy_by_mean']:.4f} by mean per token, tested in {results['test_seconds']:.1f} s",
                 flush=True,
             )
-        self.write()
 
     def on_chosen_rows(self, training, missing):
         """A model trained on the rows of an arm, with the facts of the run."""

@@ -11,11 +11,17 @@ PLAIN = f"{PREFIX}all"
 WITHOUT_SUPPORT = ("all", "random")
 """Modes that need no support samples, and are trained once for all targets."""
 
+WHOLE_SAMPLES = {
+    "whole_samples": {"mode": "topk", "group_by": "model"},
+    "greedy": {"mode": "topk", "group_by": "model", "redundancy": True},
+}
+"""Fields of [`GASTConfig`] of the arms that draw one mask for all layers."""
+
 
 def gast_modes():
-    """Every mode that the library has, plain LoRA first."""
+    """Every mode that the library has, plain LoRA first, and those for whole samples."""
     modes = get_args(get_type_hints(GASTConfig)["mode"])
-    return ["all", *(mode for mode in modes if mode != "all")]
+    return ["all", *(mode for mode in modes if mode != "all"), *WHOLE_SAMPLES]
 
 
 def gast_arms(supports):
@@ -42,7 +48,7 @@ def trainer_of(arm, data, seed):
         seed (`int`): of the draws.
     """
     mode, _, support = arm.removeprefix(PREFIX).partition("-")
-    found = {"trainer": GASTTrainer, "gast_config": GASTConfig(mode=mode, seed=seed)}
+    found = {"trainer": GASTTrainer, "gast_config": GASTConfig(seed=seed, **WHOLE_SAMPLES.get(mode, {"mode": mode}))}
     if support:
         found["support_dataset"] = data.of_target(support).remove_columns(SOURCE)
     return found

@@ -18,9 +18,8 @@ from real.data import Data
 
 
 def load_model(folder, options):
-    """A model in the dtype and on the device of the options, in eval mode."""
-    dtype = getattr(torch, options.dtype)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(options.device).eval()
+    """A model in the dtype of the options, in eval mode; see [`Experiment.to_device`]."""
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).eval()
 
 
 def lora_settings(options):
