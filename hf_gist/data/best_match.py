@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import bm25s
 import numpy as np
 import torch
 from datasets import Dataset
@@ -11,6 +10,12 @@ from torch import Tensor
 
 from hf_gist.data.rows import token_columns
 from hf_gist.functional.selection.ranking import ranked, take_turns
+from hf_gist.utils.imports import without_module
+
+
+# bm25s starts JAX where it is installed, and JAX takes three quarters of the GPU's memory; what is used here needs none
+with without_module("jax"):
+    import bm25s
 
 
 def token_ids(dataset: Any, argument: str) -> list[list[int]]:

@@ -26,6 +26,7 @@ time are skipped, and named at the end.
 import argparse
 import shlex
 import sys
+import time
 
 import torch
 import transformers
@@ -44,6 +45,7 @@ def parse(argv):
     add_runs(parser)
     add_training(parser)
     options = parser.parse_args(argv)
+    options.end = time.time() + 60 * options.minutes
     on_gpu = options.device == "cuda"
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
     options.tokens_per_batch = options.tokens_per_batch or (16384 if on_gpu else 4096)

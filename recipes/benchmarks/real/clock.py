@@ -8,11 +8,11 @@ class Clock:
     """The time limit, and the seconds that each kind of work took per unit when it was last done.
 
     Args:
-        minutes (`float`): time limit, from now.
+        end (`float`): time limit, in seconds of `time.time()`: all processes have the same.
     """
 
-    def __init__(self, minutes):
-        self.end = time.perf_counter() + 60 * minutes
+    def __init__(self, end):
+        self.end = end
         self.rates = {}
 
     def learn(self, kind, seconds, units):
@@ -23,7 +23,7 @@ class Clock:
     def fits(self, **work):
         """Whether so many units of each kind of work fit into the time left; work never done before counts as nothing."""
         expected = sum(self.rates.get(kind, 0.0) * units for kind, units in work.items())
-        return time.perf_counter() + 1.1 * expected < self.end
+        return time.time() + 1.1 * expected < self.end
 
     @contextmanager
     def timing(self, kind, units):

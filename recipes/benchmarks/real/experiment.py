@@ -99,7 +99,7 @@ class Experiment:
         self.data = read_data(options, tokenizer)
         if options.gast and options.gast_rows > len(self.data.pool):
             raise ValueError(f"--gast_rows {options.gast_rows}: the pool has only {len(self.data.pool)} rows.")
-        self.clock = Clock(options.minutes)
+        self.clock = Clock(options.end)
         base = load_model(options.model, options)
         self.bench = Bench(options, base, self.data, padding_collator(tokenizer), self.clock)
         self.unscored = without_scores(self.data)
@@ -130,7 +130,7 @@ class Experiment:
         """Finish all runs that fit into the time limit; returns what is in `results.json`."""
         print(f"{len(self.data.pool)} rows in the pool", flush=True)
         if self.options.workers > 1:
-            run_in_processes(self, self.planned, self.options.workers)
+            run_in_processes(self, self.options.workers)
             return self.write()
         self.to_device()
         self.learn()

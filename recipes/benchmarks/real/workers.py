@@ -6,9 +6,13 @@ import traceback
 from dataclasses import dataclass
 
 import torch
+import transformers
 
 from real.arms import EVERY_ARM, LABELS
 
+
+PROCESSES = multiprocessing.get_context("spawn")
+"""CUDA does not survive a fork."""
 
 TODO, RUNNING, DONE, FAILED = range(4)
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -49,9 +53,8 @@ class Board:
 
     def __init__(self, work):
         self.work = work
-        processes = multiprocessing.get_context("fork")
-        self.states = processes.Array("i", [TODO] * len(work))
-        self.owners = processes.Array("i", [-1] * len(work))
+        self.states = PROCESSES.Array("i", [TODO] * len(work))
+        self.owners = PROCESSES.Array("i", [-1] * len(work))
 
     def state_of(self, task):
         """The state of a piece of work; what nobody needs counts as done."""
@@ -89,20 +92,19 @@ class Board:
                 self.states[number] = FAILED
 
 
-def run_in_processes(experiment, trainings, count):
-    """Finish training runs in several processes on one device; tables are written meanwhile.
+def run_in_processes(experiment, count):
+    """Finish the runs of an experiment in several processes on one device; tables are written meanwhile.
 
     Args:
-        experiment (`Experiment`): whose models are not on the device yet: CUDA does not survive a fork.
-        trainings (`list[Training]`): the runs, in order.
+        experiment (`Experiment`): has checked options and data; every process reads them once more.
         count (`int`): of processes.
 
     Raises:
         RuntimeError: if something failed in one of them.
     """
-    board = Board(in_order(trainings))
-    processes = multiprocessing.get_context("fork")
-    workers = [processes.Process(target=_work, args=(experiment, board, number)) for number in range(count)]
+    board = Board(in_order(experiment.planned))
+    given = experiment.options, experiment.command, board
+    workers = [PROCESSES.Process(target=_work, args=(*given, number)) for number in range(count)]
     for worker in workers:
         worker.start()
     written = time.monotonic()
@@ -114,14 +116,20 @@ def run_in_processes(experiment, trainings, count):
         if time.monotonic() - written > SECONDS_BETWEEN_TABLES:
             experiment.write()
             written = time.monotonic()
-    failed = [str(task) for task, state in zip(board.work, board.states, strict=True) if state == FAILED]
+    failed = [str(task) for task, state in zip(board.work, board.states, strict=True) if state in (TODO, FAILED)]
     if failed:
         raise RuntimeError(f"Failed, for the reasons above: {'; '.join(failed)}.")
 
 
-def _work(experiment, board, worker):
+def _work(options, command, board, worker):
     """One process: takes work until nothing is left."""
-    torch.set_num_threads(1)
+    # the experiment begins these processes
+    from real.experiment import Experiment
+
+    transformers.logging.set_verbosity_error()
+    if options.device == "cpu":
+        torch.set_num_threads(1)
+    experiment = Experiment(options, command)
     experiment.to_device()
     while (number := board.take(worker)) is not None:
         try:
@@ -131,7 +139,7 @@ def _work(experiment, board, worker):
         except Exception:
             traceback.print_exc()
             board.states[number] = FAILED
-        if experiment.options.device == "cuda":
+        if options.device == "cuda":
             torch.cuda.empty_cache()
 
 
