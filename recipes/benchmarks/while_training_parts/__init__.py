@@ -1,0 +1,1 @@
+"""The parts of `while_training.py`."""
