@@ -1,6 +1,9 @@
 """BM25 between targets and pool, against its formula written out."""
 
 import math
+import os
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -9,6 +12,7 @@ import torch
 from datasets import Dataset
 
 from hf_gist.data.best_match import best_match_order, best_match_scores
+from tests import ROOT
 
 
 POOL = [[1, 2, 3, 9], [4, 4, 5, 9, 9], [9], [2, 7, 9], [6, 6, 6, 1, 9, 8], [4, 5, 2, 9]]
@@ -62,3 +66,31 @@ def test_a_target_without_any_known_token_still_picks():
 def test_rows_without_tokens_are_refused_by_name():
     with pytest.raises(ValueError, match="`target_dataset` has no token ids.*need `input_ids`"):
         list(best_match_scores([{"input_ids": [1]}], [{"text": "a"}]))
+
+
+@pytest.mark.parametrize("before", ["", "import jax.lax; mine = jax.lax"])
+def test_an_installed_jax_is_not_started(tmp_path, before):
+    """bm25s would start it, and it takes most of a GPU's memory; a JAX that the user imported stays as it is."""
+    (tmp_path / "jax").mkdir()
+    (tmp_path / "jax" / "__init__.py").write_text("")
+    (tmp_path / "jax" / "lax.py").write_text(
+        "calls = []\ndef top_k(values, k):\n    calls.append(k)\n    raise SystemExit('JAX was started')\n"
+    )
+    program = f"""
+import sys
+{before}
+kept = [name for name in sys.modules if name.split(".")[0] == "jax"]
+from hf_gist.data.best_match import best_match_scores
+from bm25s import selection
+assert not selection.JAX_IS_AVAILABLE
+assert [name for name in sys.modules if name.split(".")[0] == "jax"] == kept, kept
+scores = list(best_match_scores([{{"input_ids": [1, 2]}}, {{"input_ids": [3]}}], [{{"input_ids": [3]}}]))
+assert scores[0].argmax() == 1
+import jax.lax
+assert jax.lax.calls == [] and {"jax.lax is mine" if before else "True"}
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
