@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 
 from hf_gist import GISTConfig
@@ -53,3 +55,21 @@ def test_budgets_out_of_range(budget):
 def test_wrong_files_say_what_is_wrong(values, message):
     with pytest.raises(ValueError, match=message):
         GISTConfig.from_dict(values)
+
+
+def test_the_recommended_setting():
+    """Rows are drawn from the best ones at small shares of the pool only, and where all rows are scored."""
+    plain = GISTConfig(score="cosine", strategy="round_robin")
+    drawn = dataclasses.replace(plain, sample_from_top=3.0)
+    assert GISTConfig.recommended() == drawn
+    assert GISTConfig.recommended(0.02) == dataclasses.replace(drawn, budget=0.02)
+    # the share that a number of rows is, is not known yet
+    for budget in (0.2, 1.0, 500):
+        assert GISTConfig.recommended(budget) == dataclasses.replace(plain, budget=budget)
+    assert GISTConfig.recommended(0.05, scoring_cost=0.25) == dataclasses.replace(plain, scoring_cost=0.25)
+    other = GISTConfig.recommended(budget=0.05, sample_from_top=2, seed=1)
+    assert other == dataclasses.replace(drawn, sample_from_top=2, seed=1)
+    with pytest.raises(ValueError, match="`budget`"):
+        GISTConfig.recommended(0.0)
+    with pytest.raises(TypeError, match="buget"):
+        GISTConfig.recommended(buget=0.1)

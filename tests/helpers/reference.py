@@ -31,7 +31,7 @@ TITLES_OF_PAGES = {"trainers": "Trainers", "selecting": "Selecting without a Tra
 ONLY_WITH_MIXIN = ("GASTTrainer", "GASTSFTTrainer")
 """Their arguments are those of `GASTMixin`."""
 
-INTERNAL = ("rules", "run")
+INTERNAL = ("rules", "run", "uses_support", "support_file")
 NOTE = "<!-- written by python -m tests.helpers.reference -->"
 FIELD_GROUPS = {TITLES[cls]: cls for cls in (GISTConfig, WarmupSettings)}
 
@@ -128,7 +128,8 @@ def settings_page() -> str:
     lines += ["flags on the command line, and keys in a YAML file."]
     lines += ["Which to set first: [Choosing settings](../choosing_settings.md).", ""]
     for cls in SETTINGS:
-        lines += [f"## {cls.__name__}", "", summary(cls), "", *settings_list(cls), ""]
+        own = public_methods(cls)
+        lines += [f"## {cls.__name__}", "", summary(cls), "", *settings_list(cls), *own, ""]
     lines += ["## Files", "", "Methods of `GISTConfig` and `GASTConfig`:", "", *public_methods(BaseConfig), ""]
     return "\n".join(lines)
 
