@@ -143,7 +143,7 @@ class GISTConfig(BaseConfig):
         """
         small = isinstance(budget, float) and budget <= 0.05
         top = 3.0 if small and fields.get("scoring_cost") is None else 1.0
-        chosen = {"score": "cosine", "strategy": "round_robin", "sample_from_top": top}
+        chosen: dict[str, Any] = {"score": "cosine", "strategy": "round_robin", "sample_from_top": top}
         return cls(budget=budget, **(chosen | fields))
 
     def rules(self) -> list[Rule]:
