@@ -15,7 +15,6 @@ further run begins, and the missing ones are named; `--minutes 0` rewrites table
 `scoring_cost`, one of `--scoring_costs`.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ import transformers
 from frontier_parts.arms import arms
 from frontier_parts.data import read_data
 from frontier_parts.figure import save_figure
+from frontier_parts.flags import parser_of
 from frontier_parts.results import Results
 from frontier_parts.runs import Experiment
 from frontier_parts.table import markdown
@@ -37,24 +37,11 @@ FIGURE = "frontier.png"
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a causal model with a chat template")
-    parser.add_argument("--pool", required=True, help="file with the pool")
-    parser.add_argument("--target", required=True, nargs="+", help="NAME=TARGET.jsonl:TEST.jsonl")
-    parser.add_argument("--without", nargs="+", default=[], help="NAME=SOURCE: once more, from a pool without SOURCE")
-    parser.add_argument("--output", required=True, help="folder for scores, runs, table and figure")
-    parser.add_argument("--pool_rows", type=int, help="random rows of the pool; default: all")
-    parser.add_argument("--test_rows", type=int, help="random rows of each test file; default: all")
+    parser = parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=0.05, help="share of the pool to train on")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--scoring_costs", type=float, nargs="+", default=[0.1, 0.25, 0.5])
     parser.add_argument("--arms", nargs="+", help="default: all but the mixtures at a cost")
-    parser.add_argument("--passes", type=int, default=3, help="passes over the selected rows")
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--batch_size", type=int, default=16)
-    parser.add_argument("--lora_target_modules", default="q_proj,k_proj,v_proj,o_proj")
-    parser.add_argument("--max_length", type=int, default=512, help="longer rows are cut to so many tokens")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run begins later")
     return parser.parse_args(argv)
 
 

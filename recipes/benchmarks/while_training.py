@@ -11,11 +11,11 @@ Every run is a file in OUT/runs, and is kept: the same command continues after a
 rewritten after every run. After `--minutes` no further run begins; `--minutes 0` rewrites the tables.
 """
 
-import argparse
 import sys
 
 import transformers
 from frontier_parts.data import read_data
+from frontier_parts.flags import parser_of
 from while_training_parts.runs import Experiment
 
 from hf_gist.commands.preparing import Preparer
@@ -23,22 +23,9 @@ from hf_gist.training.loading import load_base, load_tokenizer, positions
 
 
 def parse(argv):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True, help="folder or Hub id of a causal model with a chat template")
-    parser.add_argument("--pool", required=True, help="file with the pool")
-    parser.add_argument("--target", required=True, nargs="+", help="NAME=TARGET.jsonl:TEST.jsonl")
-    parser.add_argument("--without", nargs="+", default=[], help="NAME=SOURCE: once more, from a pool without SOURCE")
-    parser.add_argument("--output", required=True, help="folder for runs and tables")
-    parser.add_argument("--pool_rows", type=int, help="random rows of the pool; default: all")
-    parser.add_argument("--test_rows", type=int, help="random rows of each test file; default: all")
+    parser = parser_of(__doc__)
     parser.add_argument("--budget", type=float, default=0.1, help="share of the pool to select, and of the warm-up")
-    parser.add_argument("--passes", type=int, default=3, help="passes over the selected rows")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--batch_size", type=int, default=8, help="samples that are trained on in a step")
-    parser.add_argument("--lora_target_modules", default="q_proj,k_proj,v_proj,o_proj")
-    parser.add_argument("--max_length", type=int, default=512, help="longer rows are cut to so many tokens")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="no run begins later")
     return parser.parse_args(argv)
 
 

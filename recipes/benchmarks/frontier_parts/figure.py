@@ -76,5 +76,5 @@ def save_figure(results: Results, arms: dict[str, Arm], path: Path) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
     if labels:
-        figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, fontsize=7)
+        figure.legend(labels.values(), labels, loc="outside lower center", ncols=columns, fontsize=10)
     write(path, partial(figure.savefig, dpi=150, format="png"))

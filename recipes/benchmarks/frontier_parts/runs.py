@@ -13,19 +13,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from frontier_parts.arms import UNTRAINED, Arm, Choice
 from frontier_parts.cases import Case, Refused
 from frontier_parts.data import Data, Variant
+from frontier_parts.flags import RUNS, keep_settings, lora_of
 from frontier_parts.scores import Scores
 from hf_gist.commands.bench import Bench
-from hf_gist.config.warmup import WarmupSettings
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gradients.collect import mean_loss
-from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.training.loading import padding_collator
-from hf_gist.utils.disk import as_json, read_json, write_json
+from hf_gist.utils.disk import read_json, write_json
 from hf_gist.utils.terminal import say
 
 
 SETTINGS = "frontier.json"
-RUNS = "runs"
 
 TRAINING = {"lr_scheduler_type": "linear", "warmup_steps": 0.05, "train_sampling_strategy": "group_by_length"}
 """`TrainingArguments` of every run."""
@@ -63,13 +61,7 @@ class Experiment:
         self.data = data
         self.arms = arms
         self.folder = Path(options.output)
-        self.settings = WarmupSettings(
-            lora_alpha=32,
-            lora_dropout=0.0,
-            lora_target_modules=options.lora_target_modules,
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=options.batch_size,
-        )
+        self.settings = lora_of(options)
         self.tokenizer = tokenizer
         trainer = self.folder / "trainer"
         self.bench = Bench(base, padding_collator(tokenizer), data.tests, self.settings, trainer, mean_loss, TRAINING)
@@ -89,12 +81,8 @@ class Experiment:
 
     def _check_settings(self) -> None:
         names = ("model", "budget", "passes", "learning_rate", "batch_size", "lora_target_modules", "max_length")
-        settings = as_json({name: getattr(self.options, name) for name in names} | self.data.digests())
-        file = self.folder / SETTINGS
-        if file.exists():
-            refuse_other_settings(read_json(file), settings, self.folder)
-        (self.folder / RUNS).mkdir(parents=True, exist_ok=True)
-        write_json(file, settings)
+        settings = {name: getattr(self.options, name) for name in names} | self.data.digests()
+        keep_settings(self.folder / SETTINGS, settings)
 
     # ---- What runs ----
 

@@ -7,17 +7,16 @@ import time
 from pathlib import Path
 
 from frontier_parts.data import TOKENS
+from frontier_parts.flags import RUNS, keep_settings, lora_of
 from transformers import Trainer
 
 from hf_gist import GASTTrainer, GISTDataSelectorCallback
 from hf_gist.commands.bench import quiet_arguments
-from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gradients.collect import mean_loss
-from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.training.loading import fresh_lora, padding_collator
-from hf_gist.utils.disk import as_json, read_json, write, write_json
+from hf_gist.utils.disk import read_json, write, write_json
 from hf_gist.utils.step_bar import with_step_bar
 from hf_gist.utils.terminal import say
 from while_training_parts.costs import Costs
@@ -27,7 +26,6 @@ from while_training_parts.tables import markdown
 
 SETTINGS = "while_training.json"
 TABLES = "while_training.md"
-RUNS = "runs"
 TRAINER = "trainer"
 
 SHARED = (
@@ -59,18 +57,8 @@ class Experiment:
         self.end = time.monotonic() + 60 * options.minutes
         self.variants = {variant.name: variant for variant in data.variants}
         self.planned = plan(list(self.variants), options.seeds)
-        self.lora = WarmupSettings(
-            lora_alpha=32,
-            lora_dropout=0.0,
-            lora_target_modules=options.lora_target_modules,
-            learning_rate=options.learning_rate,
-            per_device_train_batch_size=options.batch_size,
-        )
-        settings = as_json({name: getattr(options, name) for name in SHARED} | data.digests())
-        if (self.folder / SETTINGS).exists():
-            refuse_other_settings(read_json(self.folder / SETTINGS), settings, self.folder)
-        (self.folder / RUNS).mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / SETTINGS, settings)
+        self.lora = lora_of(options)
+        keep_settings(self.folder / SETTINGS, {name: getattr(options, name) for name in SHARED} | data.digests())
 
     def found(self, planned):
         """What a finished run found, or `None`."""
