@@ -29,10 +29,10 @@ class Method:
     gist: dict[str, Any] | None = None
     gast: dict[str, Any] | None = None
 
-    def callback_config(self, budget: float, seed: int, scoring_cost: float | None) -> GISTConfig:
-        """The configuration of the callback, for a share of the pool."""
+    def callback_config(self, rows: int, warmup_steps: int, seed: int, scoring_cost: float | None) -> GISTConfig:
+        """The configuration of the callback."""
         more = {} if self.gist is None else self.gist
-        return GISTConfig(budget=budget, warmup_ratio=budget, seed=seed, scoring_cost=scoring_cost, **RULE, **more)
+        return GISTConfig(budget=rows, warmup_steps=warmup_steps, seed=seed, scoring_cost=scoring_cost, **RULE, **more)
 
     def trainer_config(self, keep: int, seed: int) -> GASTConfig:
         """The configuration of GAST."""

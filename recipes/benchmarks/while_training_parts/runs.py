@@ -122,13 +122,12 @@ class Experiment:
         seconds = time.perf_counter() - start
         return self._test(model, planned) | facts | {"seconds": round(seconds, 1)}
 
-    def _selected(self, variant):
-        """Rows of a selection, and of the warm-up."""
-        return rows_in_budget(self.options.budget, "rows", len(variant.pool))
-
-    def _steps(self, variant):
-        """Optimizer steps that train on as many samples as the callback: the warm-up and the passes."""
-        return round(self._selected(variant) * (1 + self.options.passes) / self.options.batch_size)
+    def _steps_of_pass(self, variant):
+        """Optimizer steps of the warm-up, and of a pass over the selected rows: whole batches, for equal samples."""
+        steps = rows_in_budget(self.options.budget, "rows", len(variant.pool)) // self.options.batch_size
+        if not steps:
+            raise ValueError(f"`--budget {self.options.budget:g}` is less than one batch. Raise it.")
+        return steps
 
     def _arguments(self, seed, batch_size, **length):
         return quiet_arguments(
@@ -144,9 +143,9 @@ class Experiment:
     def _with_callback(self, planned, method, model, variant):
         """Train with the data selector."""
         cost = self._scoring_cost(planned) if planned.table == COST else None
-        callback = GISTDataSelectorCallback(
-            method.callback_config(self.options.budget, planned.seed, cost), target_dataset=variant.targets
-        )
+        steps = self._steps_of_pass(variant)
+        config = method.callback_config(steps * self.options.batch_size, steps, planned.seed, cost)
+        callback = GISTDataSelectorCallback(config, target_dataset=variant.targets)
         arguments = self._arguments(planned.seed, self.options.batch_size, num_train_epochs=1 + self.options.passes)
         trainer = Trainer(
             model, arguments, train_dataset=variant.pool, data_collator=self.collator, callbacks=[callback]
@@ -167,7 +166,7 @@ class Experiment:
         """Train on random rows with the stock trainer or with GAST."""
         size = self.options.batch_size
         given = size if method.gast is None else 2 * size
-        steps = self._steps(variant)
+        steps = self._steps_of_pass(variant) * (1 + self.options.passes)
         config = None if method.gast is None else method.trainer_config(size, planned.seed)
         step = costs.of_step(given, 0 if config is None else config.support_batch_size)
         if planned.table == COST:
