@@ -25,6 +25,10 @@ class UnusableTargetsWarning(UserWarning):
     """Some target rows have no labelled token or a non-finite gradient, and are not used."""
 
 
+class TargetFormatWarning(UserWarning):
+    """The target rows have another format than the pool, so their gradients differ by the format too."""
+
+
 class SourceBudgetWarning(UserWarning):
     """A source has fewer rows than its share of the budget, or the limits of the sources leave the budget unfilled."""
 

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -389,7 +390,16 @@ class Stream(IterableDataset):
         ({"config": {"budget": 0.001}}, "selects nothing"),
         ({"config": {"budget": 151}}, "more than the 150 rows"),
         ({"config": {"target_group_column": "task"}}, "'task'. is not a column"),
-        ({"config": {"source_column": "source"}}, "Trainer drops the columns"),
+        (
+            {"config": {"source_column": "source"}},
+            "`source_column='source'` is not a column of the trainer's rows; they",
+        ),
+        (
+            {"targets": "targets.jsonl"},
+            r"`target_dataset` is the text 'targets.jsonl', not a dataset.*load_dataset\('json'",
+        ),
+        ({"targets": Path("targets.jsonl")}, "`target_dataset` is the text 'targets.jsonl'"),
+        ({"targets": [{"messages": []}]}, "does not have the column.* input_ids, labels of the .*; it has messages"),
         ({"targets": as_dataset(token_rows(1)).select([])}, "`target_dataset` is empty"),
         ({"targets": as_dataset([{"input_ids": [5, 6], "labels": [-100, -100]}])}, "No labelled token"),
         ({"targets": as_dataset([{"text": "hello"}])}, "does not have the column"),

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from hf_gist.commands.preparing import LONGEST_ROW, Preparer, new_preparer
 from hf_gist.config.gist import GISTConfig
 from hf_gist.data.preparation.findings import MISLABELLED_SHARE
+from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.preparation.templates import read_template
 from hf_gist.data.provenance import RowSource, describe_source, public_name
 from hf_gist.data.reading.load import check_one_of, read_rows
@@ -283,6 +284,7 @@ def open_workspace(arguments: SourceArguments, pool: RawRows, base: PreTrainedMo
     """Read the targets, and tokenise them and the pool; see [`open_targets`]."""
     raw = arguments.load_targets()
     check_columns(arguments, [pool, raw])
+    warn_other_format(raw.rows, pool.rows, ("target_file", "train_file"))
     targets, preparer = open_targets(arguments, base, raw)
     tokenized = preparer.rows(pool.rows, "train_file", pool.where)
     preparer.show(tokenized, "train_file", arguments.show_labels)

@@ -28,8 +28,11 @@ class BadRows:
         """Record a row; the reason is a sentence without a full stop, and the first one recorded is kept."""
         self.reasons.setdefault(row, reason)
 
-    def refuse(self) -> None:
+    def refuse(self, advice: str = "Correct them, or leave them out with `--skip_bad_rows`.") -> None:
         """Raise for the recorded rows, if there are any.
+
+        Args:
+            advice (`str`): the end of the message; the default names the flag of the commands.
 
         Raises:
             ValueError: with their number, and the place and the reason of the first three.
@@ -39,10 +42,7 @@ class BadRows:
         first = sorted(self.reasons.items())[:SHOWN]
         shown = "\n".join(f"  {self.where(row)}: {reason}" for row, reason in first)
         more = f"\n  and {len(self.reasons) - SHOWN:,} more" if len(self.reasons) > SHOWN else ""
-        raise ValueError(
-            f"{len(self.reasons):,} of {self.size:,} rows cannot be used:\n{shown}{more}\n"
-            "Correct them, or leave them out with `--skip_bad_rows`."
-        )
+        raise ValueError(f"{len(self.reasons):,} of {self.size:,} rows cannot be used:\n{shown}{more}\n{advice}")
 
     def kept(self) -> list[int]:
         """Row numbers of the other rows, in order."""

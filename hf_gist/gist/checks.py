@@ -1,5 +1,6 @@
 """Input checks before scoring: datasets, labels, columns, lengths."""
 
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -62,8 +63,13 @@ def check_dataset(dataset: Any, argument: str) -> None:
     """Check that a dataset has a length and at least one row.
 
     Raises:
-        ValueError: naming the argument, for a dict of splits, a stream or an empty dataset.
+        ValueError: naming the argument, for a path, a dict of splits, a stream or an empty dataset.
     """
+    if isinstance(dataset, (str, os.PathLike)):
+        raise ValueError(
+            f"`{argument}` is the text {str(dataset)!r}, not a dataset. Load the file first: "
+            f"`load_dataset('json', data_files={str(dataset)!r}, split='train')`."
+        )
     if isinstance(dataset, dict):
         raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):

@@ -110,6 +110,13 @@ class Selection:
     costs: CostLedger | None = None
     number: int = 1
 
+    def __repr__(self) -> str:
+        """One line: the whole fields would be pages of numbers."""
+        first = ", ".join(map(str, self.indices[:5]))
+        rest = ", ..." if len(self.indices) > 5 else ""
+        count = f"{len(self.indices):,} of {len(self.scores):,} rows"
+        return f"Selection({count} by {self.method}, rank {self.rank}, best first: [{first}{rest}])"
+
     @property
     def singular_values(self) -> Tensor:
         """Singular values of the target gradients `[q]`, descending; empty if nothing was scored."""

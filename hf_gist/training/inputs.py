@@ -1,14 +1,16 @@
 """Inputs of a selection inside a Trainer: converts the callback's rows to the format of the trainer's rows."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
 from accelerate.state import AcceleratorState
 from datasets import Dataset
-from transformers import TrainingArguments
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.leaks import find_leaks
+from hf_gist.data.preparation.formats import warn_other_format
+from hf_gist.data.preparation.run import check_format
 from hf_gist.data.rows import IGNORE_INDEX, fetch_rows, keep_columns, read_column
 from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
@@ -61,7 +63,7 @@ def read_inputs(
     dataset_pass.loss.check(dataset_pass.collator(first), len(first), "`train_dataset`")
     targets, kept = _prepared_targets(target_dataset, parts)
     columns = _target_columns(parts, config, target_dataset, kept)
-    sources = read_sources(train_dataset, config.source_column, parts.args, pool)
+    sources = read_sources(train_dataset, config.source_column, parts)
     check_quotas(config, sources)
     check_inputs(dataset_pass, pool, targets, config, columns.get(config.target_group_column or ""))
     if config.strategy not in UNSCORED:
@@ -127,23 +129,53 @@ def prepare_targets(targets: Any, parts: TrainerParts) -> Any:
 def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int] | None]:
     """The prepared target rows, and the numbers of those that the trainer kept; `None` if it did not prepare them."""
     check_dataset(targets, "target_dataset")
+    if isinstance(targets, list) and prepares_rows(parts.trainer):
+        targets = Dataset.from_list(targets)
     if not isinstance(targets, Dataset):
+        _check_keys(targets, parts)
         return targets, None
     if not prepares_rows(parts.trainer):
         return _with_columns_of_pool(targets, parts), None
     _check_pairs(targets, parts)
+    _check_raw_format(targets, parts)
     numbered = targets.add_column(ROW, list(range(len(targets))))
     prepared = prepared_as_training_rows(parts.trainer, numbered, "target_dataset")
     if not len(prepared):
         raise ValueError(
             "No row of `target_dataset` has a labelled token: truncation cuts all answers off. Raise `max_length`."
         )
+    # its dataloader has the columns of tokens only
+    warn_other_format(prepared, getattr(parts.trainer, "train_dataset", None), ("target_dataset", "train_dataset"))
     _check_labels(targets, prepared, parts)
     if ROW not in prepared.column_names:
         _check_all_kept(targets, prepared, parts)
         return _with_columns_of_pool(prepared, parts), None
     prepared = prepared.sort(ROW)
     return _with_columns_of_pool(prepared, parts), list(prepared[ROW])
+
+
+def _check_keys(targets: Any, parts: TrainerParts) -> None:
+    """Check that target rows that are no `Dataset` have the tokens that the rows of the pool have.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    own = targets[0]
+    theirs = parts.pool[0]
+    if not isinstance(own, Mapping) or not isinstance(theirs, Mapping):
+        return
+    used = dict.fromkeys(columns_of_batches(parts))
+    missing = [name for name in used if name in theirs and name not in own]
+    if missing:
+        _refuse_columns(missing, list(own))
+
+
+def _refuse_columns(missing: Sequence[str], names: Sequence[str]) -> NoReturn:
+    """Raise for columns of the pool that the targets do not have."""
+    raise ValueError(
+        f"`target_dataset` does not have the column(s) {', '.join(missing)} of the train dataset; it has "
+        f"{', '.join(names)}. Tokenise both with the same function."
+    )
 
 
 def _check_all_kept(targets: Dataset, prepared: Dataset, parts: TrainerParts) -> None:
@@ -177,6 +209,18 @@ def _check_labels(targets: Dataset, prepared: Dataset, parts: TrainerParts) -> N
             "of the train dataset: their formats differ, or the labels were changed afterwards (as by Unsloth's "
             "`train_on_responses_only`). Pass `target_dataset` with `input_ids` and `labels` made in the same way."
         )
+
+
+def _check_raw_format(targets: Dataset, parts: TrainerParts) -> None:
+    """Check that raw targets have columns that `SFTTrainer` prepares, unless a function of the user's formats them.
+
+    Raises:
+        ValueError: with the columns found.
+    """
+    own = {"input_ids", getattr(parts.args, "dataset_text_field", "text")}
+    formatted = getattr(parts.trainer, "_formatting_func", None) is not None
+    if not trains_on_pairs(parts.trainer) and not formatted and own.isdisjoint(targets.column_names):
+        check_format(targets.column_names, "target_dataset")
 
 
 def _check_pairs(targets: Dataset, parts: TrainerParts) -> None:
@@ -215,44 +259,56 @@ def _with_columns_of_pool(targets: Dataset, parts: TrainerParts) -> Dataset:
     needed = [name for name in pool.column_names if name in used]
     missing = [name for name in needed if name not in targets.column_names]
     if missing:
-        raise ValueError(
-            f"`target_dataset` does not have the column(s) {', '.join(missing)} of the train dataset. "
-            "Tokenise both with the same function."
-        )
+        _refuse_columns(missing, targets.column_names)
     return targets.select_columns([name for name in pool.column_names if name in targets.column_names])
 
 
-def read_sources(rows: Any, column: str | None, args: TrainingArguments, pool: Any) -> list[str] | None:
+def read_sources(rows: Any, column: str | None, parts: TrainerParts) -> list[str] | None:
     """The source of every row of the train dataset; `None` without a column.
 
     Args:
         rows: the `train_dataset` that the callback was given, with all its columns, or `None`.
         column (`str`, *optional*): `source_column`.
-        args (`TrainingArguments`): the trainer's arguments.
-        pool: the train dataset after preparation by the trainer.
+        parts (`TrainerParts`): whose own rows are read if the callback has none.
 
     Raises:
         ValueError: if the column is missing, or the rows are not those of the train dataset.
     """
     if column is None:
         return None
-    if rows is None and not (isinstance(pool, Dataset) and column in pool.column_names):
+    if rows is None:
+        return _own_sources(column, parts)
+    if getattr(parts.args, "shuffle_dataset", False):
         raise ValueError(
-            f"`source_column={column!r}`: Trainer drops the columns that the model does not take. Pass the dataset to "
-            "the callback too: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
+            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the sources of the "
+            "callback's `train_dataset` would belong to other rows. Leave `train_dataset` out: the trainer's own rows have "
+            "the column."
         )
-    if getattr(args, "shuffle_dataset", False):
+    sources = [str(value) for value in read_column(rows, column, "source_column")]
+    if len(sources) != len(parts.pool):
         raise ValueError(
-            f"`source_column={column!r}`: SFTTrainer shuffles its rows (`shuffle_dataset=True`), so the callback's "
-            "sources would belong to other rows. Shuffle the dataset before training, and set it to False."
-        )
-    sources = [str(value) for value in read_column(pool if rows is None else rows, column, "source_column")]
-    if len(sources) != len(pool):
-        raise ValueError(
-            f"`train_dataset` of the callback has {len(sources)} rows, the trainer's has {len(pool)}; they must be "
-            "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.)"
+            f"`train_dataset` of the callback has {len(sources)} rows, the trainer's has {len(parts.pool)}; they must be "
+            "the same rows in the same order. (SFTTrainer drops rows that truncation leaves without a label.) Leave it "
+            "out: the callback then reads the column from the trainer's own rows."
         )
     return sources
+
+
+def _own_sources(column: str, parts: TrainerParts) -> list[str]:
+    """The sources in the trainer's own rows, which keep the columns that its dataloader drops.
+
+    Raises:
+        ValueError: naming the column and those that exist.
+    """
+    for rows in (parts.pool, getattr(parts.trainer, "train_dataset", None)):
+        if isinstance(rows, Dataset) and column in rows.column_names and len(rows) == len(parts.pool):
+            return [str(value) for value in read_column(rows, column, "source_column")]
+    names = getattr(getattr(parts.trainer, "train_dataset", None), "column_names", None)
+    found = f"; they have {', '.join(names)}" if names else ""
+    raise ValueError(
+        f"`source_column={column!r}` is not a column of the trainer's rows{found}. If the trainer dropped it, pass the rows "
+        "with the column to the callback: GISTDataSelectorCallback(config, targets, train_dataset=pool)."
+    )
 
 
 def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:

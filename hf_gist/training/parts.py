@@ -169,4 +169,4 @@ def _refuse_bad_rows(trainer: Any, rows: Dataset, argument: str) -> None:
             text = str(error).strip().splitlines() or [type(error).__name__]
             reason = f"{type(error).__name__}: {text[0].rstrip('.')}"
             bad.add(number, f"{type(trainer).__name__} cannot prepare it: {reason}")
-    bad.refuse()
+    bad.refuse(f"Correct them, or leave them out: `{argument} = {argument}.select(...)`.")

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gist.commands.main import main
 from hf_gist.commands.preparing import Preparer
+from hf_gist.errors import TargetFormatWarning
 from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
 
 
@@ -91,6 +92,25 @@ def test_bad_rows_that_are_left_out_are_neither_trained_on_nor_selected(files, m
     assert sorted(lines.index(row) for row in rows_in(tmp_path / "selected.jsonl")) == [
         row for row in range(24) if row not in (2, 5, 9)
     ]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_targets_in_another_format_than_the_pool_warn(files, tmp_path, stream):
+    plain = [{"prompt": f"w{i} w5", "completion": f" w{i + 1} w7"} for i in range(4)]
+    targets = write(tmp_path / "plain.jsonl", plain)
+    more = ("--streaming", "--adapter_name_or_path", str(adapter_of(files, tmp_path))) if stream else RANDOM
+    with pytest.warns(
+        TargetFormatWarning, match="`target_file` are plain prompts with completions, those of `train_file`"
+    ):
+        assert select(files, tmp_path / "out", *more, targets=targets) == 0
+
+
+def adapter_of(files, folder):
+    """An adapter for the model, with random weights."""
+    model = AutoModelForCausalLM.from_pretrained(files / "model")
+    tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
+    tuned.save_pretrained(folder / "adapter")
+    return folder / "adapter"
 
 
 def test_rows_of_a_stream_are_named_by_their_line():

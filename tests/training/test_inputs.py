@@ -1,10 +1,12 @@
 """The callback in TRL's SFTTrainer."""
 
+import warnings
+
 import pytest
 from datasets import Dataset
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback
-from hf_gist.errors import UnusableTargetsWarning
+from hf_gist.errors import TargetFormatWarning, UnusableTargetsWarning
 from hf_gist.training.inputs import prepare_evaluation, prepare_targets
 from hf_gist.training.parts import TrainerParts
 from tests.helpers.tiny import lora_model
@@ -160,8 +162,73 @@ def test_target_rows_that_cannot_be_prepared_are_named(tmp_path):
     rows[3]["messages"] = rows[3]["messages"][:1]
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows))
     run = trainer(tmp_path, callback, chats(24), assistant_only_loss=True)
-    with pytest.raises(ValueError, match=r"1 of 8 rows cannot be used:\s+target_dataset, row 4: SFTTrainer cannot"):
+    with pytest.raises(
+        ValueError, match=r"1 of 8 rows cannot be used:\s+target_dataset, row 4: SFTTrainer cannot"
+    ) as error:
         prepared(callback, run)
+    # that is a flag of the commands
+    assert "--skip_bad_rows" not in str(error.value) and "target_dataset.select(...)" in str(error.value)
+
+
+def test_sources_are_read_from_the_trainers_own_rows(tmp_path):
+    """Also where it drops and shuffles rows, so that the user's rows have other numbers."""
+    rows = long_prompts(["a", "A", "b", "c"] * 10)
+    config = GISTConfig(budget=4, source_column="group", warmup_steps=2)
+    callback = GISTDataSelectorCallback(config, varied_targets())
+    run = trainer(tmp_path, callback, list(rows), max_length=16, assistant_only_loss=True, shuffle_dataset=True)
+    run.train()
+    assert len(run.train_dataset) == 30
+    sources = callback.run.inputs.sources
+    assert sources == run.train_dataset["group"] and set(sources) == {"a", "b", "c"}
+
+
+def test_other_rows_of_the_callback_are_refused_with_the_way_out(tmp_path):
+    rows = long_prompts(["a", "A"] * 20)
+    config = GISTConfig(budget=4, source_column="group", warmup_steps=2)
+    callback = GISTDataSelectorCallback(config, varied_targets(), train_dataset=rows)
+    run = trainer(tmp_path, callback, list(rows), max_length=16, assistant_only_loss=True)
+    with pytest.raises(ValueError, match="callback has 40 rows, the trainer's has 20.*Leave it out"):
+        run.train()
+
+
+def varied_targets():
+    return Dataset.from_list(varied(4, 9))
+
+
+def test_a_list_of_raw_targets_is_prepared_like_a_dataset(tmp_path):
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), varied(4, 9))
+    run = trainer(tmp_path, callback, varied(24, 1))
+    as_dataset = GISTDataSelectorCallback(GISTConfig(budget=4), varied_targets())
+    assert prepared(callback, run)["input_ids"] == prepared(as_dataset, run)["input_ids"]
+
+
+@pytest.mark.parametrize("targets", [[{"question": "w1", "answer": "w2"}], [{"prompt": "w1"}]], ids=str)
+def test_targets_in_no_known_format_name_their_columns(tmp_path, targets):
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(targets))
+    run = trainer(tmp_path, callback, varied(24, 1))
+    with pytest.raises(ValueError, match=f"`target_dataset` has the columns {', '.join(targets[0])}; expected"):
+        prepared(callback, run)
+
+
+def test_a_text_field_of_the_users_is_known(tmp_path):
+    rows = [{"content": f"w{i} w{i + 1} w{i + 2}"} for i in range(24)]
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(rows[:3]))
+    run = trainer(tmp_path, callback, rows, dataset_text_field="content")
+    assert len(prepared(callback, run)) == 3
+
+
+def test_targets_in_another_format_than_the_pool_warn(tmp_path):
+    plain = [{"prompt": "w1 w2", "completion": " w3 w4"}, {"prompt": "w5", "completion": " w6"}]
+    callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(plain))
+    run = trainer(tmp_path, callback, varied(24, 1))
+    with pytest.warns(
+        TargetFormatWarning, match="`target_dataset` are plain prompts with completions, those of `train_d"
+    ):
+        prepared(callback, run)
+    same = GISTDataSelectorCallback(GISTConfig(budget=4), varied_targets())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", TargetFormatWarning)
+        prepared(same, run)
 
 
 def test_sources_of_shuffled_rows_are_refused(tmp_path):

@@ -11,6 +11,7 @@ from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets, say_skipped
 from hf_gist.config.gist import GISTConfig
+from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.provenance import public_name
 from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
@@ -96,10 +97,14 @@ def score_stream(
         stream (`RowStream`): the pool.
     """
     base = arguments.load_model()
-    targets, preparer = open_targets(arguments, base, arguments.load_targets())
+    raw = arguments.load_targets()
+    targets, preparer = open_targets(arguments, base, raw)
 
     def tokenized(chunk: Dataset) -> Dataset:
         rows, where = stream.next_rows(chunk)
+        first = "train_file" not in preparer.cuts
+        if first:
+            warn_other_format(raw.rows, rows, ("target_file", "train_file"))
         return preparer.rows(rows, "train_file", where, quiet=True)
 
     selection = select_stream(

@@ -57,6 +57,10 @@ def from_json(text: str, column: str) -> Any:
         raise RowError(f"`{column}` is text that is no JSON ({error})") from error
 
 
+INSTEAD_OF_TEXT = ("tool_calls", "reasoning_content", "thinking", "reasoning")
+"""Fields of an assistant's turn that may take the place of its content."""
+
+
 def parsed(value: Any, column: str) -> Any:
     """A list of messages or tools; text is read as JSON.
 
@@ -100,11 +104,7 @@ def _content(message: dict[str, Any], what: str) -> Any:
     """The content of a message; `None` where tool calls or a reasoning take its place."""
     content = message.get("content")
     role = message["role"]
-    if (
-        content is None
-        and role == "assistant"
-        and any(message.get(name) for name in ("tool_calls", "reasoning_content", "thinking", "reasoning"))
-    ):
+    if content is None and role == "assistant" and any(message.get(name) for name in INSTEAD_OF_TEXT):
         return None
     if content is None:
         raise RowError(f"{what} has no content")

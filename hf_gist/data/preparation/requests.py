@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from hf_gist.data.preparation.messages import (
+    INSTEAD_OF_TEXT,
     RowError,
     conversation,
     from_json,
@@ -23,6 +24,26 @@ COLUMNS = ("prompt", "completion", "messages", "conversations", "text", "tools",
 """The columns that rows are prepared from."""
 
 CHAT, COMPLETION, PLAIN, TEXT = "chat", "completion", "plain", "text"
+
+
+NOTHING_TO_LEARN = "there is nothing to learn but to end the turn"
+
+
+def _check_answers(answers: list[dict[str, Any]], where: str) -> None:
+    """Check that one of the assistant's turns says or does something.
+
+    Raises:
+        RowError: naming the column.
+    """
+    if answers and all(map(_is_empty, answers)):
+        raise RowError(f"every answer in {where} is empty, so {NOTHING_TO_LEARN}")
+
+
+def _is_empty(turn: dict[str, Any]) -> bool:
+    """Whether a turn has neither text nor what may take its place."""
+    content = turn.get("content")
+    blank = content is None or (isinstance(content, str) and not content.strip())
+    return blank and not any(turn.get(name) for name in INSTEAD_OF_TEXT)
 
 
 @dataclass
@@ -88,6 +109,8 @@ class RequestReader:
             missing = next(name for name in (*COLUMNS[2:5], "prompt") if name in row)
             raise RowError(f"it has no `{missing}`")
         text = self._plain(row, "text")
+        if not text.strip():
+            raise RowError("`text` is empty")
         return Request(number, TEXT, None, self._with_end(text))
 
     def _plain(self, row: dict[str, Any], name: str) -> str:
@@ -129,6 +152,7 @@ class RequestReader:
         answers = [message for message in messages if message["role"] == "assistant"]
         if not answers:
             raise RowError(f"`{name}` has no turn of the assistant, so there is nothing to learn")
+        _check_answers(answers, f"`{name}`")
         others = [message for message in messages if message["role"] != "assistant"]
         return Request(number, CHAT, None, messages, answers, others, self._options(row))
 
@@ -136,7 +160,10 @@ class RequestReader:
         prompt, completion = row["prompt"], row["completion"]
         if not isinstance(prompt, list) and not isinstance(completion, list):
             start = self._plain(row, "prompt")
-            whole = start + self._plain(row, "completion")
+            answer = self._plain(row, "completion")
+            if not answer.strip():
+                raise RowError(f"`completion` is empty, so {NOTHING_TO_LEARN}")
+            whole = start + answer
             text = row.get("text")
             # TRL adds one end token: to a `text` beside the completion, if there is one
             ended = isinstance(text, str) and not text.endswith(self.tokenizer.eos_token or "")
@@ -149,4 +176,5 @@ class RequestReader:
         before = self._messages(row, "prompt")
         after = self._messages(row, "completion")
         answers = [message for message in after if message["role"] == "assistant"]
+        _check_answers(answers, "`completion`")
         return Request(number, COMPLETION, before, before + after, answers, before, self._options(row))

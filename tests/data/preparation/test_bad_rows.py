@@ -41,6 +41,41 @@ def test_what_is_no_fault():
         tools_of("w1")
 
 
+def in_parts(role, text):
+    """A turn with content parts."""
+    return {"role": role, "content": [{"type": "text", "text": text}]}
+
+
+EMPTY = {"role": "assistant", "content": " \n"}
+THINKS = {"role": "assistant", "content": "", "reasoning_content": "w3"}
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": [USER, EMPTY]}, "every answer in `messages` is empty, so there is nothing to learn but to end"),
+        ({"messages": [USER, EMPTY, USER, EMPTY]}, "every answer in `messages` is empty"),
+        ({"messages": [USER, EMPTY | {"weight": 1.0}]}, "every answer in `messages` is empty"),
+        ({"messages": [in_parts("user", "w1"), in_parts("assistant", "")]}, "every answer in `messages` is empty"),
+        ({"prompt": [USER], "completion": [EMPTY]}, "every answer in `completion` is empty"),
+        ({"prompt": "w1", "completion": " "}, "`completion` is empty"),
+        ({"text": "\n"}, "`text` is empty"),
+        ({"messages": [USER, EMPTY, USER, ANSWER]}, None),
+        ({"messages": [USER, THINKS]}, None),
+        ({"prompt": "", "completion": "w2"}, None),
+    ],
+)
+def test_rows_with_empty_answers_only_are_bad(row, reason):
+    pytest.importorskip("trl", reason="TRL is not installed")
+    rows = Dataset.from_list([row])
+    if reason is None:
+        assert prepare(rows, tokenizer(), 64, "pool").bad.reasons == {}
+        return
+    with pytest.raises(ValueError, match=f"1 of 1 rows cannot be used:\\n  pool, row 1: {reason}"):
+        prepare(rows, tokenizer(), 64, "pool")
+    assert list(prepare(rows, tokenizer(), 64, "pool", skip_bad_rows=True).bad.reasons) == [0]
+
+
 @pytest.fixture
 def mixed():
     """Six conversations, three of which cannot be used."""
