@@ -72,6 +72,10 @@ def normalised(text: str) -> str:
     return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
+EMPTY = digest(repr([]).encode())
+"""Digest of a row without tokens, and without anything else."""
+
+
 class RowDigests(NamedTuple):
     """Digests of one row: of its tokens and its words, and of both with what the row holds besides its tokens."""
 
@@ -163,6 +167,11 @@ class LeakGuard:
         all_words = np.empty(len(pool), DIGEST)
         all_tokens = np.empty(len(pool), DIGEST)
         for row, keys in enumerate(_row_digests(pool, self.tokenizer)):
+            if keys.whole_tokens == EMPTY:
+                # rows without content repeat no other: such are those that a command leaves out
+                all_words[row] = digest(f"no content {row}".encode())
+                all_tokens[row] = all_words[row]
+                continue
             all_words[row] = keys.whole_words
             all_tokens[row] = keys.whole_tokens
             for name in self.words:
