@@ -76,9 +76,9 @@ def _warn_unscorable(measurements: Measurements, pool: Any) -> None:
     bad = len(measurements.not_finite)
     if unlabelled or bad:
         lengths = row_lengths(pool)
-        empty = 0 if lengths is None else int((lengths == 0).sum())
-        # a row that a command leaves out keeps its place, as a row without tokens
-        left_out = f" ({empty:,} of them no token: empty rows, and those left out as bad rows)" if empty else ""
+        blank = 0 if lengths is None else int(((measurements.label_tokens.numpy() == 0) & (lengths <= 1)).sum())
+        # a row that a command leaves out keeps its place, as a row of one token
+        left_out = f" ({blank:,} of them are empty rows, or bad rows that were left out)" if blank else ""
         warnings.warn(
             f"{unlabelled:,} of {len(pool):,} candidate rows have no labelled token{left_out} and {bad:,} have a gradient "
             "that is not finite; they are not selected, and the manifest has their counts.",

@@ -15,6 +15,7 @@ from hf_gist import GISTConfig, Selection
 from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
 from hf_gist.commands.select import scoring
+from hf_gist.commands.select.earlier import say_replaced
 from hf_gist.errors import NoEffectWarning
 from hf_gist.training.warmup import rising_steps
 from tests.helpers.words import chats, save_model
