@@ -37,6 +37,10 @@ class ReportWarning(UserWarning):
     """The report at the end of a selection or a training run could not be written; all other files were written."""
 
 
+class UnfinishedScoresWarning(UserWarning):
+    """Saved scores of an interrupted run cannot be used, and the rows are scored again."""
+
+
 class ResumedStepWarning(UserWarning):
     """One step of a resumed run differs from the same step of the interrupted run."""
 

@@ -80,9 +80,10 @@ def test_masking_leaves_the_order_of_the_data_and_the_dropout_alone(options, tmp
 
 def test_mixed_precision(tmp_path):
     data, gradients = rows("llama", 16), []
+    keeps_all = GASTConfig(mode="positive", threshold=-0.9999)
     for folder, trainer_class in (("a", Trainer), ("b", GASTTrainer)):
         _, recorder = train(
-            build_model(), tmp_path / folder, data, trainer_class=trainer_class, config=GASTConfig(keep=1.0), bf16=True
+            build_model(), tmp_path / folder, data, trainer_class=trainer_class, config=keeps_all, bf16=True
         )
         gradients.append(recorder.gradients[0])
         assert all(gradient.dtype == torch.float32 for gradient in gradients[-1].values())
@@ -324,8 +325,9 @@ def test_hooks_are_gone_after_an_error(tmp_path):
 
 
 def test_a_mask_that_drops_nothing_warns(tmp_path):
-    with pytest.warns(NoEffectWarning, match="keep=8.*not smaller than the per-device batch"):
-        train(build_model(), tmp_path, rows("llama", 64), config=GASTConfig(keep=8), max_steps=12)
+    keeps_all = GASTConfig(mode="positive", threshold=-0.9999)
+    with pytest.warns(NoEffectWarning, match="every cosine .* is above `threshold=-0.9999`"):
+        train(build_model(), tmp_path, rows("llama", 64), config=keeps_all, max_steps=12)
     with pytest.warns(NoEffectWarning, match="start_step=50"):
         train(build_model(), tmp_path, rows(), config=quiet(start_step=50), max_steps=2)
     with warnings.catch_warnings():

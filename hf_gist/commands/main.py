@@ -14,6 +14,7 @@ from hf_gist.commands.demo.command import add_demo_flags, run_demo_command
 from hf_gist.commands.report import add_report_flags, run_report
 from hf_gist.commands.select.run import add_select_flags, run_select
 from hf_gist.utils.guides import guide
+from hf_gist.utils.terminal import short_warnings
 from hf_gist.version import __version__
 
 
@@ -109,7 +110,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(flags: argparse.Namespace) -> None:
     as_json = getattr(flags, "json", False)
     # the output of other libraries must not mix with the JSON
-    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+    with redirect_stdout(sys.stderr) if as_json else nullcontext(), short_warnings():
         result = COMMANDS[flags.command].run(flags)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -17,6 +17,9 @@ from hf_gist.utils.terminal import say, say_wrapped
 
 LONGEST_ROW = 1024
 
+KEEP_NUMBERS = "; they keep their row numbers, so numbers of rows of the pool include them"
+"""Of bad rows of the pool, for messages."""
+
 
 @dataclass
 class Preparer:
@@ -52,13 +55,15 @@ class Preparer:
         Raises:
             ValueError: see [`prepare`].
         """
-        return self._prepared(rows, argument, where, quiet).rows
+        return self._prepared(rows, argument, where, quiet, KEEP_NUMBERS).rows
 
     def usable(self, rows: Dataset, argument: str, where: Where | None = None) -> Dataset:
         """[`Preparer.rows`] without those that cannot be used."""
         return self._prepared(rows, argument, where, False).usable
 
-    def _prepared(self, rows: Dataset, argument: str, where: Where | None, quiet: bool) -> Prepared:
+    def _prepared(
+        self, rows: Dataset, argument: str, where: Where | None, quiet: bool, numbered: str = ""
+    ) -> Prepared:
         prepared = prepare(
             rows,
             self.tokenizer,
@@ -75,7 +80,7 @@ class Preparer:
             self.left_out.setdefault(argument, []).extend(sorted(prepared.bad.reasons))
             self.bad.setdefault(argument, []).extend(prepared.bad.report())
             if not quiet:
-                say_wrapped(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out")
+                say_wrapped(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out{numbered}")
         if prepared.mislabelled.found:
             found.check(argument, self.max_mislabelled)
         if not quiet:

@@ -118,22 +118,27 @@ class CostLedger:
         return self.totals()["selection_flops"] / self.pool_pass_flops if self.pool_pass_flops else None
 
     def break_even(self) -> str:
-        """The number of epochs from which selecting is cheaper than training on everything, as a sentence."""
+        """The number of epochs from which selecting is cheaper than training on everything, as a sentence.
+
+        `E` epochs on the pool are compared with selecting and then `E` epochs on the selected rows.
+        """
         cost = self.selection_passes()
         if cost is None:
             return "Break-even is not known: the rows are tokenised by the collator, so their lengths are not."
-        share = self.kept_pass_flops / self.pool_pass_flops
-        took = f"Selecting cost {cost:.2f} training passes over the whole pool"
         if not cost:
-            return "Selecting cost no pass: the model was not run."
+            return "Selecting cost no computation: the model was not run."
         if self.selections > 1:
             return self._selected_several_times(cost)
+        took = f"Selecting cost as much computation as training for {cost:.2f} epochs on the whole pool."
+        share = self.kept_pass_flops / self.pool_pass_flops
         if share >= 1:
-            return f"{took}, and the selection is as long as the pool: it never pays in time."
+            return f"{took} The selected rows are as long as the whole pool, so selecting saves no computation."
         epochs = max(1, math.floor(cost / (1 - share)) + 1)
+        number = "1 epoch" if epochs == 1 else f"{epochs:,} epochs"
         return (
-            f"{took}, and a pass over the selected rows costs {share:.3f} of one over the pool: cheaper than training "
-            f"on everything from {epochs} epoch(s) on ({cost + epochs * share:.2f} against {epochs:.2f} passes)."
+            f"{took} If you train for {number} or more, selecting and then training on the selected rows is cheaper than "
+            f"training on the whole pool: for {number}, it costs as much as {cost + epochs * share:.2f} epochs on the whole "
+            "pool."
         )
 
     def _selected_several_times(self, cost: float) -> str:
@@ -144,7 +149,8 @@ class CostLedger:
         trained = sum(p.flops for p in self.phases if p.phase == TRAINING) / self.pool_pass_flops
         after = f" Training on the selected rows cost {trained:.2f}." if trained else ""
         return (
-            f"Selecting {self.selections} times cost {cost:.2f} training passes over the whole pool ({each}).{after}"
+            f"Selecting {self.selections} times cost as much computation as training for {cost:.2f} epochs on the whole "
+            f"pool ({each}).{after}"
         )
 
     def table(self) -> list[list[str]]:

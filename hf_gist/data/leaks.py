@@ -73,19 +73,23 @@ def normalised(text: str) -> str:
 
 
 class RowDigests(NamedTuple):
-    """Digests of one row: of its tokens and its words, and of both with what the row holds besides its tokens."""
+    """Digests of one row: of its tokens and its words, and of both with what the row holds besides its tokens.
+
+    A row is blank if it holds nothing but at most one token, as a row that a command leaves out and keeps in its place.
+    """
 
     tokens: bytes
     words: bytes
     whole_tokens: bytes
     whole_words: bytes
+    blank: bool
 
     @classmethod
-    def of(cls, tokens: bytes, words: bytes, more: bytes) -> "RowDigests":
-        """From the digests of tokens and words, and the rest of the row, which most rows do not have."""
+    def of(cls, tokens: bytes, words: bytes, more: bytes, size: int) -> "RowDigests":
+        """From the digests of tokens and words, the rest of the row, which most rows do not have, and its tokens."""
         if not more:
-            return cls(tokens, words, tokens, words)
-        return cls(tokens, words, digest(tokens + more), digest(words + more))
+            return cls(tokens, words, tokens, words, size <= 1)
+        return cls(tokens, words, digest(tokens + more), digest(words + more), False)
 
 
 def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Iterator[RowDigests]:
@@ -98,7 +102,7 @@ def _row_digests(dataset: Any, tokenizer: PreTrainedTokenizerBase | None) -> Ite
         texts = [""] * len(rows) if tokenizer is None else tokenizer.batch_decode(ids, skip_special_tokens=True)
         for row, own, key, text in zip(rows, ids, tokens, texts, strict=True):
             words = normalised(text)
-            yield RowDigests.of(key, digest(words.encode()) if words else key, beyond_tokens(row, own))
+            yield RowDigests.of(key, digest(words.encode()) if words else key, beyond_tokens(row, own), len(own))
 
 
 def _has_tokens(dataset: Any) -> bool:
@@ -163,8 +167,9 @@ class LeakGuard:
         all_words = np.empty(len(pool), DIGEST)
         all_tokens = np.empty(len(pool), DIGEST)
         for row, keys in enumerate(_row_digests(pool, self.tokenizer)):
-            all_words[row] = keys.whole_words
-            all_tokens[row] = keys.whole_tokens
+            # a blank row repeats no other
+            all_words[row] = digest(f"blank {row}".encode()) if keys.blank else keys.whole_words
+            all_tokens[row] = all_words[row] if keys.blank else keys.whole_tokens
             for name in self.words:
                 same = keys.tokens in self.tokens[name]
                 if same or keys.words in self.words[name]:

@@ -7,6 +7,8 @@ from accelerate.utils import DistributedType
 from torch import nn
 from transformers import TrainingArguments
 
+from hf_gist.config.gast import GASTConfig
+from hf_gist.functional.masking import kept_count
 from hf_gist.gradients.models import unwrapped
 from hf_gist.gradients.modes import checkpointed_blocks
 
@@ -115,6 +117,26 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module,
         )
     if problems:
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
+
+
+def check_keep(config: GASTConfig, batch_size: int) -> None:
+    """Check that a full batch has more samples than `keep` keeps; otherwise no sample is ever masked.
+
+    Args:
+        config (`GASTConfig`): the configuration.
+        batch_size (`int`): samples of a full per-device batch.
+
+    Raises:
+        ValueError: naming both and what to set.
+    """
+    if config.mode in ("all", "positive") or kept_count(config.keep, batch_size) < batch_size:
+        return
+    smaller = "a smaller fraction" if isinstance(config.keep, float) else f"at most {batch_size - 1}"
+    raise ValueError(
+        f"`keep={config.keep!r}` keeps every sample of a batch of `per_device_train_batch_size={batch_size}`, so GAST would "
+        f"mask nothing. Set `keep` to {smaller} (half of the batch is the default, `keep=0.5`), or raise "
+        "`per_device_train_batch_size`; `mode='all'` trains without masks."
+    )
 
 
 def check_unmasked(accelerator: Any, unmasked: Sequence[str], support: str) -> None:

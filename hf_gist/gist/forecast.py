@@ -30,6 +30,8 @@ SHARE_TO_USE = 0.9
 
 FP32 = 4
 
+MILLION = 1_000_000
+
 SUGGESTED_SKETCH = 8192
 
 
@@ -46,6 +48,7 @@ class MemoryPlan:
         device_free (`int`): free memory of the model's device.
         host_free (`int`): free memory of the host, for this process.
         placement (`str`): `"device"`, or `"host"`, from which the basis is copied one matrix at a time.
+        device (`str`): type of the model's device; on `"cpu"`, device and host are the same memory.
     """
 
     values: int
@@ -56,13 +59,19 @@ class MemoryPlan:
     device_free: int
     host_free: int
     placement: str
+    device: str
 
     def describe(self) -> str:
         """One line for the user."""
+        values = f"{self.values:,}" if self.values < MILLION else f"{self.values / MILLION:,.1f} million"
+        place = ""
+        free = in_units(self.host_free)
+        if self.device != "cpu":
+            place = f" on the {self.device if self.placement == 'device' else 'host'}"
+            free = f"{in_units(self.device_free)} on the {self.device}, {free} on the host"
         return (
-            f"memory: basis {in_units(self.basis)} ({self.values / 1e6:.1f} M values x {self.targets}) on the "
-            f"{self.placement}, coordinates {in_units(self.coordinates)}, activations of a batch about "
-            f"{in_units(self.activations)}; free: device {in_units(self.device_free)}, host {in_units(self.host_free)}"
+            f"memory: basis {in_units(self.basis)} ({values} values for each of {self.targets:,} targets){place}, coordinates "
+            f"{in_units(self.coordinates)}, activations of a batch about {in_units(self.activations)}; free: {free}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -116,7 +125,7 @@ def plan_memory(vectors: ModelVectors, targets: int, rows: int, tokens_per_batch
             f"{device.type} and {in_units(host_free)} on the host. Set `sketch_dim={SUGGESTED_SKETCH}` (not exact) or "
             f"`score_layers`, or use fewer targets. See {guide('costs', 'memory-and-disk')}."
         )
-    return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement)
+    return MemoryPlan(values, targets, basis, coordinates, activations, device_free, host_free, placement, device.type)
 
 
 def duration(seconds: float) -> str:
@@ -134,8 +143,17 @@ def announce(dataset_pass: DatasetPass, text: str) -> None:
         tqdm.write(wrapped(text), file=sys.stderr)
 
 
-def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: GISTConfig) -> MemoryPlan | None:
-    """The memory that scoring will need, printed by the main process; `None` for scorers without a large basis.
+def forecast_memory(
+    dataset_pass: DatasetPass, rows: int, targets: int, config: GISTConfig, announced: bool = True
+) -> MemoryPlan | None:
+    """The memory that scoring will need; `None` for scorers without a large basis.
+
+    Args:
+        dataset_pass (`DatasetPass`): model and batching.
+        rows (`int`): candidates.
+        targets (`int`): target rows.
+        config (`GISTConfig`): how they are scored.
+        announced (`bool`): print it on the main process.
 
     Raises:
         ValueError: if the basis does not fit in memory.
@@ -148,7 +166,8 @@ def forecast_memory(dataset_pass: DatasetPass, rows: int, targets: int, config: 
         rows,
         dataset_pass.tokens_per_batch,
     )
-    announce(dataset_pass, plan.describe())
+    if announced:
+        announce(dataset_pass, plan.describe())
     return plan
 
 

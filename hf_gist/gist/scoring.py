@@ -71,13 +71,17 @@ def scoring_key(
     return as_json(settings | read)
 
 
-def _warn_unscorable(measurements: Measurements) -> None:
+def _warn_unscorable(measurements: Measurements, pool: Any) -> None:
     unlabelled = int((measurements.label_tokens == 0).sum())
     bad = len(measurements.not_finite)
     if unlabelled or bad:
+        lengths = row_lengths(pool)
+        blank = 0 if lengths is None else int(((measurements.label_tokens.numpy() == 0) & (lengths <= 1)).sum())
+        # a row that a command leaves out keeps its place, as a row of one token
+        left_out = f" ({blank:,} of them are empty rows, or bad rows that were left out)" if blank else ""
         warnings.warn(
-            f"{unlabelled} candidate rows have no labelled token and {bad} have a gradient that is not finite; they "
-            "are not selected, and the manifest has their counts.",
+            f"{unlabelled:,} of {len(pool):,} candidate rows have no labelled token{left_out} and {bad:,} have a gradient "
+            "that is not finite; they are not selected, and the manifest has their counts.",
             UnscorableRowsWarning,
             stacklevel=3,
         )
@@ -262,11 +266,11 @@ def measure_and_choose(
     rows = None if looked_at is None else looked_at.rows
     if partial is not None and config.strategy not in UNSCORED:
         partial.open(scoring_key(dataset_pass, inputs, config, rows))
-    memory = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config)
+    memory = forecast_memory(dataset_pass, len(inputs.pool), len(inputs.targets), config, announced=number == 1)
     if memory is not None and memory.placement == "host":
         dataset_pass = dataclasses.replace(dataset_pass, basis_device=torch.device("cpu"))
     measurements = _without_leaks(measure(dataset_pass, inputs, config, watch, partial, looked_at), inputs)
-    _warn_unscorable(measurements)
+    _warn_unscorable(measurements, inputs.pool)
     selection = Selection.choose(measurements, config, number=number)
     warn_quotas(measurements, config, selection.indices)
     watch.record(CHOOSING)

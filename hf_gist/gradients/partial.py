@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hf_gist.errors import UnfinishedScoresWarning
 from hf_gist.utils.disk import read_json, write, write_json
 
 
@@ -66,7 +67,8 @@ class Shards:
                 if len(tensors[name]) != len(rows) or tensors[name].shape[1:] != values.shape[1:]:
                     raise ValueError(f"{name} has the shape {tuple(tensors[name].shape)}")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
-            warnings.warn(f"{path} cannot be read ({error}); its rows are scored again.", stacklevel=2)
+            text = f"{path} cannot be read ({error}); its rows are scored again."
+            warnings.warn(text, UnfinishedScoresWarning, stacklevel=2)
             return
         if batches <= self.done:
             return
@@ -126,7 +128,7 @@ class PartialScores:
             except ValueError as error:
                 if not self.start_over:
                     raise
-                warnings.warn(f"Unfinished scores are not used: {error}", stacklevel=2)
+                warnings.warn(f"Unfinished scores are not used: {error}", UnfinishedScoresWarning, stacklevel=2)
                 state.wait_for_everyone()
                 self.remove()
         state.wait_for_everyone()

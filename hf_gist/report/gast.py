@@ -10,6 +10,7 @@ from torch import Tensor
 from hf_gist.config.gast import GASTConfig
 from hf_gist.gast.groups import MODEL_NAME
 from hf_gist.gast.table import HISTORY_FILE, PICTURE_FILE, RUN_FILE, TABLE_FILE, SelectionTable
+from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.report.asked import settings_table
 from hf_gist.report.draw import HeatMaps
 from hf_gist.report.parts import Opening, Plot, Section, Table
@@ -21,6 +22,11 @@ from hf_gist.utils.disk import read, read_json
 KEY = PICTURE_FILE.removesuffix(".png")
 EACH_LAYER = "Each layer is updated only by the samples of a batch that it keeps"
 TITLE = "GAST: which samples updated which layer"
+PAGE_TITLE = "Sample selection in training (GAST)"
+NO_SELECTION = (
+    f"There is no {MANIFEST} in this folder, so no rows were selected before the training: GAST chooses among the samples "
+    "of each batch."
+)
 COLUMNS_DRAWN = 10
 LAYERS_LISTED = 100
 SPANS_LISTED = 24
@@ -38,7 +44,8 @@ def gast_sections(folder: Path) -> tuple[Opening, list[Section]]:
     table = SelectionTable.read(folder)
     run = _run(folder)
     facts = None if run is None else (run[0].mode, *run[1:])
-    return of_gast(len(table.groups), _share_kept(table), facts), [_settings(table, run), _layers(table)]
+    opening = of_gast(len(table.groups), _share_kept(table), facts, table.groups == [MODEL_NAME])
+    return opening, [_settings(table, run), _layers(table)]
 
 
 def _share_kept(table: SelectionTable) -> float:

@@ -18,10 +18,10 @@ from hf_gist.report import asked
 from hf_gist.report.canvas import LIGHT, NoFigures, drawn, save_png, to_svg
 from hf_gist.report.charts import FIGURES, figure_section
 from hf_gist.report.examples import read_examples
-from hf_gist.report.gast import gast_sections
+from hf_gist.report.gast import NO_SELECTION, PAGE_TITLE, gast_sections
 from hf_gist.report.parts import Content, Opening, Plot, Section
 from hf_gist.report.reading import rows_to_read
-from hf_gist.report.runs.opening import of_selection
+from hf_gist.report.runs.opening import GAST_HEADINGS, of_selection
 from hf_gist.report.runs.stream import STREAM_FILE, StreamRun
 from hf_gist.report.wording import visible
 from hf_gist.utils.disk import write
@@ -266,7 +266,7 @@ def content_of(folder: Path, selection: Selection | None = None) -> Content:
         openings.append(run.opening())
         parts.append((run.sections(), folder))
     else:
-        absent.append(("Selection", f"There is no {MANIFEST}, so nothing was selected in this folder."))
+        absent.append(("Selection of rows", NO_SELECTION))
     if (folder / HISTORY_FILE).is_file():
         opening, sections = gast_sections(folder)
         openings.append(opening)
@@ -276,7 +276,8 @@ def content_of(folder: Path, selection: Selection | None = None) -> Content:
     if not openings:
         raise _nothing(folder)
     selected = " ".join(opening.selected for opening in openings)
-    return Content(dataclasses.replace(openings[0], selected=selected), parts, absent)
+    opening = dataclasses.replace(openings[0], selected=selected)
+    return Content(opening, parts, absent, PAGE_TITLE if opening.headings == GAST_HEADINGS else Content.title)
 
 
 def _all_figures(by_folder: Sequence[tuple[Sequence[Section], Path]]) -> dict[str, Markup]:

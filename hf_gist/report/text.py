@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+import torch
+
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
 from hf_gist.gist.wording import alignment_sentence
@@ -63,7 +65,10 @@ def _copies_lines(selection: Selection) -> list[str]:
     if copy_of is None:
         return []
     if selection.config.drop_pool_duplicates:
-        return [named("repeated rows left out", f"{selection.copies_dropped:,}")]
+        found = int((copy_of != torch.arange(len(copy_of))).sum())
+        others = f" of {found:,} found; the others cannot be selected for another reason"
+        dropped = selection.copies_dropped
+        return [named("repeated rows left out", f"{dropped:,}{others if found > dropped else ''}")]
     kept = copy_of[selection.indices]
     return [named("repeated rows kept", f"{len(kept) - len(kept.unique()):,}; drop_pool_duplicates is off")]
 

@@ -70,7 +70,8 @@ def read_inputs(
         loss = verified_loss(loss, dataset_pass, parts, config.seed)
     if scorer_of(config).needs_adam:
         check_optimizer(parts.optimizer)
-    forecast_memory(dataset_pass, len(pool), len(targets), config)
+    # raises early; printed where rows are scored
+    forecast_memory(dataset_pass, len(pool), len(targets), config, announced=False)
     evaluation = prepare_evaluation(eval_dataset, parts)
     leaks = find_leaks(pool, targets, evaluation, parts.tokenizer)
     return hold_out(Inputs(pool, targets, columns, sources, leaks, loss=loss), dataset_pass, config, kept)

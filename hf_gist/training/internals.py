@@ -38,7 +38,12 @@ INTERNALS = (
     Internal(TRAINER, "_remove_unused_columns", "support rows must have the columns that training rows have"),
     Internal(TRAINER, "_get_collator_with_removed_columns", "the same for support rows that are not a `Dataset`"),
     Internal(TRAINER, "_set_signature_columns_if_needed", "the column of the sources must survive the removal"),
-    Internal(TRAINER, "_signature_columns", "the column of the sources must survive the removal", "source"),
+    Internal(
+        TRAINER,
+        "_signature_columns",
+        "the columns of support rows; that of the sources must survive the removal",
+        "source",
+    ),
     Internal(TRAINER, "_train_batch_size", "`auto_find_batch_size` restarts with a smaller batch", "source"),
     Internal(TRAINER, "set_initial_training_values", "patched, so that `max_steps` has enough epochs for the passes"),
     Internal(SFT, "_prepare_dataset", "target, evaluation and support rows are prepared as the training rows"),

@@ -2,7 +2,9 @@
 
 import sys
 import textwrap
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 WIDTH = 96
@@ -56,3 +58,32 @@ def in_columns(rows: Sequence[Sequence[str]]) -> str:
         shown = [cell.rjust(width + 2) for cell, width in zip(cells, others, strict=True)]
         lines.append((name.ljust(first) + "".join(shown)).rstrip())
     return "\n".join(lines)
+
+
+# ---- Warnings ----
+
+
+def _of_hf_gist(category: type[Warning]) -> bool:
+    return category.__module__.partition(".")[0] == "hf_gist"
+
+
+@contextmanager
+def short_warnings() -> Iterator[None]:
+    """While active, warnings of hf_gist are printed as `NameOfWarning: message`, wrapped, without the line of code.
+
+    Warnings of other libraries are printed as before.
+    """
+    other = warnings.formatwarning
+
+    def formatted(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+    ) -> str:
+        if not _of_hf_gist(category):
+            return other(message, category, filename, lineno, line)
+        return wrapped(f"{category.__name__}: {message}") + "\n"
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = other

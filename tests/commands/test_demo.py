@@ -161,6 +161,8 @@ def test_miniature_run_leaves_everything_that_it_names(tmp_path, capsys):
     calls = " ".join(told.replace("\\\n", "").split())
     for command in ("hf-gist select --from_scores", "hf-gist select --model_name_or_path"):
         assert command in calls
+    # with the pool, so that the command writes its rows
+    assert calls.count(f"--train_file {folder}/pool.jsonl") == 2
 
 
 def test_verdict_tells_the_truth_both_ways():

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hf_gist.commands.main import main
 from hf_gist.commands.preparing import Preparer
-from hf_gist.errors import TargetFormatWarning
+from hf_gist.errors import TargetFormatWarning, UnscorableRowsWarning
 from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
 
 
@@ -79,10 +79,16 @@ def test_bad_rows_end_the_command_before_any_work(files, mixed, tmp_path, capsys
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_rows_that_are_left_out_are_neither_trained_on_nor_selected(files, mixed, tmp_path):
+def test_bad_rows_that_are_left_out_are_neither_trained_on_nor_selected(files, mixed, tmp_path, capsys):
     more = ("--warmup_ratio", "0.9", "--budget", "21", "--skip_bad_rows")
-    assert select(files, tmp_path, *more, pool=mixed) == 0
+    counts = r"3 of 24 .* no labelled token \(3 of them are empty rows, or bad rows that were left out\)"
+    with pytest.warns(UnscorableRowsWarning, match=counts):
+        assert select(files, tmp_path, *more, pool=mixed) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "3 of 24 rows were left out; they keep their row numbers, so numbers of rows of the pool include" in told
     facts = manifest(tmp_path)
+    # they do not repeat each other
+    assert facts["pool_duplicates"] == {"exact": 0, "same_words": 0} and facts["pool_duplicates_dropped"] == 0
     assert [entry["row"] for entry in facts["bad_rows"]["train_file"]] == [
         f"train_file mixed.jsonl, line {line}" for line in (3, 6, 10)
     ]

@@ -15,6 +15,7 @@ from hf_gist import GISTConfig, Selection
 from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
 from hf_gist.commands.select import scoring
+from hf_gist.commands.select.earlier import say_replaced
 from hf_gist.errors import NoEffectWarning
 from hf_gist.training.warmup import rising_steps
 from tests.helpers.words import chats, save_model
@@ -307,3 +308,50 @@ def test_exit_codes(files, tmp_path, monkeypatch, capsys, error, code):
     if code == 1:
         with pytest.raises(RuntimeError, match="broken"):
             main([*flags(files, tmp_path), "--debug"])
+
+
+def test_a_selection_from_scores_without_the_pool_says_that_no_rows_are_written(files, run, tmp_path, capsys):
+    again = ["select", "--from_scores", str(run), "--output_dir", str(tmp_path), "--budget"]
+    assert main([*again, "5"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "no rows written: add --train_file or --dataset_name" in told and "earlier selection" not in told
+    assert not (tmp_path / "selected.jsonl").exists()
+    pool = ["--train_file", str(files / "pool.jsonl")]
+    assert main([*again, "6", *pool]) == 0
+    told = capsys.readouterr().out
+    assert "The earlier selection of 5 rows in" in told and "no rows written" not in told
+    assert main([*again, "7", *pool, "--output_format", "parquet"]) == 0
+    assert "The earlier selection of 6 rows in" in capsys.readouterr().out
+    # rows of an earlier selection must not be taken for those of this one
+    assert not (tmp_path / "selected.jsonl").exists()
+    assert main([*again, "1"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "selected.parquet of the earlier selection removed" in told and not (tmp_path / "selected.parquet").exists()
+    assert main([*again, "2"]) == 0
+    assert "The earlier selection of 1 row in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"manifest.json": '{"selected": 21}'}, "selection of 21 rows in"),
+        ({"stream.json": '{"indices": [4, 5]}'}, "selection of 2 rows in"),
+        ({"manifest.json": "{}"}, "selection in"),
+        ({"manifest.json": "{"}, "selection in"),
+        ({"manifest.json": '{"selected": 21}', "partial/key.json": "{}"}, None),
+        ({"warmup_adapter/warmup.json": "{}"}, None),
+    ],
+)
+def test_an_earlier_selection_is_named_unless_a_run_resumes(tmp_path, capsys, content, said):
+    for name, text in content.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    say_replaced(tmp_path)
+    told = capsys.readouterr().out
+    assert told == "" if said is None else f"The earlier {said}" in told
+
+
+def test_a_stream_does_not_go_into_the_folder_of_another_selection(files, run, capsys):
+    stream = ("--streaming", "--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "5")
+    assert main(flags(files, run, *stream)) == 2
+    assert "has a selection from a whole pool (manifest.json)" in capsys.readouterr().err

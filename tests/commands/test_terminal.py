@@ -1,13 +1,19 @@
 """What the commands and the callback print: no line is wider than 100 columns."""
 
+import ast
 import random
+import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from datasets import Dataset
 
+import hf_gist
 from hf_gist.commands.compare.printing import results
 from hf_gist.commands.demo import run_demo
-from hf_gist.commands.main import main
+from hf_gist.commands.main import COMMANDS, main
+from hf_gist.errors import LeakWarning
 from hf_gist.report import summary_line, summary_table
 from hf_gist.utils.terminal import in_columns, named, named_path, wrapped
 from tests.commands.test_compare import made_runs
@@ -107,3 +113,28 @@ def test_parts_of_the_output():
     assert named_path("report", path) == f"{'report':<28}{path}"
     assert in_columns([["a", "bb"], ["ccc", "1"]]) == "a    bb\nccc   1"
     assert wrapped("x" * 200) == "x" * 200
+
+
+def test_warnings_of_the_library_are_a_name_and_a_message_in_a_command(tmp_path, monkeypatch, capsys):
+    told = {}
+
+    def run(flags):
+        for category in (LeakWarning, UserWarning):
+            told[category] = warnings.formatwarning(
+                "rows " * 40, category, "hf_gist/data/leaks.py", 7, "leaks = find()"
+            )
+
+    before = warnings.formatwarning
+    monkeypatch.setitem(COMMANDS, "report", replace(COMMANDS["report"], run=run))
+    assert main(["report", str(tmp_path)]) == 0
+    assert told[LeakWarning].startswith("LeakWarning: rows rows") and too_wide(told[LeakWarning]) == []
+    assert "leaks" not in told[LeakWarning] and told[LeakWarning].count("\n") > 1
+    assert told[UserWarning] == before("rows " * 40, UserWarning, "hf_gist/data/leaks.py", 7, "leaks = find()")
+    assert warnings.formatwarning is before
+
+
+def test_every_warning_of_the_library_has_a_class_of_its_own():
+    for path in Path(hf_gist.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "warnings.warn":
+                assert len(node.args) == 2, f"{path}:{node.lineno}"

@@ -72,14 +72,28 @@ def test_cheaper_scoring_counts_fewer_operations(selection):
 def test_break_even_is_where_the_costs_cross():
     ledger = CostLedger((PhaseCost("scoring", 5.0, forward_flops=150.0),), pool_pass_flops=100.0, kept_pass_flops=10.0)
     # after e epochs: 1.5 + 0.1 e against e
-    assert "from 2 epoch(s) on (1.70 against 2.00 passes)" in ledger.break_even()
+    assert ledger.break_even() == (
+        "Selecting cost as much computation as training for 1.50 epochs on the whole pool. If you train for 2 epochs or "
+        "more, selecting and then training on the selected rows is cheaper than training on the whole pool: for 2 epochs, "
+        "it costs as much as 1.70 epochs on the whole pool."
+    )
     training = PhaseCost("training", 3.0, forward_flops=20.0)
     assert ledger.with_phase(training).break_even() == ledger.break_even()
     assert ledger.with_phase(training).totals() == {
         "seconds": 8.0, "tokens": 0, "flops": 170.0, "selection_seconds": 5.0, "selection_flops": 150.0,
     }  # fmt: skip
-    assert "never pays" in CostLedger(ledger.phases, 100.0, 100.0).break_even()
+    assert "saves no computation" in CostLedger(ledger.phases, 100.0, 100.0).break_even()
     assert "not known" in CostLedger(ledger.phases, 0.0, 0.0).break_even()
+
+
+@pytest.mark.parametrize("cost", [0.05, 0.5, 0.9, 0.91, 1.5, 7.3])
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.9])
+def test_the_first_epochs_for_which_selecting_is_cheaper_are_named(cost, share):
+    ledger = CostLedger((PhaseCost("scoring", 5.0, forward_flops=100 * cost),), 100.0, 100 * share)
+    epochs = next(number for number in range(1, 1000) if cost + number * share < number - 1e-9)
+    number = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+    assert f"If you train for {number} or more," in ledger.break_even()
+    assert f"for {number}, it costs as much as {cost + epochs * share:.2f} epochs" in ledger.break_even()
 
 
 def test_a_ledger_comes_back_from_disk_and_a_damaged_one_is_named(selection, tmp_path):

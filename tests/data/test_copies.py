@@ -61,7 +61,7 @@ def test_copies_do_not_fill_the_budget(tmp_path):
     assert manifest["pool_duplicates"] == {"exact": 12, "same_words": 1}
     # the copy of a target is left out as a target
     assert manifest["pool_duplicates_dropped"] == selection.copies_dropped == 12
-    assert "repeated rows left out      12" in summary_table(selection)
+    assert "repeated rows left out      12 of 13 found; the others cannot be selected" in summary_table(selection)
     found = "13 (12 with the same tokens, 1 with only the same words), left out"
     assert ["rows that repeat an earlier row", found] in asked(selection).tables[1].rows
     assert dict(selection_facts(selection))["Rows that repeat an earlier row"] == found

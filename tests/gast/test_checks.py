@@ -8,8 +8,10 @@ from accelerate.utils import DistributedType
 from torch.utils.checkpoint import checkpoint
 from transformers import TrainingArguments
 
+from hf_gist.config.gast import GASTConfig
 from hf_gist.gast.checks import check_supported
-from tests.helpers.gast import build_model
+from hf_gist.trainer import GASTTrainer
+from tests.helpers.gast import arguments, build_model, collate, rows
 
 
 REENTRANT = partial(checkpoint, use_reentrant=True)
@@ -35,3 +37,25 @@ def test_reentrant_checkpointing_is_refused_under_fsdp_only(function, kind, tmp_
             check_supported(args, accelerator, model)
     else:
         check_supported(args, accelerator, model)
+
+
+@pytest.mark.parametrize(("keep", "size"), [(8, 4), (4, 4), (2, 2), (1.0, 4), (0.9, 4)])
+@pytest.mark.parametrize("mode", ["stochastic", "random", "topk"])
+def test_a_batch_of_which_all_samples_are_kept_is_refused_before_training(keep, size, mode, tmp_path):
+    with pytest.raises(ValueError, match=f"`keep={keep}` .*`per_device_train_batch_size={size}`.*Set `keep` to"):
+        trainer_with(tmp_path, GASTConfig(keep=keep, mode=mode), per_device_train_batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({"keep": 3}, 4), ({"keep": 0.75}, 4), ({"keep": 8, "mode": "all"}, 4), ({"mode": "positive"}, 2)],
+)
+def test_a_batch_with_more_samples_than_are_kept_is_not_refused(options, size, tmp_path):
+    trainer_with(tmp_path, GASTConfig(**options), per_device_train_batch_size=size)
+
+
+def trainer_with(folder, config, **changes):
+    return GASTTrainer(
+        model=build_model(), args=arguments(folder, **changes), train_dataset=rows(), data_collator=collate,
+        gast_config=config,
+    )  # fmt: skip

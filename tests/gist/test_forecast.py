@@ -8,7 +8,7 @@ import torch
 from hf_gist import GISTConfig, select
 from hf_gist.costs.ledger import in_units
 from hf_gist.functional.sketch import CountSketch
-from hf_gist.gist.forecast import free_memory, plan_memory
+from hf_gist.gist.forecast import MemoryPlan, free_memory, plan_memory
 from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.vectors import GradientVectors
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
@@ -30,7 +30,23 @@ def test_the_basis_is_counted_value_by_value(monkeypatch):
     assert found.values == values and found.basis >= 4 * 64 * values and found.placement == "device"
     smaller, vectors = plan(monkeypatch, (GIB, GIB), 512)
     assert smaller.values == sum(vectors.sizes.values()) < values / 8 and smaller.basis < found.basis / 8
-    assert f"basis {in_units(smaller.basis)}" in smaller.describe() and "free: device 1.00 GiB" in smaller.describe()
+    assert f"basis {in_units(smaller.basis)}" in smaller.describe()
+    assert "device" not in smaller.describe() and smaller.describe().endswith("; free: 1.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("device", "placement", "values", "words"),
+    [
+        ("cpu", "device", 12_345, "(12,345 values for each of 1,024 targets), coordinates"),
+        ("cuda", "device", 999_999, "(999,999 values for each of 1,024 targets) on the cuda, "),
+        ("cuda", "host", 40_250_000, "(40.2 million values for each of 1,024 targets) on the host, "),
+        ("mps", "device", 12, "(12 values for each of 1,024 targets) on the mps, "),
+    ],
+)
+def test_the_line_on_memory_names_the_device_and_readable_numbers(device, placement, values, words):
+    line = MemoryPlan(values, 1024, 10, 10, 10, GIB, 2 * GIB, placement, device).describe()
+    free = "2.00 GiB" if device == "cpu" else f"1.00 GiB on the {device}, 2.00 GiB on the host"
+    assert words in line and line.endswith(f"; free: {free}")
 
 
 def test_no_room_is_an_error_that_names_the_way_out(monkeypatch):
@@ -56,7 +72,7 @@ def test_the_plan_is_printed_and_kept(tmp_path, capsys):
         lora_model(), as_dataset(token_rows(9)), as_dataset(token_rows(2)), GISTConfig(budget=2),
         data_collator=PaddingCollator(), output_dir=tmp_path,
     )  # fmt: skip
-    assert "memory: basis" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("memory: basis") == 1
     kept = json.loads((tmp_path / "manifest.json").read_text())["memory_plan"]
     assert kept["placement"] == "device" and kept["targets"] == 2
 

@@ -12,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.data.rows import content_digest
-from hf_gist.errors import DuplicateRowsWarning
+from hf_gist.errors import DuplicateRowsWarning, UnfinishedScoresWarning
 from hf_gist.gist import checks
 from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.partial import PartialScores, Shards
@@ -151,7 +151,7 @@ def test_a_training_starts_over_where_unfinished_scores_are_of_another_one(tmp_p
 
     with pytest.raises(Interrupted):
         run(Dies(), learning_rate=1e-2)
-    with pytest.warns(UserWarning, match="Unfinished scores are not used: .* adapter was"):
+    with pytest.warns(UnfinishedScoresWarning, match="Unfinished scores are not used: .* adapter was"):
         again = run(PaddingCollator(), learning_rate=3e-2)
     assert torch.isfinite(again.scores).all() and not (tmp_path / "gist" / "partial").exists()
 

@@ -141,7 +141,10 @@ def test_costs_are_on_the_card_if_there_is_a_ledger(tmp_path):
     phases = (PhaseCost("scoring", 12.5, rows=20, tokens=100, forward_flops=10.0, backward_flops=20.0),)
     CostLedger(phases, 100.0, 10.0).save(tmp_path / "gist")
     text = write_card(run).read_text()
-    assert "| scoring | 12.5 | 20 | 100 |" in text and "Selecting cost 0.30 training passes" in text
+    assert (
+        "| scoring | 12.5 | 20 | 100 |" in text
+        and "Selecting cost as much computation as training for 0.30 epochs on the whole pool." in text
+    )
 
 
 def test_the_folder_of_a_selection_describes_its_warm_up_adapter(tmp_path):

@@ -96,7 +96,7 @@ def test_a_training_writes_tables_figures_and_a_report(tmp_path):
     assert "keep 3 samples of a batch" in found.text and "share kept by a layer 37.5%" in found.text
     assert "with 1 optimizer step per column" in found.text
     assert "optimizer steps 6" in found.text and " changed most: the layers kept " in found.text
-    assert "Selection: There is no manifest.json" in found.text
+    assert "Selection of rows: There is no manifest.json" in found.text
     images = [v for tag, v in found.elements if tag == "image"]
     assert images and all(v["href"].startswith("data:image/png;base64,") for v in images)
 

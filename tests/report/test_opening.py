@@ -9,6 +9,7 @@ from hf_gist import GISTConfig
 from hf_gist.commands.compare.files import write_results
 from hf_gist.commands.main import main
 from hf_gist.costs.ledger import CostLedger, PhaseCost
+from hf_gist.gast.groups import MODEL_NAME
 from hf_gist.report.page import content_of, write_report
 from hf_gist.report.runs.opening import of_selection, target_sentence
 from hf_gist.utils.disk import write_json
@@ -90,7 +91,8 @@ def test_the_target_loss_of_the_final_adapter_decides(changes, final_step, verdi
     ]
     found = {"points": points, "sentence": "target loss 2 to something.", "final_step": final_step}
     said = target_sentence({"target_loss": found}, trained=True)
-    assert said.startswith(verdict) and said.endswith("Target loss 2 to something.")
+    assert said.startswith(verdict) and "Target loss 2 to something." in said
+    assert said.endswith("Training on random rows may lower it too: hf-gist compare measures that.") is ("Yes" in said)
 
 
 def test_a_model_loaded_at_the_last_step_decides():
@@ -105,10 +107,20 @@ def test_a_model_loaded_at_the_last_step_decides():
 def test_a_gast_run_alone_and_with_a_selection(tmp_path):
     table_of(8, groups=3, columns=["a", "b"]).write(tmp_path)
     alone = content_of(tmp_path).opening
-    assert "3 layers was updated by" in alone.selected and "eval_dataset" in alone.target
+    assert "each of 3 layers was updated by" in alone.selected and "eval_dataset" in alone.target
+    found = Page(write_report(tmp_path).read_text(encoding="utf-8"))
+    assert "Sample selection in training (GAST) Which samples updated each layer In every batch" in found.text
+    assert "Data selection report" not in found.text and "nothing was selected" not in found.text
     selection_of().save(tmp_path / "gist")
-    both = content_of(tmp_path).opening
-    assert both.selected.startswith("40 of 400 rows") and both.selected.endswith(alone.selected)
+    both = content_of(tmp_path)
+    assert both.title == "Data selection report" and both.opening.headings[0] == "What was selected"
+    assert both.opening.selected.startswith("40 of 400 rows") and both.opening.selected.endswith(alone.selected)
+
+
+def test_a_gast_run_that_masks_the_whole_model_has_no_layers(tmp_path):
+    table = dataclasses.replace(table_of(8, groups=1), groups=[MODEL_NAME])
+    table.write(tmp_path)
+    assert "In every batch, the whole model was updated by" in content_of(tmp_path).opening.selected
 
 
 # ---- A stream ----

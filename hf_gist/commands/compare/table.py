@@ -89,8 +89,10 @@ def break_even(runs: Runs, pool_tokens: int) -> str:
         own = of_method(runs, method)
         if own[0]["selection_passes"] > 0:
             cost = mean_cost(own, pool_tokens)
+            epochs = max(1, math.ceil(cost + 1e-9))
+            number = "1 epoch" if epochs == 1 else f"{epochs} epochs"
             lines.append(
-                f"- {ARMS[method].title}: selecting and training cost {cost:.2f} passes over the pool, so it is cheaper "
-                f"than training on the whole pool for {max(1, math.ceil(cost + 1e-9))} epoch(s) or more."
+                f"- {ARMS[method].title}: selecting and training cost as much computation as training for {cost:.2f} epochs "
+                f"on the whole pool. Training on the whole pool for {number} or more costs more than that."
             )
     return "\n".join(lines) + "\n" if lines else ""

@@ -98,7 +98,7 @@ def print_next_steps(folder: Path, settings: DemoSettings) -> None:
     say_wrapped("- Another selection from the same scores, in seconds:")
     print_command(
         "hf-gist select",
-        f"--from_scores {where}/{FOLDER}",
+        f"--from_scores {where}/{FOLDER} --train_file {where}/{POOL}",
         "--budget 0.1 --strategy round_robin",
         f"--output_dir {where}/again",
     )

@@ -102,7 +102,9 @@ def _bytes(dataset_pass: DatasetPass, inputs: Inputs, config: GISTConfig) -> dic
         return {"artifacts": 0}
     vectors = vectors_per_checkpoint(dataset_pass.model, config, ())[0].candidates
     memory = plan_memory(vectors, len(inputs.targets), len(inputs.pool), dataset_pass.tokens_per_batch)
-    shown = ("basis", "coordinates", "activations", "device_free", "host_free")
+    # on a CPU, the memory of the device is that of the host
+    on_device = () if memory.device == "cpu" else ("device_free",)
+    shown = ("basis", "coordinates", "activations", *on_device, "host_free")
     return {name: getattr(memory, name) for name in shown} | {"artifacts": memory.coordinates}
 
 

@@ -44,7 +44,7 @@ class SelectionPlan:
         counts (`dict[str, int]`): `candidates`, `candidate_tokens`, `targets`, `target_groups`, `selected` (0 for a
             budget in tokens), `warmup_steps`, `leaked` rows of the pool, and `duplicates`, rows that repeat an earlier
             one.
-        bytes (`dict[str, int]`): `basis`, `coordinates`, `activations`, `device_free` and `host_free` memory, and
+        bytes (`dict[str, int]`): `basis`, `coordinates`, `activations`, `device_free` (of a GPU) and `host_free` memory, and
             `artifacts` on disk.
         seconds (`dict[str, float]`): of each phase, from a few timed batches.
         timed_rows (`int`): rows in those batches.

@@ -5,6 +5,7 @@ from typing import Any
 
 from hf_gist.commands.flags import GROUPS, SelectArguments, add_settings_flags, settings_of
 from hf_gist.commands.select.dry_run import dry_run
+from hf_gist.commands.select.earlier import remove_others, say_replaced
 from hf_gist.commands.select.from_scores import select_from_scores
 from hf_gist.commands.select.rows import write_rows
 from hf_gist.commands.select.scoring import score
@@ -15,7 +16,10 @@ from hf_gist.data.reading.origins import RawRows
 from hf_gist.gist.selection import Selection
 from hf_gist.report import report_at_end, summary_line, summary_table
 from hf_gist.training.tracking import selection_metrics
-from hf_gist.utils.terminal import in_columns, named_path, say, say_wrapped, wrapped
+from hf_gist.utils.terminal import in_columns, named, named_path, say, say_wrapped, wrapped
+
+
+NOT_WRITTEN = "no rows written: add --train_file or --dataset_name, the pool that was scored"
 
 
 def add_select_flags(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +43,7 @@ def run_select(flags: argparse.Namespace) -> dict[str, Any]:
         return dry_run(arguments, warmup, config)
     if arguments.streaming:
         return select_from_stream(arguments, config)
+    say_replaced(arguments.folder)
     if arguments.from_scores is None:
         rows = arguments.load_pool()
         return report_selection(score(arguments, warmup, config, rows), arguments, rows)
@@ -61,12 +66,17 @@ def report_selection(selection: Selection, arguments: SelectArguments, rows: Raw
         say(f"\n{cost_table(selection.costs)}")
     say(f"\n{named_path('artifacts', arguments.output_dir)}")
     result = selection_metrics(selection) | {"method": selection.method, "artifacts": arguments.output_dir}
-    if rows is not None:
-        result["selected_rows"] = str(write_rows(rows, selection, arguments))
-        say(named_path("selected rows", result["selected_rows"]))
-    if path := report_at_end(arguments.folder, selection):
-        result["report"] = str(path)
-        say(named_path("report", path))
+    path = None if rows is None else write_rows(rows, selection, arguments)
+    removed = remove_others(arguments.folder, path)
+    if path is not None:
+        result["selected_rows"] = str(path)
+        say(named_path("selected rows", path))
+    else:
+        gone = f"; {' and '.join(removed)} of the earlier selection removed" if removed else ""
+        say(named("selected rows", f"{NOT_WRITTEN}{gone}"))
+    if page := report_at_end(arguments.folder, selection):
+        result["report"] = str(page)
+        say(named_path("report", page))
     return result | {"costs": None if selection.costs is None else selection.costs.to_dict()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_gist.commands.flags import SelectArguments
+from hf_gist.commands.select.earlier import say_replaced
 from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets, say_skipped
@@ -14,6 +15,7 @@ from hf_gist.config.gist import GISTConfig
 from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.provenance import public_name
 from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
+from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
 from hf_gist.report import report_at_end
 from hf_gist.report.runs.stream import STREAM_FILE
@@ -41,6 +43,12 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
             "`--streaming` needs `--adapter_name_or_path`: a warm-up would have to read the stream first."
         )
     check_stream_config(config)
+    if (arguments.folder / MANIFEST).is_file():
+        raise ValueError(
+            f"`--output_dir {arguments.output_dir}` has a selection from a whole pool ({MANIFEST}), which would be reported "
+            "instead of the one from the stream. Give another folder."
+        )
+    say_replaced(arguments.folder)
     stream = RowStream(arguments.pool_source, "train_file", arguments.columns, arguments.skip_bad_rows, say_wrapped)
     say_skipped(stream.skipped, "train_file")
     start = time.perf_counter()

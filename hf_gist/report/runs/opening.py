@@ -19,6 +19,10 @@ OFTEN = 2
 MUCH = 0.2
 """... and at least this share of the selection."""
 
+YES = "Yes."
+
+RANDOM_ROWS_TOO = "Training on random rows may lower it too: hf-gist compare measures that."
+
 
 def target_sentence(manifest: dict[str, Any], trained: bool) -> str:
     """Whether the loss on the target rows fell. The one place that says so for selections and GAST runs.
@@ -29,7 +33,9 @@ def target_sentence(manifest: dict[str, Any], trained: bool) -> str:
     """
     found = manifest.get(MANIFEST_KEY)
     if isinstance(found, dict) and found.get("points"):
-        return f"{_verdict(found)} {_capitalised(short(found['sentence'], 400))}"
+        verdict = _verdict(found)
+        compared = f" {RANDOM_ROWS_TOO}" if verdict == YES else ""
+        return f"{verdict} {_capitalised(short(found['sentence'], 400))}{compared}"
     if trained:
         return (
             "Not measured in this run. To measure it, give held-out rows like the targets as eval_dataset, and compare "
@@ -50,7 +56,7 @@ def _verdict(found: dict[str, Any]) -> str:
         return "No."
     if abs(final["change"]) <= noise(found["points"][0]["loss"], final["standard_error_of_change"]):
         return "Not clearly: the change is within the noise of these rows."
-    return "Yes." if final["change"] < 0 else "No."
+    return YES if final["change"] < 0 else "No."
 
 
 def _capitalised(text: str) -> str:
@@ -121,18 +127,23 @@ def _cost(costs: CostLedger | None) -> str:
 # ---- A GAST run ----
 
 
-def of_gast(layers: int, share: float, run: tuple[str, int, int] | None) -> Opening:
+GAST_HEADINGS = ("Which samples updated each layer", "Did the target get better?", "Cost")
+
+
+def of_gast(layers: int, share: float, run: tuple[str, int, int] | None, whole_model: bool = False) -> Opening:
     """The opening for a GAST training run without a selection.
 
     Args:
         layers (`int`): groups of matrices that were masked.
         share (`float`): share of the samples that a layer kept.
         run (`tuple`, *optional*): mode, optimizer steps and support gradients; `None` if they were not recorded.
+        whole_model (`bool`): whether the only group is the whole model.
     """
-    selected = f"In each batch, every one of {plural(layers, 'layer')} was updated by {percent(share)} of the samples"
+    updated = "the whole model" if whole_model else f"each of {plural(layers, 'layer')}"
+    selected = f"In every batch, {updated} was updated by {percent(share)} of the samples"
     cost = "Not recorded in this folder."
     if run is not None:
         mode, steps, supports = run
         selected += f", chosen in mode {mode!r}"
         cost = f"{plural(supports, 'extra gradient')} of the support rows in {plural(steps, 'optimizer step')}."
-    return Opening(f"{selected}.", target_sentence({}, trained=True), cost)
+    return Opening(f"{selected}.", target_sentence({}, trained=True), cost, GAST_HEADINGS)

@@ -12,7 +12,7 @@ from transformers import Trainer
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.rows import Collator
-from hf_gist.gast.checks import check_supported, check_unmasked
+from hf_gist.gast.checks import check_keep, check_supported, check_unmasked
 from hf_gist.gast.groups import Group, find_groups
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.sources import SourceCollator
@@ -24,6 +24,7 @@ from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WeightedLoss, verified
 from hf_gist.training.gast.checks import check_online
+from hf_gist.training.gast.support_columns import check_columns, check_support_rows
 from hf_gist.training.losses.choice import TrainerBatchLoss, different_rows, own_loss_name, some_rows
 from hf_gist.training.losses.trainers import check_trainer_kind, trains_on_pairs
 from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
@@ -47,6 +48,7 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model, config.group_by)
     check_accumulation(trainer.args)
+    check_keep(config, trainer.args.per_device_train_batch_size)
     groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
     _check_support(trainer, config, model, groups)
@@ -169,9 +171,10 @@ def new_support_set(trainer: Trainer, dataset: Any, config: "GASTConfig") -> Sup
         config (`GASTConfig`): size and order of support batches.
 
     Raises:
-        ValueError: if the number of rows is not known or zero.
+        ValueError: if the number of rows is not known or zero, or the rows are not tokenised.
     """
     if dataset is None:
+        check_columns(trainer, trainer.train_dataset, "train_dataset")
         rows, collator = _rows_for_batches(trainer, trainer.train_dataset, "support")
     else:
         rows, collator = support_rows_of(trainer, dataset, "support_dataset")
@@ -187,11 +190,11 @@ def support_rows_of(trainer: Trainer, dataset: Any, argument: str) -> tuple[Any,
         argument (`str`): its name, for messages.
 
     Raises:
-        ValueError: if they cannot be prepared, or their number is not known.
+        ValueError: if they cannot be prepared, or are not like the training rows.
     """
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(f"`{argument}` must have a known length: a `datasets.Dataset` or a list of rows.")
+    check_support_rows(trainer, dataset, argument)
     rows = prepared_as_training_rows(trainer, dataset, argument) if prepares_rows(trainer) else dataset
+    check_columns(trainer, rows, argument)
     return _rows_for_batches(trainer, rows, "support")
 
 
