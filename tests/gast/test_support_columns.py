@@ -94,3 +94,16 @@ def test_a_trainer_that_prepares_rows_needs_a_dataset(made, tmp_path):
         ValueError, match=r"`support_dataset.*(Dataset.from_list\(rows\)|GASTSFTTrainer tokenises both)"
     ):
         trainer_on(tmp_path, GASTSFTTrainer, build_model(), gast_config=GASTConfig(keep=3), support_dataset=support)
+
+
+def test_support_rows_in_another_format_than_the_training_rows_warn(tmp_path):
+    pytest.importorskip("trl")
+    from hf_gist.errors import TargetFormatWarning
+    from hf_gist.trainer import GASTSFTTrainer
+    from tests.gast.test_sft import trainer_on
+
+    text = Dataset.from_list([{"text": "a b"}] * 4)
+    with pytest.warns(
+        TargetFormatWarning, match="The rows of `support_dataset` are plain text, those of `train_dataset`"
+    ):
+        trainer_on(tmp_path, GASTSFTTrainer, build_model(), gast_config=GASTConfig(keep=3), support_dataset=text)

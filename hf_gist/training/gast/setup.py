@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.batches import check_batch
+from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.rows import Collator
 from hf_gist.gast.checks import check_keep, check_supported, check_unmasked
 from hf_gist.gast.groups import Group, find_groups
@@ -195,6 +196,7 @@ def support_rows_of(trainer: Trainer, dataset: Any, argument: str) -> tuple[Any,
     check_support_rows(trainer, dataset, argument)
     rows = prepared_as_training_rows(trainer, dataset, argument) if prepares_rows(trainer) else dataset
     check_columns(trainer, rows, argument)
+    warn_other_format(rows, trainer.train_dataset, (argument, "train_dataset"))
     return _rows_for_batches(trainer, rows, "support")
 
 
