@@ -181,7 +181,7 @@ def test_unscorable_rows_are_left_out_counted_and_never_nan():
     targets = [{"input_ids": [5, 6, 7, 8], "labels": [-100, 6, 7, 8]}, {"input_ids": [9, 8, 7], "labels": [9, 8, 7]}]
     with torch.no_grad():  # the head is tied to nothing: only row 9 meets the NaN
         assert torch.isfinite(model.get_output_embeddings().weight).all()
-    with pytest.warns(UnscorableRowsWarning, match="1 candidate rows have no labelled token and 1 have"):
+    with pytest.warns(UnscorableRowsWarning, match="1 of 20 candidate rows have no labelled token and 1 have"):
         got = select(model, pool, targets, GISTConfig(budget=1.0), data_collator=COLLATOR, progress=False)
     assert sorted(got.indices) == [i for i in range(20) if i not in (4, 9)]
     assert got.scores[[4, 9]].tolist() == [float("-inf")] * 2 and not got.scores.isnan().any()
