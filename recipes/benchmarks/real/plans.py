@@ -3,6 +3,7 @@
 import dataclasses
 
 import torch
+from frontier_parts.flags import lora_of
 
 from hf_gist.costs.clock import RunClock
 from hf_gist.costs.stopwatch import WARMUP
@@ -12,7 +13,6 @@ from hf_gist.gist.inputs import Inputs
 from hf_gist.gist.scoring_cost.plan import plan_scoring
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.training.loading import fresh_lora
-from real.training import lora_settings
 
 
 TOKENS = ["input_ids", "labels"]
@@ -31,7 +31,7 @@ def plan_for(cost, scores, target, config, warmup_rows):
     Returns:
         `ScoringPlan`: its rows and costs.
     """
-    model = fresh_lora(scores.base, lora_settings(scores.options), config.seed)
+    model = fresh_lora(scores.base, lora_of(scores.options), config.seed)
     try:
         pool = scores.data.pool.select_columns(TOKENS)
         targets = scores.data.of_target(target).select_columns(TOKENS)

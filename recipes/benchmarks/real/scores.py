@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from frontier_parts.flags import lora_of
 from transformers import PreTrainedModel
 
 from hf_gist import GISTConfig, Selection, select
@@ -21,7 +22,7 @@ from hf_gist.utils.disk import read_json, write_json
 from real.arms import PASSES, SCORERS
 from real.clock import Clock
 from real.data import SOURCE, Data, as_tokens, rows_of_targets
-from real.training import compute_dtype, load_model, lora_settings, train
+from real.training import compute_dtype, load_model, train
 
 
 SECONDS = "seconds.json"
@@ -179,7 +180,7 @@ class Scores:
 
     def warmup_rows(self, seed):
         """The rows of the pool that the warm-up trains on."""
-        return rows_of_warmup(gist_config(self.options, ONE_ROW, seed), lora_settings(self.options), len(self.rows))
+        return rows_of_warmup(gist_config(self.options, ONE_ROW, seed), lora_of(self.options), len(self.rows))
 
     def _warmed(self, seed):
         """The model after its warm-up, now or at an earlier start."""

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from choices import answer
+from frontier_parts.flags import lora_of
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
 from hf_gist.commands.bench import quiet_arguments
-from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.rows import Collator
 from hf_gist.training.loading import fresh_lora
 from hf_gist.utils.step_bar import with_step_bar
@@ -20,17 +20,6 @@ from real.data import Data
 def load_model(folder, options):
     """A model in the dtype of the options, in eval mode; see [`Experiment.to_device`]."""
     return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).eval()
-
-
-def lora_settings(options):
-    """LoRA, learning rate and batch size of the warm-ups and of every run."""
-    return WarmupSettings(
-        lora_alpha=32,
-        lora_dropout=0.0,
-        lora_target_modules=options.lora_target_modules,
-        learning_rate=options.learning_rate,
-        per_device_train_batch_size=options.batch_size,
-    )
 
 
 def compute_dtype(options):
@@ -54,7 +43,7 @@ def train(base, rows, collator, options, seed, passes, trainer=Trainer, **more):
     Returns:
         `PeftModel`: the trained model.
     """
-    settings = lora_settings(options)
+    settings = lora_of(options)
     model = fresh_lora(copy.deepcopy(base), settings, seed)
     # several processes may train at the same time, and GASTTrainer writes files
     with tempfile.TemporaryDirectory() as folder:
