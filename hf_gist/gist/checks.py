@@ -74,8 +74,8 @@ def check_dataset(dataset: Any, argument: str) -> None:
         raise ValueError(f"`{argument}` is a dict of splits ({', '.join(map(str, dataset))}); pass one of them.")
     if isinstance(dataset, IterableDataset) or not hasattr(dataset, "__len__"):
         raise ValueError(
-            f"`{argument}` is a streaming dataset ({type(dataset).__name__}); GIST needs row numbers. Load it as a "
-            "map-style dataset (`streaming=False`), or use `Dataset.from_generator`."
+            f"`{argument}` is a streaming dataset ({type(dataset).__name__}), without a length and row numbers. Load it as "
+            "a map-style dataset (`streaming=False`), or use `Dataset.from_generator`."
         )
     if len(dataset) == 0:
         raise ValueError(f"`{argument}` is empty.")

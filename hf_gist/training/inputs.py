@@ -23,7 +23,13 @@ from hf_gist.gradients.models import signature_columns
 from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.training.losses.choice import own_loss, verified_loss
 from hf_gist.training.losses.trainers import PAIR_COLUMNS, check_trainer_kind, trains_on_pairs
-from hf_gist.training.parts import TrainerParts, check_accumulation, prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import (
+    TrainerParts,
+    as_dataset,
+    check_accumulation,
+    prepared_as_training_rows,
+    prepares_rows,
+)
 from hf_gist.training.steps.loader import check_loader
 from hf_gist.training.watch.best_adapter import check_stopping
 from hf_gist.training.watch.held_out import hold_out
@@ -131,7 +137,7 @@ def _prepared_targets(targets: Any, parts: TrainerParts) -> tuple[Any, list[int]
     """The prepared target rows, and the numbers of those that the trainer kept; `None` if it did not prepare them."""
     check_dataset(targets, "target_dataset")
     if isinstance(targets, list) and prepares_rows(parts.trainer):
-        targets = Dataset.from_list(targets)
+        targets = as_dataset(targets, "target_dataset")
     if not isinstance(targets, Dataset):
         _check_keys(targets, parts)
         return targets, None

@@ -124,6 +124,22 @@ def prepares_rows(trainer: Trainer | None) -> bool:
     return known and hasattr(trainer, "_prepare_dataset") and not getattr(trainer, "_skip_prepare_dataset", False)
 
 
+def as_dataset(rows: Any, argument: str) -> Any:
+    """Rows that a trainer can prepare: a list becomes a dataset.
+
+    Raises:
+        ValueError: for another type, naming it.
+    """
+    if isinstance(rows, list):
+        return Dataset.from_list(rows)
+    if not isinstance(rows, Dataset):
+        raise ValueError(
+            f"`{argument}` is a {type(rows).__name__}, and the trainer prepares a `datasets.Dataset`. Pass "
+            "`datasets.Dataset.from_list(rows)`."
+        )
+    return rows
+
+
 def prepared_as_training_rows(trainer: Any, rows: Any, argument: str) -> Any:
     """Raw rows, prepared by a trainer as it prepares its training rows.
 

@@ -50,6 +50,8 @@ def parse(argv):
     options.dtype = options.dtype or ("bfloat16" if on_gpu else "float32")
     options.tokens_per_batch = options.tokens_per_batch or (16384 if on_gpu else 4096)
     options.rows_at_once = options.rows_at_once or (options.batch_size if on_gpu else min(8, options.batch_size))
+    if options.workers < 1:
+        parser.error(f"--workers {options.workers} must be at least 1")
     if options.batch_size % options.rows_at_once:
         parser.error(f"--batch_size {options.batch_size} must be a multiple of --rows_at_once {options.rows_at_once}")
     if options.arms is None:

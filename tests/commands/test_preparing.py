@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_gist.commands.main import main
 from hf_gist.commands.preparing import Preparer
 from hf_gist.errors import TargetFormatWarning, UnscorableRowsWarning
-from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
+from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied, write_rows
 
 
 pytest.importorskip("trl", reason="TRL is not installed")
@@ -29,11 +29,6 @@ def files(tmp_path_factory):
     Dataset.from_list(rows[24:]).to_json(folder / "targets.jsonl")
     (folder / "other.jinja").write_text(OTHER)
     return folder
-
-
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
 
 
 def rows_in(path):
@@ -68,7 +63,7 @@ def mixed(files):
     rows[2]["messages"] = []
     rows[5]["messages"][1]["role"] = "asistant"
     rows[9]["messages"][0]["content"] = None
-    return write(files / "mixed.jsonl", rows)
+    return write_rows(files / "mixed.jsonl", rows)
 
 
 def test_bad_rows_end_the_command_before_any_work(files, mixed, tmp_path, capsys):
@@ -103,7 +98,7 @@ def test_bad_rows_that_are_left_out_are_neither_trained_on_nor_selected(files, m
 @pytest.mark.parametrize("stream", [False, True])
 def test_targets_in_another_format_than_the_pool_warn(files, tmp_path, stream):
     plain = [{"prompt": f"w{i} w5", "completion": f" w{i + 1} w7"} for i in range(4)]
-    targets = write(tmp_path / "plain.jsonl", plain)
+    targets = write_rows(tmp_path / "plain.jsonl", plain)
     more = ("--streaming", "--adapter_name_or_path", str(adapter_of(files, tmp_path))) if stream else RANDOM
     with pytest.warns(
         TargetFormatWarning, match="`target_file` are plain prompts with completions, those of `train_file`"
@@ -142,7 +137,7 @@ def test_rows_of_a_stream_are_named_by_their_line():
 def test_a_stream_may_hold_values_of_several_types(files, tmp_path):
     rows = rows_in(files / "pool.jsonl")
     rows[1]["messages"][0]["content"] = [{"type": "text", "text": rows[1]["messages"][0]["content"]}]
-    pool = write(tmp_path / "types.jsonl", rows)
+    pool = write_rows(tmp_path / "types.jsonl", rows)
     adapter = tmp_path / "adapter"
     config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj"], init_lora_weights=False)
     get_peft_model(AutoModelForCausalLM.from_pretrained(files / "model"), config).save_pretrained(adapter)
@@ -173,7 +168,7 @@ def test_the_limit_in_use_is_in_the_manifest(files, tmp_path):
 def test_a_named_group_that_truncation_takes_is_an_error(files, tmp_path, capsys):
     rows = rows_in(files / "targets.jsonl")
     rows.append({"messages": [{"role": "user", "content": "w1 " * 40}, rows[0]["messages"][1]], "group": "long"})
-    targets = write(tmp_path / "targets.jsonl", rows)
+    targets = write_rows(tmp_path / "targets.jsonl", rows)
     more = ("--target_group_column", "group", "--strategy", "round_robin", "--max_length", "32")
     assert select(files, tmp_path / "out", *more, targets=targets) == 2
     assert "Target groups without a usable row: 'long' (1 rows)" in capsys.readouterr().err

@@ -51,7 +51,9 @@ def test_a_batch_of_which_all_samples_are_kept_is_refused_before_training(keep, 
     [({"keep": 3}, 4), ({"keep": 0.75}, 4), ({"keep": 8, "mode": "all"}, 4), ({"mode": "positive"}, 2)],
 )
 def test_a_batch_with_more_samples_than_are_kept_is_not_refused(options, size, tmp_path):
-    trainer_with(tmp_path, GASTConfig(**options), per_device_train_batch_size=size)
+    trainer = trainer_with(tmp_path, GASTConfig(**options), per_device_train_batch_size=size, max_steps=1)
+    trainer.train()
+    assert trainer.state.global_step == 1
 
 
 def trainer_with(folder, config, **changes):

@@ -39,12 +39,12 @@ def test_raw_rows_are_refused_with_their_columns(columns, made, unused, tmp_path
 @pytest.mark.parametrize(
     ("support", "message"),
     [
-        ("targets.jsonl", f"`support_dataset='targets.jsonl'` is a path or a name.*{TOKENISE}"),
-        (Path("targets.jsonl"), "`support_dataset='targets.jsonl'` is a path or a name"),
-        (DatasetDict(train=Dataset.from_list(rows())), r"`support_dataset` is a dict \(train\)"),
+        ("targets.jsonl", "`support_dataset` is the text 'targets.jsonl', not a dataset. Load the file first"),
+        (Path("targets.jsonl"), "`support_dataset` is the text 'targets.jsonl', not a dataset"),
+        (DatasetDict(train=Dataset.from_list(rows())), r"`support_dataset` is a dict of splits \(train\)"),
         ([], "`support_dataset` is empty"),
         (Dataset.from_list([]), "`support_dataset` is empty"),
-        (iter(rows()), "`support_dataset` must have a known length"),
+        (iter(rows()), "`support_dataset` is a streaming dataset .*without a length"),
         (["a text"], "rows of `support_dataset` are of the type str.*are dicts"),
         ([[3, 4, 5]], "rows of `support_dataset` are of the type list.*are dicts"),
         ([{"input_ids": [3, 4, 5]}], "columns input_ids; labels, which .* is missing"),
@@ -78,22 +78,30 @@ def test_rows_that_the_collator_takes_are_not_refused(tmp_path):
     texts = [{"text": f"abcdefg{letter}"} for letter in "abcdefghijklmnop"]
     trainer = trainer_with(tmp_path, texts, train=texts, collator=Tokenising(), remove_unused_columns=False)
     trainer.train()
+    assert trainer.state.global_step == trainer.state.max_steps > 0
+
+
+def test_a_mask_that_only_the_training_rows_have_is_not_missing(tmp_path):
     others = [{**row, "attention_mask": [1] * len(row["input_ids"])} for row in rows()]
-    trainer_with(tmp_path, rows(), train=others)
-    trainer_with(tmp_path, Dataset.from_list(rows()))
+    for support in (rows(), Dataset.from_list(rows())):
+        trainer = trainer_with(tmp_path, support, train=others)
+        trainer.train()
+        assert trainer.state.global_step == trainer.state.max_steps > 0
 
 
-@pytest.mark.parametrize("made", [list, lambda found: "targets.jsonl"])
-def test_a_trainer_that_prepares_rows_needs_a_dataset(made, tmp_path):
+def test_a_trainer_that_prepares_rows_takes_a_list_and_refuses_other_types(tmp_path):
     pytest.importorskip("trl")
     from hf_gist.trainer import GASTSFTTrainer
     from tests.gast.test_sft import trainer_on
 
-    support = made([{"prompt": "a", "completion": "b"}])
-    with pytest.raises(
-        ValueError, match=r"`support_dataset.*(Dataset.from_list\(rows\)|GASTSFTTrainer tokenises both)"
-    ):
-        trainer_on(tmp_path, GASTSFTTrainer, build_model(), gast_config=GASTConfig(keep=3), support_dataset=support)
+    raw = [{"prompt": "a", "completion": "b"}]
+    trainer = trainer_on(
+        tmp_path, GASTSFTTrainer, build_model(), gast_config=GASTConfig(keep=3), support_dataset=raw * 4
+    )
+    trainer.train()
+    assert trainer.state.global_step == 1
+    with pytest.raises(ValueError, match=r"`support_dataset` is a tuple, .*Dataset.from_list\(rows\)"):
+        trainer_on(tmp_path, GASTSFTTrainer, build_model(), gast_config=GASTConfig(keep=3), support_dataset=tuple(raw))
 
 
 def test_support_rows_in_another_format_than_the_training_rows_warn(tmp_path):

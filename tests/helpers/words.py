@@ -1,5 +1,6 @@
 """A word-level tokenizer with a chat template and a tiny model folder, made in code."""
 
+import json
 import random
 from pathlib import Path
 
@@ -60,6 +61,12 @@ def varied(size: int, seed: int) -> list[dict]:
         words = [f"w{(i % 4) * 20 + rng.randrange(20)}" for _ in range(rng.randint(6, 10))]
         row["messages"][0]["content"], row["messages"][1]["content"] = " ".join(words[:4]), " ".join(words[4:])
     return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    """A JSONL file."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
 
 
 def chat_tokenizer(template: str | None = None) -> PreTrainedTokenizerFast:

@@ -1,6 +1,5 @@
 """Loss against cost: a whole run on a tiny model, its plans against `select(scoring_cost=...)`, and the tables."""
 
-import json
 from collections import Counter
 
 import pytest
@@ -12,7 +11,7 @@ from hf_gist.commands.preparing import Preparer
 from hf_gist.data.leaks import find_leaks
 from hf_gist.training.loading import load_base, load_tokenizer, padding_collator
 from tests import ROOT
-from tests.helpers.words import save_model, varied
+from tests.helpers.words import save_model, varied, write_rows
 
 
 @pytest.fixture
@@ -23,21 +22,17 @@ def frontier(monkeypatch):
     return frontier
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture
 def data(tmp_path):
     save_model(tmp_path / "model")
     tests = {}
     for number, name in enumerate(("one", "two")):
-        write(tmp_path / f"target_{name}.jsonl", varied(5, 3 + number))
+        write_rows(tmp_path / f"target_{name}.jsonl", varied(5, 3 + number))
         tests[name] = varied(6, 20 + number)
-        write(tmp_path / f"test_{name}.jsonl", tests[name])
+        write_rows(tmp_path / f"test_{name}.jsonl", tests[name])
     pool = varied(80, 1)
     leaked = [{**row, "source": "leak"} for row in (tests["one"][0], varied(5, 3)[2], pool[7])]
-    write(tmp_path / "pool.jsonl", [*pool, *leaked])
+    write_rows(tmp_path / "pool.jsonl", [*pool, *leaked])
     return tmp_path
 
 

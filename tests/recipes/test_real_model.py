@@ -12,7 +12,7 @@ import torch
 
 from tests import ROOT
 from tests.helpers.tiny import base_model
-from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied
+from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,6 @@ def questions(size, seed):
     return rows
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 def chat(question, answer):
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
@@ -44,10 +40,10 @@ def data(tmp_path):
     save_model(tmp_path / "model")
     rows, questioned = varied(60, 1), questions(12, 2)
     for number, name in enumerate(("one", "two")):
-        write(tmp_path / f"target_{name}.jsonl", varied(5, 3 + number))
-        write(tmp_path / f"test_{name}.jsonl", questioned[6 * number : 6 * number + 6])
+        write_rows(tmp_path / f"target_{name}.jsonl", varied(5, 3 + number))
+        write_rows(tmp_path / f"test_{name}.jsonl", questioned[6 * number : 6 * number + 6])
     leaked = {"messages": questioned[0]["messages"], "source": "leak"}
-    write(tmp_path / "pool.jsonl", [*rows, leaked])
+    write_rows(tmp_path / "pool.jsonl", [*rows, leaked])
     return tmp_path
 
 
@@ -361,7 +357,7 @@ def test_arms_seeds_and_targets_can_be_added(data, proxy, monkeypatch):
     from real.training import Bench
 
     # the pool has a test row of the target that is added, which would change the pool
-    write(data / "pool.jsonl", varied(60, 1))
+    write_rows(data / "pool.jsonl", varied(60, 1))
     everything = ["--seeds", "0", "1", "--arms", "random", "gist"]
     whole = run(data, *everything, output="whole")
     run(data, "--targets", "two", "--arms", "random")
@@ -396,7 +392,7 @@ def test_a_target_that_changes_the_pool_is_refused(data):
 def test_unfinished_scores_of_other_targets_are_named(data, monkeypatch):
     from hf_gist.gradients import partial
 
-    write(data / "pool.jsonl", varied(60, 1))
+    write_rows(data / "pool.jsonl", varied(60, 1))
     monkeypatch.setattr(partial, "SECONDS_BETWEEN_SAVES", 0.0)
     options = ["--arms", "gist", "--tokens_per_batch", "64"]
     with monkeypatch.context() as patch:
@@ -411,8 +407,8 @@ def test_unfinished_scores_of_other_targets_are_named(data, monkeypatch):
 def test_a_proxy_without_room_for_a_target_is_refused(data):
     base_model(max_position_embeddings=8).save_pretrained(data / "short")
     tokenizer().save_pretrained(data / "short")
-    write(data / "pool.jsonl", [*varied(60, 1), {"messages": chat("w1 w2", "w3"), "source": "short"}])
-    write(data / "target_one.jsonl", [{"messages": chat("w4 w5", "w6")}])
+    write_rows(data / "pool.jsonl", [*varied(60, 1), {"messages": chat("w1 w2", "w3"), "source": "short"}])
+    write_rows(data / "target_one.jsonl", [{"messages": chat("w4 w5", "w6")}])
     message = refused(data, "--arms", "proxy_gist", "--proxy_model", data / "short")
     assert "has 8 positions, and no row of two has as few tokens" in message
 

@@ -7,7 +7,7 @@ import pytest
 
 from hf_gist.costs.ledger import CostLedger
 from tests import ROOT
-from tests.helpers.words import save_model, varied
+from tests.helpers.words import save_model, varied, write_rows
 
 
 @pytest.fixture
@@ -18,16 +18,12 @@ def script(monkeypatch):
     return while_training
 
 
-def write(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
 @pytest.fixture
 def arguments(tmp_path):
     save_model(tmp_path / "model")
-    write(tmp_path / "pool.jsonl", varied(80, 1))
-    write(tmp_path / "target.jsonl", varied(5, 3))
-    write(tmp_path / "test.jsonl", varied(6, 20))
+    write_rows(tmp_path / "pool.jsonl", varied(80, 1))
+    write_rows(tmp_path / "target.jsonl", varied(5, 3))
+    write_rows(tmp_path / "test.jsonl", varied(6, 20))
     flags = [
         "--model", tmp_path / "model", "--pool", tmp_path / "pool.jsonl", "--output", tmp_path / "out",
         "--target", f"one={tmp_path / 'target.jsonl'}:{tmp_path / 'test.jsonl'}",
@@ -51,14 +47,13 @@ def test_a_run(script, arguments):
     # a warm-up of 16 rows and two passes over 16 rows, in batches of 4
     assert {(run["steps"], run["samples"]) for run in trained if run["table"] == "samples"} == {(12, 48)}
     once = {run["seed"]: run["passes"] for run in trained if run["method"] == "once"}
+    # the most that a step costs: eight samples, and four target rows as support
+    step = 1.1 * (8 + 4) / 80
     for run in trained:
-        step = 1.1 * (4 + 4 + 4) / 80
-        if run["table"] == "cost" and "refused" not in run:
-            assert once[run["seed"]] - 1.2 < run["passes"] < once[run["seed"]] + step
         if run["table"] == "cost" and run["method"] == "again":
-            assert "refused" in run or run["selection_passes"] <= once[run["seed"]]
-        if run["table"] == "cost" and run["method"] in ("plain", "gast"):
-            assert abs(run["passes"] - once[run["seed"]]) < step
+            assert "pays for scoring" in run["refused"]
+        elif run["table"] == "cost":
+            assert abs(run["passes"] - once[run["seed"]]) <= step / 2
     assert len({run["loss"] for run in trained if "loss" in run and run["seed"] == 0}) > 8
     assert text.count("| untrained |") == 2 and text.count("| selected once |") == 2
     assert (Path(arguments[5]) / "while_training.md").read_text(encoding="utf-8") == text

@@ -202,6 +202,17 @@ def test_a_list_of_raw_targets_is_prepared_like_a_dataset(tmp_path):
     assert prepared(callback, run)["input_ids"] == prepared(as_dataset, run)["input_ids"]
 
 
+def test_a_run_with_a_list_of_raw_targets_is_that_with_a_dataset(tmp_path):
+    rows = [row | {"group": f"g{number % 2}"} for number, row in enumerate(varied(6, 9))]
+    config = GISTConfig(budget=4, warmup_steps=2, target_group_column="group", target_holdout=0.25)
+    found = []
+    for number, targets in enumerate((rows, Dataset.from_list(rows))):
+        callback = GISTDataSelectorCallback(config, targets)
+        trainer(tmp_path / str(number), callback, varied(24, 1)).train()
+        found.append((callback.selection.indices, callback.selection.group_names))
+    assert found[0] == found[1] and found[0][1] == ["g0", "g1"]
+
+
 @pytest.mark.parametrize("targets", [[{"question": "w1", "answer": "w2"}], [{"prompt": "w1"}]], ids=str)
 def test_targets_in_no_known_format_name_their_columns(tmp_path, targets):
     callback = GISTDataSelectorCallback(GISTConfig(budget=4), Dataset.from_list(targets))

@@ -26,8 +26,8 @@ def say_replaced(folder: Path) -> None:
 def _number(path: Path, key: str) -> int | None:
     """Rows of an earlier selection; `None` if its file does not say."""
     try:
-        value = read_json(path).get(key)
-    except ValueError:
+        value = read_json(path)[key]
+    except (ValueError, TypeError, KeyError):
         # a damaged file is replaced too
         return None
     return len(value) if isinstance(value, list) else value

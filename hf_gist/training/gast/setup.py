@@ -18,6 +18,7 @@ from hf_gist.gast.groups import Group, find_groups
 from hf_gist.gast.run import GASTRun
 from hf_gist.gast.sources import SourceCollator
 from hf_gist.gast.support import SupportSet, read_saved
+from hf_gist.gist.checks import check_dataset
 from hf_gist.gradients.lora import find_tracked
 from hf_gist.gradients.losses import labelled_tokens, loss_kind
 from hf_gist.gradients.models import to_device
@@ -25,10 +26,10 @@ from hf_gist.gradients.modes import scoring_mode
 from hf_gist.gradients.row_losses.base import TokenLoss
 from hf_gist.gradients.row_losses.weighted import LABELLED_TOKENS, WeightedLoss, verified
 from hf_gist.training.gast.checks import check_online
-from hf_gist.training.gast.support_columns import check_columns, check_support_rows
+from hf_gist.training.gast.support_columns import check_columns
 from hf_gist.training.losses.choice import TrainerBatchLoss, different_rows, own_loss_name, some_rows
 from hf_gist.training.losses.trainers import check_trainer_kind, trains_on_pairs
-from hf_gist.training.parts import check_accumulation, prepared_as_training_rows, prepares_rows
+from hf_gist.training.parts import as_dataset, check_accumulation, prepared_as_training_rows, prepares_rows
 
 
 SOURCE_KEY = "gast_source"
@@ -193,8 +194,10 @@ def support_rows_of(trainer: Trainer, dataset: Any, argument: str) -> tuple[Any,
     Raises:
         ValueError: if they cannot be prepared, or are not like the training rows.
     """
-    check_support_rows(trainer, dataset, argument)
-    rows = prepared_as_training_rows(trainer, dataset, argument) if prepares_rows(trainer) else dataset
+    check_dataset(dataset, argument)
+    rows = dataset
+    if prepares_rows(trainer):
+        rows = prepared_as_training_rows(trainer, as_dataset(dataset, argument), argument)
     check_columns(trainer, rows, argument)
     warn_other_format(rows, trainer.train_dataset, (argument, "train_dataset"))
     return _rows_for_batches(trainer, rows, "support")

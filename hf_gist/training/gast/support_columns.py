@@ -1,6 +1,5 @@
 """Check of the support rows before training: they must reach the model with the columns of the training rows."""
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,35 +14,6 @@ LABELS = ("labels", "label", "label_ids")
 
 NOT_NEEDED = ("attention_mask", "token_type_ids")
 """Columns that collators or models fill in."""
-
-
-def check_support_rows(trainer: Trainer, dataset: Any, argument: str) -> None:
-    """Check that support rows are a dataset of at least one row, and of a kind that the trainer can read.
-
-    Args:
-        trainer (`Trainer`): a `Trainer` or TRL's `SFTTrainer`.
-        dataset: support rows, raw with `SFTTrainer`.
-        argument (`str`): its name, for messages.
-
-    Raises:
-        ValueError: for a path, a dict of splits, a stream, an empty dataset, or a list where the trainer needs a dataset.
-    """
-    if isinstance(dataset, str | os.PathLike):
-        raise ValueError(
-            f"`{argument}={str(dataset)!r}` is a path or a name. Pass its rows: load them with `datasets.load_dataset`, "
-            f"and {_preparation(trainer)}."
-        )
-    if isinstance(dataset, Mapping):
-        raise ValueError(f"`{argument}` is a dict ({', '.join(map(str, dataset))}), not rows; pass one of its splits.")
-    if not hasattr(dataset, "__len__"):
-        raise ValueError(f"`{argument}` must have a known length: a `datasets.Dataset` or a list of rows.")
-    if not len(dataset):
-        raise ValueError(f"`{argument}` is empty. Pass at least one row.")
-    if prepares_rows(trainer) and not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"`{argument}` is a {type(dataset).__name__}, and {type(trainer).__name__} prepares a `datasets.Dataset`. Pass "
-            "`datasets.Dataset.from_list(rows)`."
-        )
 
 
 def _preparation(trainer: Trainer) -> str:

@@ -135,8 +135,8 @@ class Experiment:
         self.to_device()
         self.learn()
         for training in self.planned:
-            self.finish_missing(training)
-            self.write()
+            if self.finish_missing(training):
+                self.write()
         return self.write()
 
     def to_device(self):
@@ -156,10 +156,11 @@ class Experiment:
                 scores.of(scorer, seed, target)
 
     def finish_missing(self, training):
-        """Train one model, if not all of its results are there."""
+        """Train one model, if not all of its results are there; returns whether some were missing."""
         missing = [key for key in training.keys() if not self.results.has(key)]
         if missing:
             self.finish(training, missing)
+        return bool(missing)
 
     def learn(self):
         """What training and testing took in finished runs, for the time limit."""

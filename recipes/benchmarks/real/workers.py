@@ -14,7 +14,7 @@ from real.arms import EVERY_ARM, LABELS
 PROCESSES = multiprocessing.get_context("spawn")
 """CUDA does not survive a fork."""
 
-TODO, RUNNING, DONE, FAILED = range(4)
+WAITING, RUNNING, DONE, FAILED = range(4)
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_BETWEEN_TABLES = 10.0
 
@@ -53,7 +53,7 @@ class Board:
 
     def __init__(self, work):
         self.work = work
-        self.states = PROCESSES.Array("i", [TODO] * len(work))
+        self.states = PROCESSES.Array("i", [WAITING] * len(work))
         self.owners = PROCESSES.Array("i", [-1] * len(work))
 
     def state_of(self, task):
@@ -70,7 +70,7 @@ class Board:
             with self.states.get_lock():
                 waiting = False
                 for number, task in enumerate(self.work):
-                    if self.states[number] != TODO:
+                    if self.states[number] != WAITING:
                         continue
                     needed = DONE if isinstance(task, Scoring) else self.state_of(scoring_of(task))
                     if needed == DONE:
@@ -116,7 +116,7 @@ def run_in_processes(experiment, count):
         if time.monotonic() - written > SECONDS_BETWEEN_TABLES:
             experiment.write()
             written = time.monotonic()
-    failed = [str(task) for task, state in zip(board.work, board.states, strict=True) if state in (TODO, FAILED)]
+    failed = [str(task) for task, state in zip(board.work, board.states, strict=True) if state in (WAITING, FAILED)]
     if failed:
         raise RuntimeError(f"Failed, for the reasons above: {'; '.join(failed)}.")
 

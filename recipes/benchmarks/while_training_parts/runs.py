@@ -112,13 +112,12 @@ class Experiment:
         variant = self.variants[planned.target]
         method = METHODS[planned.method]
         model = fresh_lora(copy.deepcopy(self.base), self.lora, planned.seed)
-        costs = Costs(model, variant)
         shutil.rmtree(self.folder / TRAINER, ignore_errors=True)
         start = time.perf_counter()
         if method.gist is not None:
             facts = self._with_callback(planned, method, model, variant)
         else:
-            facts = self._without_callback(planned, method, model, variant, costs)
+            facts = self._without_callback(planned, method, model, variant)
         seconds = time.perf_counter() - start
         return self._test(model, planned) | facts | {"seconds": round(seconds, 1)}
 
@@ -162,13 +161,13 @@ class Experiment:
             "sources": self._sources(callback.run.selection.indices, variant),
         }
 
-    def _without_callback(self, planned, method, model, variant, costs):
+    def _without_callback(self, planned, method, model, variant):
         """Train on random rows with the stock trainer or with GAST."""
         size = self.options.batch_size
         given = size if method.gast is None else 2 * size
         steps = self._steps_of_pass(variant) * (1 + self.options.passes)
         config = None if method.gast is None else method.trainer_config(size, planned.seed)
-        step = costs.of_step(given, 0 if config is None else config.support_batch_size)
+        step = Costs(model, variant).of_step(given, 0 if config is None else config.support_batch_size)
         if planned.table == COST:
             steps = round(self._once(planned)["passes"] / step)
         arguments = self._arguments(planned.seed, given, max_steps=steps)
