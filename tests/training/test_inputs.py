@@ -177,9 +177,18 @@ def test_sources_are_read_from_the_trainers_own_rows(tmp_path):
     callback = GISTDataSelectorCallback(config, varied_targets())
     run = trainer(tmp_path, callback, list(rows), max_length=16, assistant_only_loss=True, shuffle_dataset=True)
     run.train()
-    assert len(run.train_dataset) == 30
     sources = callback.run.inputs.sources
-    assert sources == run.train_dataset["group"] and set(sources) == {"a", "b", "c"}
+    assert sources == list(run.train_dataset["group"])
+    kept = skip_unless_dropped(run, rows)
+    assert sorted(sources) == sorted(kept) and sources != kept
+
+
+def skip_unless_dropped(run, rows):
+    """The groups of the rows that have room for an answer; TRL before 1.9 keeps the other rows too."""
+    kept = [group for group in rows["group"] if not group.isupper()]
+    if len(run.train_dataset) == len(rows):
+        pytest.skip("this TRL keeps rows without a labelled token")
+    return kept
 
 
 def test_other_rows_of_the_callback_are_refused_with_the_way_out(tmp_path):
@@ -187,6 +196,7 @@ def test_other_rows_of_the_callback_are_refused_with_the_way_out(tmp_path):
     config = GISTConfig(budget=4, source_column="group", warmup_steps=2)
     callback = GISTDataSelectorCallback(config, varied_targets(), train_dataset=rows)
     run = trainer(tmp_path, callback, list(rows), max_length=16, assistant_only_loss=True)
+    skip_unless_dropped(run, rows)
     with pytest.raises(ValueError, match="callback has 40 rows, the trainer's has 20.*Leave it out"):
         run.train()
 
