@@ -270,6 +270,15 @@ def test_a_resumed_run_goes_on_as_if_never_stopped(tmp_path, stop, after_selecti
     assert losses[1][-3:] == pytest.approx(losses[0][-3:], rel=1e-5)
 
 
+def test_resuming_without_the_initial_adapter_says_which_run_writes_it(tmp_path):
+    config = GISTConfig(budget=20, warmup_steps=2, after_selection="restart")
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
+    train(tmp_path, config, **settings)
+    (tmp_path / "gist" / "initial_adapter.safetensors").unlink()
+    with pytest.raises(ValueError, match="initial_adapter.safetensors does not exist; a run with `after_selection='re"):
+        train(tmp_path, config, resume=str(tmp_path / "checkpoint-1"), **settings)
+
+
 @pytest.mark.parametrize("stop", [5, 8])
 def test_a_resumed_run_crosses_the_end_of_the_pool_without_a_short_step(tmp_path, stop):
     # 26 batches, 4 a step: Trainer's epochs have 7 steps, the last with 2 batches only

@@ -119,8 +119,8 @@ class GASTConfig(BaseConfig):
             ("temperature", math.isfinite(self.temperature) and self.temperature > 0, "finite and above 0"),
             (
                 "temperature",
-                not by_threshold or self.temperature == 1,
-                "left out with `mode='positive'`: nothing is drawn",
+                self.mode == "stochastic" or self.temperature == 1,
+                "left out unless `mode='stochastic'`: no other mode draws from the softmax",
             ),
             ("support", self.support in SUPPORTS or _is_saved(self.support), A_SUPPORT),
             ("support_batch_size", self.support_batch_size >= 1, "at least 1"),
