@@ -22,6 +22,13 @@ def quiet_and_single_threaded():
     transformers.logging.set_verbosity_error()
 
 
+@pytest.fixture(autouse=True)
+def no_figures(request, monkeypatch):
+    """Reports without figures, which take most of the time of a short training, except in tests marked `figures`."""
+    if request.node.get_closest_marker("figures") is None:
+        monkeypatch.setattr("hf_gist.report.page._all_figures", lambda parts: {})
+
+
 DIVIDES_TWICE = Version("5.2.0") <= Version(transformers.__version__) < Version("5.5.4")
 """These versions of transformers divide accumulated gradients twice; see `hf_gist.training.parts.check_accumulation`."""
 

@@ -275,7 +275,9 @@ def test_resuming_without_the_initial_adapter_says_which_run_writes_it(tmp_path)
     settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     train(tmp_path, config, **settings)
     (tmp_path / "gist" / "initial_adapter.safetensors").unlink()
-    with pytest.raises(ValueError, match="initial_adapter.safetensors does not exist; a run with `after_selection='re"):
+    with pytest.raises(
+        ValueError, match="initial_adapter.safetensors does not exist; a run with `after_selection='re"
+    ):
         train(tmp_path, config, resume=str(tmp_path / "checkpoint-1"), **settings)
 
 

@@ -358,6 +358,7 @@ def test_metrics_are_logged_every_logging_steps(tmp_path):
 
 
 @pytest.mark.parametrize("column", [None, "source"])
+@pytest.mark.figures
 def test_selection_is_written_by_layer_and_source(column, tmp_path):
     data = Dataset.from_list(rows("llama", 64))
     trainer, recorder = train(

@@ -49,6 +49,7 @@ def run(files):
     return output
 
 
+@pytest.mark.figures
 def test_select_writes_artifacts_rows_and_pictures(files, run):
     selection = Selection.load(run)
     assert len(selection.indices) == 8 and selection.config == GISTConfig(

@@ -8,6 +8,9 @@ from tests.helpers.reports import HOSTILE, STORABLE, selection_of
 from tests.report.test_gast import table_of
 
 
+pytestmark = pytest.mark.figures
+
+
 SIZES = """[...document.querySelectorAll("figure svg")].map(e => {const r = e.getBoundingClientRect();
     return [e.id, r.width, r.height, e.querySelectorAll("path, image").length]})"""
 CONTRASTS = """(() => {

@@ -29,6 +29,9 @@ from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterne
 from tests.helpers.words import chats, save_model, tokenizer
 
 
+pytestmark = pytest.mark.figures
+
+
 class Counting(list):
     """Rows that remember which of them were read."""
 

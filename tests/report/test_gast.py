@@ -14,6 +14,9 @@ from tests.helpers.gast import arguments, build_model, collate, rows, train
 from tests.helpers.reports import Page
 
 
+pytestmark = pytest.mark.figures
+
+
 def batches(steps, groups, columns, size=8, seed=0):
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):

@@ -18,6 +18,9 @@ from tests.helpers.reports import HOSTILE, Page, selection_of
 from tests.report.test_gast import table_of
 
 
+pytestmark = pytest.mark.figures
+
+
 LEDGER = CostLedger(
     (PhaseCost("warm-up", 20.0, forward_flops=10.0), PhaseCost("scoring", 40.5, forward_flops=95.0)), 100.0, 5.0
 )

@@ -27,6 +27,9 @@ from hf_gist.report.wording import percent, seconds, short, visible
 from tests.helpers.reports import HOSTILE, STORABLE, Page, selection_of
 
 
+pytestmark = pytest.mark.figures
+
+
 LEAKS = {
     "target_dataset": {"rows": [3, 4], "exact": 1, "same_words": 1},
     "eval_dataset": {"rows": [], "exact": 0, "same_words": 0},

@@ -78,6 +78,7 @@ def make(kind, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["stock", "sft", "gast", "gast sft"])
+@pytest.mark.figures
 def test_the_pushed_card_has_the_section_of_the_run(hub, tmp_path, kind):
     trainer = make(kind, tmp_path)
     trainer.train()

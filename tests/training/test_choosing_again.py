@@ -14,7 +14,6 @@ from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.selection.draws import random_share, seed_of_selection
 from hf_gist.gist.history import load_history
-from hf_gist.training import gist_run
 from hf_gist.training.gist_run import GISTRun
 from hf_gist.training.steps.plan import Segment, StepPlan, plan_steps
 from tests.helpers.callback_runs import expected_rates, numbered_rows, plan_losses, train
@@ -26,14 +25,6 @@ POOL = numbered_rows(60)
 TARGETS = token_rows(4, seed=5)
 WARMUP = 3
 EVERY_PASS = {"budget": 8, "warmup_steps": WARMUP, "reselect_every": 1}
-
-
-@pytest.fixture(autouse=True)
-def no_figures(request, monkeypatch):
-    """Figures take most of the time of these trainings; only one test reads them."""
-    if request.node.originalname != "test_artifacts_say_how_much_the_selections_overlap":
-        monkeypatch.setattr(gist_run, "report_training", lambda *_: None)
-        monkeypatch.setattr(gist_run, "report_at_end", lambda *_: None)
 
 
 def run(folder, config=None, passes=3, **settings):
@@ -519,6 +510,7 @@ def test_evaluation_and_saving_come_at_the_end_of_each_pass(tmp_path):
     assert found.indices == callback.run.history[2].indices
 
 
+@pytest.mark.figures
 def test_artifacts_say_how_much_the_selections_overlap(tmp_path, capsys):
     trainer, callback, _ = run(tmp_path, save_strategy="epoch")
     history = callback.run.history

@@ -101,6 +101,7 @@ def test_the_loss_of_a_plain_loop(tmp_path, holdout):
     assert logged(trainer) == [(p.step, p.loss) for p in series.points]
 
 
+@pytest.mark.figures
 def test_records(tmp_path, capsys):
     _, callback, _ = train(tmp_path, callback=a_callback(target_holdout=0.5))
     points = series_of(callback).points
