@@ -12,17 +12,30 @@ import torch
 from torch import nn
 
 
+PACKS_IN_EVAL_MODE = "support_avx512bf16_for_cpu"
+"""Set by bitsandbytes on a CPU that multiplies in bfloat16.
+
+Its 4-bit layers then repack their weights in eval mode, for good. Repacked weights pass no gradient on to their input,
+so a training after it would be wrong.
+"""
+
+
 @contextmanager
 def scoring_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode with gradients; training flags and random states are restored on exit, also after an error."""
     flags = {module: module.training for module in model.modules()}
+    packing = [module for module in model.modules() if getattr(module, PACKS_IN_EVAL_MODE, False)]
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     try:
         with torch.random.fork_rng(), torch.enable_grad():
             model.eval()
+            for module in packing:
+                setattr(module, PACKS_IN_EVAL_MODE, False)
             yield
     finally:
+        for module in packing:
+            setattr(module, PACKS_IN_EVAL_MODE, True)
         for module, training in flags.items():
             module.training = training
         random.setstate(python_state)

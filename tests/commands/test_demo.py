@@ -135,6 +135,7 @@ def test_length_does_not_give_the_target_away():
 # ---- The story ----
 
 
+@pytest.mark.figures
 def test_miniature_run_leaves_everything_that_it_names(tmp_path, capsys):
     folder = tmp_path / "demo"
     result = run_demo(folder, seed=3, settings=MINIATURE)

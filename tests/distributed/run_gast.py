@@ -1,4 +1,4 @@
-"""What each of two processes runs in `test_gast_distributed.py`: `python -m tests.distributed.run_gast KIND CONFIG FOLDER`."""
+"""What each of two processes runs in `test_gast.py`: `python -m tests.distributed.run_gast FOLDER KIND/CONFIG ...`."""
 
 import sys
 from pathlib import Path
@@ -37,11 +37,10 @@ class ShardedGAST(ShardsOnCPU, GASTTrainer):
     """GAST under FSDP2."""
 
 
-def main(kind: str, name: str, folder: str) -> None:
-    torch.set_num_threads(1)
-    transformers.logging.set_verbosity_error()
+def run(kind: str, name: str, folder: Path) -> None:
+    """Train one step, and write its gradients, batches, masks and alignments to `rankN.safetensors`."""
     trainer, recorder = train(
-        build_model("llama"), Path(folder) / "run", rows("llama", 48), config=CONFIGS[name],
+        build_model("llama"), folder / "run", rows("llama", 48), config=CONFIGS[name],
         per_device_train_batch_size=4, gradient_accumulation_steps=2, ddp_backend="gloo", learning_rate=LR,
         trainer_class=ShardedGAST if kind == "fsdp2" else GASTTrainer, **KINDS[kind],
     )  # fmt: skip
@@ -50,10 +49,25 @@ def main(kind: str, name: str, folder: str) -> None:
         tensors |= {f"batch/{number}/{name}": value for name, value in batch.items()}
         tensors |= {f"mask/{number}/{group}": value for group, value in masks.items()}
         tensors |= {f"alignment/{number}/{g}": v for g, v in recorder.alignments[number].items()}
+    wrapper = type(trainer.model_wrapped).__mro__[0].__name__
     save_file(
-        {k: v.contiguous() for k, v in tensors.items()}, Path(folder) / f"rank{trainer.args.process_index}.safetensors"
+        {k: v.contiguous() for k, v in tensors.items()},
+        folder / f"rank{trainer.args.process_index}.safetensors",
+        {"wrapper": wrapper},
     )
-    print("wrapped by", type(trainer.model_wrapped).__mro__[0].__name__)
+
+
+def main(folder: str, *cases: str) -> None:
+    """Run the cases one after another, each in its own folder; what a case is refused with is its file `refused`."""
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    for case in cases:
+        own = Path(folder) / case
+        own.mkdir(parents=True, exist_ok=True)
+        try:
+            run(*case.split("/"), own)
+        except ValueError as error:
+            (own / "refused").write_text(str(error))
 
 
 if __name__ == "__main__":

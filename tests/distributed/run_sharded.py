@@ -1,4 +1,4 @@
-"""Run under `torchrun`: the callback on a model sharded by FSDP2. Usage: `FOLDER AFTER_SELECTION`."""
+"""Run under `torchrun`: the callback on a model sharded by FSDP2. Usage: `FOLDER AFTER_SELECTION ...`."""
 
 import json
 import sys
@@ -53,5 +53,7 @@ if __name__ == "__main__":
     warnings.simplefilter("error", SelectionNotVerifiedWarning)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
-    result = run(Path(sys.argv[1]), sys.argv[2], sharded=True)
-    (Path(sys.argv[1]) / f"rank{result['rank']}.json").write_text(json.dumps(result))
+    for after_selection in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / after_selection
+        result = run(folder, after_selection, sharded=True)
+        (folder / f"rank{result['rank']}.json").write_text(json.dumps(result))

@@ -4,25 +4,46 @@ import dataclasses
 import os
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from tests import ROOT
 from tests.distributed.run_gast import CONFIGS, LR
 from tests.helpers.gast import build_model, label_counts, reference_gradients, relative_error, rows
 
 
-def launch(kind, name, folder, check=True):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    command += ["-m", "tests.distributed.run_gast", kind, name, str(folder)]
-    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-    if not check:
-        return result
-    assert result.returncode == 0, result.stderr[-4000:]
-    return [load_file(folder / f"rank{rank}.safetensors") for rank in range(2)], result.stdout
+CASES = {
+    "DistributedDataParallel": ["ddp/paper", "ddp_reentrant/paper", "ddp/model", "ddp/greedy"],
+    "FSDP": ["fsdp2/paper", "fsdp2/batch", "fsdp2/model"],
+}
+"""What two processes run one after another, by the wrapper of the model; `fsdp2/model` is refused."""
+
+
+@pytest.fixture(scope="module")
+def launch(tmp_path_factory):
+    """Runs all cases of a wrapper, once, and returns their folder."""
+
+    @cache
+    def launch(wrapper):
+        folder = tmp_path_factory.mktemp(wrapper)
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+        command += ["-m", "tests.distributed.run_gast", str(folder), *CASES[wrapper]]
+        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return folder
+
+    return launch
+
+
+def tensors_of(file, wrapper):
+    """What a process wrote, after a check of the wrapper of its model."""
+    with safe_open(file, "pt") as tensors:
+        assert wrapper in tensors.metadata()["wrapper"]
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}
 
 
 def batches_of(tensors):
@@ -31,23 +52,16 @@ def batches_of(tensors):
 
 
 @pytest.mark.parametrize(
-    ("kind", "name", "wrapper"),
-    [
-        ("ddp", "paper", "DistributedDataParallel"),
-        ("ddp_reentrant", "paper", "DistributedDataParallel"),
-        ("fsdp2", "paper", "FSDP"),
-        ("ddp", "model", "DistributedDataParallel"),
-        ("ddp", "greedy", "DistributedDataParallel"),
-        ("fsdp2", "batch", "FSDP"),
-    ],
+    ("wrapper", "case"),
+    [(wrapper, case) for wrapper, cases in CASES.items() for case in cases if case != "fsdp2/model"],
 )
-def test_two_processes_give_the_gradients_of_the_same_masks_in_one(kind, name, wrapper, tmp_path):
-    ranks, output = launch(kind, name, tmp_path)
-    assert f"wrapped by {wrapper}" in output
+def test_two_processes_give_the_gradients_of_the_same_masks_in_one(wrapper, case, launch):
+    files = [launch(wrapper) / case / f"rank{rank}.safetensors" for rank in range(2)]
+    ranks = [tensors_of(file, wrapper) for file in files]
     everything = [batch for tensors in ranks for batch in batches_of(tensors)]
     items = sum(label_counts(batch, "llama").sum() for batch in everything)
     # each process takes its own rows of the support sequence, and the two gradients are averaged
-    config = CONFIGS[name]
+    config = CONFIGS[case.split("/")[1]]
     if config.support == "dataset":
         config = dataclasses.replace(config, support_batch_size=2 * config.support_batch_size)
     total = None
@@ -65,6 +79,6 @@ def test_two_processes_give_the_gradients_of_the_same_masks_in_one(kind, name, w
         assert relative_error(found, total) < 1e-5
 
 
-def test_one_mask_for_the_whole_model_is_refused_under_fsdp2(tmp_path):
-    result = launch("fsdp2", "model", tmp_path, check=False)
-    assert result.returncode and "use DDP, or set `group_by='block'`" in result.stderr
+def test_one_mask_for_the_whole_model_is_refused_under_fsdp2(launch):
+    refused = (launch("FSDP") / "fsdp2" / "model" / "refused").read_text()
+    assert "use DDP, or set `group_by='block'`" in refused

@@ -8,13 +8,23 @@ from tests.distributed.run_sharded import run
 from tests.gradients.test_passes import launched
 
 
-@pytest.mark.parametrize("after_selection", ["continue", "restart"])
-def test_a_sharded_model_selects_and_trains_as_a_whole_one_does(tmp_path, after_selection):
-    alone = run(tmp_path / "alone", after_selection, sharded=False)
-    done = launched("tests.distributed.run_sharded", 2, tmp_path, after_selection)
+AFTER_SELECTION = ("continue", "restart")
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory):
+    """What two processes wrote: a folder for each value of `after_selection`."""
+    folder = tmp_path_factory.mktemp("sharded")
+    done = launched("tests.distributed.run_sharded", 2, folder, *AFTER_SELECTION)
     assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("after_selection", AFTER_SELECTION)
+def test_a_sharded_model_selects_and_trains_as_a_whole_one_does(sharded, tmp_path, after_selection):
+    alone = run(tmp_path, after_selection, sharded=False)
     for rank in range(2):
-        found = json.loads((tmp_path / f"rank{rank}.json").read_text())
+        found = json.loads((sharded / after_selection / f"rank{rank}.json").read_text())
         assert found["indices"] == alone["indices"]
         assert found["scores"] == pytest.approx(alone["scores"], abs=1e-5)
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-4)

@@ -7,6 +7,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from hf_gist import per_sample_gradients_reference
 from hf_gist.gradients.collect import collect_vectors
+from hf_gist.gradients.modes import PACKS_IN_EVAL_MODE, scoring_mode
 from hf_gist.gradients.passes import DatasetPass
 from tests.gast import test_exact as test_gast_exact
 from tests.helpers import gast as gast_helpers
@@ -40,6 +41,24 @@ def test_scoring_equals_the_oracle(tmp_path, bits):
         for name, gradient in row.items():
             assert gradient.norm() > 0
             assert (found[name][i].view_as(gradient) - gradient).norm() <= 1e-5 * gradient.norm()
+
+
+def labelled_batch():
+    return {name: torch.arange(2, 10).reshape(1, 8) for name in ("input_ids", "labels")}
+
+
+def test_a_measured_loss_leaves_the_weights_as_the_training_needs_them(tmp_path):
+    """On a CPU that multiplies in bfloat16, bitsandbytes would repack them for good."""
+    model = quantised(tmp_path, base_model(hidden_size=64, intermediate_size=128), FOUR_BITS, LINEARS).train()
+    layers = [module for module in model.modules() if hasattr(module, PACKS_IN_EVAL_MODE)]
+    assert layers, "bitsandbytes has another name for it now, or no longer does it"
+    for layer in layers:
+        setattr(layer, PACKS_IN_EVAL_MODE, True)
+    with pytest.raises(KeyboardInterrupt), scoring_mode(model), torch.no_grad():
+        model(**labelled_batch())
+        raise KeyboardInterrupt
+    assert all(getattr(layer, PACKS_IN_EVAL_MODE) for layer in layers)
+    assert not any(getattr(layer.weight.quant_state, "packing_format_for_cpu", False) for layer in layers)
 
 
 def test_gast_gradients_equal_the_reference(tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from transformers import TrainingArguments
 from hf_gist.config.gast import GASTConfig
 from hf_gist.functional.masking import draw, gumbel_noise, kept_count, sample_scales, support_rows
 from hf_gist.gast.groups import find_groups
+from hf_gist.gradients.modes import PACKS_IN_EVAL_MODE
 from hf_gist.trainer import GASTTrainer
 from tests.helpers.tiny import VOCABULARY, PaddingCollator, lora_model, token_rows
 
@@ -175,6 +176,9 @@ def reference_gradients(
     tokens, divided by the number of batches. `lr`: the learning rate, for `redundancy`.
     """
     model.eval()
+    for module in model.modules():
+        if hasattr(module, PACKS_IN_EVAL_MODE):
+            setattr(module, PACKS_IN_EVAL_MODE, False)
     groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     support = None if config.support == "batch" else reference_support(model, support_data, config, own_loss)
     total = {n: torch.zeros_like(p) for n, p in model.named_parameters() if p.requires_grad}

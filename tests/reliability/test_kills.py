@@ -10,7 +10,7 @@ import pytest
 from tests import ROOT
 
 
-KILLS = [8, pytest.param(40, marks=pytest.mark.slow)]
+KILLS = [5, pytest.param(40, marks=pytest.mark.slow)]
 
 
 def killed(job, folder, kills, seed=0):
