@@ -1,5 +1,6 @@
 """The benchmark on a real model: whole runs on a tiny one, and the accuracy against one answer at a time."""
 
+import argparse
 import dataclasses
 import json
 import math
@@ -466,15 +467,14 @@ def test_an_arm_is_an_entry_in_a_table(data, monkeypatch):
 
 def test_the_rows_of_every_arm(data):
     """Against the library's own functions on measurements of everything."""
-    from choices import read_jsonl
     from real.arms import ARMS
-    from real.data import Data, as_tokens, without_scores
+    from real.data import Data, as_tokens, read_some, without_scores
 
     from hf_gist import GISTConfig
     from hf_gist.data.best_match import best_match_order
     from hf_gist.functional.selection.ranking import length_matched_order
 
-    words, raw = tokenizer(), [*read_jsonl(data / "pool.jsonl")]
+    words, raw = tokenizer(), read_some(data / "pool.jsonl").rows.to_list()
     raw.append(dict(raw[0], source="elsewhere"))
     pool, kept = as_tokens(raw, words, "pool", 50)
     targets, _ = as_tokens([row | {"source": "one"} for row in varied(5, 3)], words, "targets", 50)
@@ -553,15 +553,12 @@ def test_plain_lora_is_that_of_the_stock_trainer(data):
     assert losses["random"] == losses["gast_all"] != losses["gast_random"]
 
 
-def test_answers_are_those_of_the_models_own_loss_one_choice_at_a_time():
-    import choices
+def test_answers_are_those_of_the_models_own_loss_one_choice_at_a_time(data):
+    from real.training import load_model
 
-    words, rows = tokenizer(), questions(20, 5)
-    model = base_model(seed=3).eval()
-    test = choices.Choices.of(rows, words, "test.jsonl")
-    from hf_gist.training.loading import padding_collator
-
-    found = choices.answer(model, test, padding_collator(words), tokens_per_batch=60)
+    report = run(data, "--arms", "untrained", "--targets", "one", "--tokens_per_batch", "60")
+    words, rows = tokenizer(), [json.loads(line) for line in (data / "test_one.jsonl").read_text().splitlines()]
+    model = load_model(data / "model", argparse.Namespace(dtype="float32"))
     losses, by_sum, by_mean = [], [], []
     for row in rows:
         means, sums = [], []
@@ -577,26 +574,27 @@ def test_answers_are_those_of_the_models_own_loss_one_choice_at_a_time():
         losses.append(means[row["answer"]])
         by_mean.append(means.index(min(means)) == row["answer"])
         by_sum.append(sums.index(min(sums)) == row["answer"])
-    torch.testing.assert_close(found.losses, torch.tensor(losses), rtol=1e-5, atol=1e-5)
-    assert found.by_sum.tolist() == by_sum and found.by_mean.tolist() == by_mean
+    found = {name: values(report["results"][0], name) for name in ("loss", "accuracy_by_sum", "accuracy_by_mean")}
+    assert found["loss"] == pytest.approx(losses, rel=1e-4)
+    assert found["accuracy_by_sum"] == by_sum and found["accuracy_by_mean"] == by_mean
     assert 0 < sum(by_mean) < len(rows) and by_sum != by_mean
 
 
-def test_rows_whose_answer_is_not_what_is_labelled_are_named():
-    import choices
+def values(result, name):
+    """What was measured on every test row."""
+    return [float(value) for value in result[f"{name}_rows"].split()]
 
-    rows = [row["messages"] for row in varied(2, 1)]
-    names = ["Row 0 of f", "Row 1 of f"]
-    encoded = choices.encode(rows, tokenizer(), names)
-    assert tokenizer().decode([i for i in encoded[0]["labels"] if i != -100]) == rows[0][1]["content"] + " </s>"
-    rows[1][1]["content"] = "w1 unknown"
-    with pytest.raises(ValueError, match="Row 1 of f: the labelled tokens are 'w1', but the answer is 'w1 unknown'"):
-        choices.encode(rows, tokenizer(), names)
-    with pytest.raises(ValueError, match="Row 1 of f does not end with a question"):
-        choices.encode([rows[0], rows[1][:1]], tokenizer(), names)
-    forgetful = tokenizer("{% for m in messages %}{{ m['content'] if loop.last }} {% endfor %}")
-    with pytest.raises(ValueError, match="Row 0 of f: the tokens of the question change"):
-        choices.encode(rows[:1], forgetful, names[:1])
+
+def test_only_the_answer_is_labelled_and_rows_without_one_are_named():
+    from real.data import as_tokens
+
+    rows = varied(2, 1)
+    encoded, _ = as_tokens(rows, tokenizer(), "f", 50)
+    labelled = [token for token in encoded[0]["labels"] if token != -100]
+    assert tokenizer().decode(labelled) == rows[0]["messages"][1]["content"] + " </s>"
+    without_answer = [rows[0], rows[1] | {"messages": rows[1]["messages"][:1]}]
+    with pytest.raises(ValueError, match="f, row 2: "):
+        as_tokens(without_answer, tokenizer(), "f", 50)
 
 
 def result(seed, values_of_rows, arm="gist", **more):

@@ -5,12 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from choices import Choices, encode, read_jsonl
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from hf_gist.commands.preparing import Preparer
+from hf_gist.commands.testing.choices import Choices
+from hf_gist.commands.testing.tokens import read_choices
 from hf_gist.data.leaks import find_leaks
-from hf_gist.data.rows import IGNORE_INDEX
+from hf_gist.data.preparation.run import prepare
+from hf_gist.data.provenance import RowSource
+from hf_gist.data.reading.load import read_rows
+from hf_gist.data.rows import IGNORE_INDEX, row_lengths
 from hf_gist.functional.measurements import Measurements
 
 
@@ -48,41 +53,52 @@ def rows_of_targets(targets, names):
     return targets.select([row for row, name in enumerate(targets[SOURCE]) if name in names])
 
 
-def some_of(rows, count):
-    """`count` random rows in their order, the same in every run; `None` means all."""
-    if count is None or count >= len(rows):
-        return rows
-    kept = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:count]
-    return [rows[i] for i in sorted(kept.tolist())]
+def read_some(file, count=None):
+    """The raw rows of a file, or `count` random ones of them in their order, the same in every run.
+
+    Raises:
+        ValueError: naming the file and the line, for a file that cannot be read.
+    """
+    raw = read_rows(RowSource(str(file)), file.stem)
+    if count is None or count >= len(raw):
+        return raw
+    kept = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:count]
+    return raw.select(sorted(kept.tolist()))
 
 
 def as_tokens(rows, tokenizer, name, max_length):
-    """A tokenised dataset with a column `source`, without rows that are too long, and the numbers of its rows."""
-    names = [f"Row {number} of {name}" for number in range(len(rows))]
-    encoded = encode([row["messages"] for row in rows], tokenizer, names)
-    kept = [number for number, tokens in enumerate(encoded) if len(tokens["input_ids"]) <= max_length]
+    """A tokenised dataset with a column `source`, without rows that are too long, and the numbers of its rows.
+
+    Raises:
+        ValueError: naming the row, if it cannot be tokenised or its labels are not its answers.
+    """
+    prepared = prepare(Dataset.from_list([{"messages": row["messages"]} for row in rows]), tokenizer, None, name)
+    prepared.mislabelled.check(name, 0.0)
+    kept = (row_lengths(prepared.rows) <= max_length).nonzero()[0].tolist()
     if len(kept) < len(rows):
         print(f"{name}: {len(rows) - len(kept)} of {len(rows)} rows have more than {max_length} tokens, left out")
     if not kept:
         raise ValueError(f"{name} has no rows.")
-    return Dataset.from_list([encoded[i] | {SOURCE: rows[i].get(SOURCE, name)} for i in kept]), kept
+    tokens = prepared.rows.select_columns(["input_ids", "labels"]).select(kept).to_list()
+    sources = [rows[row].get(SOURCE, name) for row in kept]
+    return Dataset.from_list([row | {SOURCE: source} for row, source in zip(tokens, sources, strict=True)]), kept
 
 
-def read_data(options, tokenizer):
+def read_data(options, preparer: Preparer):
     """The pool without target and test rows, the targets, and the test sets."""
     folder = Path(options.data)
+    tokenizer = preparer.tokenizer
     raw_targets = []
     tests = {}
     for name in options.targets:
-        raw_targets += [row | {SOURCE: name} for row in read_jsonl(folder / f"target_{name}.jsonl")]
-        test = some_of(read_jsonl(folder / f"test_{name}.jsonl"), options.test_rows)
-        tests[name] = Choices.of(test, tokenizer, f"test_{name}.jsonl")
+        raw_targets += [row | {SOURCE: name} for row in read_some(folder / f"target_{name}.jsonl").rows.to_list()]
+        tests[name] = read_choices(read_some(folder / f"test_{name}.jsonl", options.test_rows), preparer)
     targets, kept_targets = as_tokens(raw_targets, tokenizer, "targets", options.max_length)
     if without := set(options.targets) - set(targets[SOURCE]):
         raise ValueError(f"--targets {' '.join(sorted(without))}: no row has at most {options.max_length} tokens.")
-    raw_pool = some_of(read_jsonl(folder / "pool.jsonl"), options.pool_rows)
+    raw_pool = read_some(folder / "pool.jsonl", options.pool_rows).rows.to_list()
     pool, kept = as_tokens(raw_pool, tokenizer, "pool.jsonl", options.max_length)
-    held_out = {name: test.right() for name, test in tests.items()}
+    held_out = {name: test.rows.select(test.right) for name, test in tests.items()}
     leaked = find_leaks(pool, targets, held_out, tokenizer, quiet=True).mask(len(pool))
     if leaked.any():
         print(f"pool.jsonl: {int(leaked.sum())} rows are also target or test rows, left out")

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 import transformers
 
+from hf_gist.commands.preparing import Preparer
 from hf_gist.data.rows import content_digest
 from hf_gist.gradients.models import weights_digest
-from hf_gist.training.loading import load_tokenizer, padding_collator
+from hf_gist.training.loading import load_tokenizer, padding_collator, positions
 from hf_gist.utils.disk import write, write_json
 from real.arms import EVERY_ARM, LABELS, UNTRAINED, WHOLE, random_order
 from real.clock import Clock
@@ -96,11 +97,11 @@ class Experiment:
         self.command = command
         self.folder = Path(options.output)
         tokenizer, _ = load_tokenizer(options.model, None, False)
-        self.data = read_data(options, tokenizer)
+        base = load_model(options.model, options)
+        self.data = read_data(options, Preparer(tokenizer, positions(base)))
         if options.gast and options.gast_rows > len(self.data.pool):
             raise ValueError(f"--gast_rows {options.gast_rows}: the pool has only {len(self.data.pool)} rows.")
         self.clock = Clock(options.end)
-        base = load_model(options.model, options)
         self.bench = Bench(options, base, self.data, padding_collator(tokenizer), self.clock)
         self.unscored = without_scores(self.data)
         rows = list(range(len(self.data.pool)))

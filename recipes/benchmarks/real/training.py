@@ -5,12 +5,15 @@ import tempfile
 from dataclasses import dataclass
 
 import torch
-from choices import answer
 from frontier_parts.flags import lora_of
 from transformers import AutoModelForCausalLM, PreTrainedModel, Trainer
 
 from hf_gist.commands.bench import quiet_arguments
+from hf_gist.commands.testing.choices import ACCURACY_PER_TOKEN, ACCURACY_SUM
+from hf_gist.commands.testing.measured import Measured
 from hf_gist.data.rows import Collator
+from hf_gist.gradients.collect import row_losses
+from hf_gist.gradients.modes import scoring_precision
 from hf_gist.training.loading import fresh_lora
 from hf_gist.utils.step_bar import with_step_bar
 from real.clock import Clock
@@ -65,14 +68,25 @@ def train(base, rows, collator, options, seed, passes, trainer=Trainer, **more):
     return model
 
 
-def measured(answers):
-    """Means over the test rows with their standard errors, and the values of every row as text."""
-    found = {"test_rows": len(answers.losses)}
-    values = {"loss": answers.losses, "accuracy_by_sum": answers.by_sum, "accuracy_by_mean": answers.by_mean}
+def measured(choices, losses, counts):
+    """Means over the test rows with their standard errors, and the values of every row as text.
+
+    Args:
+        choices (`Choices`): the `C` choices of the test rows.
+        losses (`Tensor`): mean token loss of each choice `[C]`.
+        counts (`Tensor`): labelled tokens of each choice `[C]`.
+    """
+    found = {"test_rows": len(choices.sizes)}
+    accuracies = choices.accuracies(losses, counts)
+    values = {
+        "loss": Measured.mean_of(losses[choices.right].tolist()),
+        "accuracy_by_sum": accuracies[ACCURACY_SUM],
+        "accuracy_by_mean": accuracies[ACCURACY_PER_TOKEN],
+    }
     for name, each in values.items():
-        found[name] = float(each.float().mean())
-        found[f"{name}_error"] = float(each.float().std()) / len(each) ** 0.5 if len(each) > 1 else 0.0
-        found[f"{name}_rows"] = " ".join(f"{value:.6g}" for value in each.float().tolist())
+        found[name] = each.value
+        found[f"{name}_error"] = each.standard_error or 0.0
+        found[f"{name}_rows"] = " ".join(f"{value:.6g}" for value in each.rows)
     return found
 
 
@@ -103,11 +117,12 @@ class Bench:
     def test(self, model, name):
         """Results of a model on a test set, with the seconds they took."""
         choices = self.data.tests[name]
-        with self.clock.timing("test", len(choices.encoded)) as seconds:
-            answers = answer(model, choices, self.collator, self.options.tokens_per_batch, compute_dtype(self.options))
-        return measured(answers) | {"test_seconds": seconds[0]}
+        precision = scoring_precision(model, compute_dtype(self.options))
+        with self.clock.timing("test", len(choices.rows)) as seconds, precision:
+            losses, counts = row_losses(model, choices.rows, self.collator, self.options.tokens_per_batch)
+        return measured(choices, losses, counts) | {"test_seconds": seconds[0]}
 
     def fits(self, rows, passes, names):
         """Whether a training run with its tests fits into the time left."""
-        answers = sum(len(self.data.tests[name].encoded) for name in names)
+        answers = sum(len(self.data.tests[name].rows) for name in names)
         return self.clock.fits(train=rows * passes, test=answers)
