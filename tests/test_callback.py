@@ -276,7 +276,7 @@ def test_resuming_without_the_initial_adapter_says_which_run_writes_it(tmp_path)
     train(tmp_path, config, **settings)
     (tmp_path / "gist" / "initial_adapter.safetensors").unlink()
     with pytest.raises(
-        ValueError, match="initial_adapter.safetensors does not exist; a run with `after_selection='re"
+        ValueError, match="initial_adapter.safetensors does not exist; it is written before the first step of"
     ):
         train(tmp_path, config, resume=str(tmp_path / "checkpoint-1"), **settings)
 

@@ -52,8 +52,7 @@ class InitialAdapter:
         """
         path = output_dir / FOLDER / INITIAL_ADAPTER_FILE
         if state.global_step > 0:
-            _check_there(path)
-            return cls(read(path, load_file))
+            return cls(read(path, load_file, "before the first step of a run with `after_selection='restart'`"))
         values = {name: whole(parameter).cpu().clone() for name, parameter in adapter_parameters(model).items()}
         if state.is_world_process_zero:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,15 +63,6 @@ class InitialAdapter:
         """Set the adapter of the model to these values."""
         for name, parameter in adapter_parameters(model).items():
             assign(parameter, self.values[name])
-
-
-def _check_there(path: Path) -> None:
-    """Check that the file of the initial adapter exists, with an error that says which run writes it."""
-    if not path.is_file():
-        raise ValueError(
-            f"{path} does not exist; a run with `after_selection='restart'` writes it before its first step. Resume with "
-            "the `output_dir` of that run, or train from the beginning."
-        )
 
 
 # ---- The selection of a checkpoint ----

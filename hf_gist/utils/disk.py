@@ -55,18 +55,19 @@ def write_json(path: Path, value: Any) -> None:
     write(path, lambda name: Path(name).write_text(text, encoding="utf-8"))
 
 
-def read(path: Path, reader: Callable[[str], Any]) -> Any:
+def read(path: Path, reader: Callable[[str], Any], written: str = "at the end of a selection") -> Any:
     """Read an artifact.
 
     Args:
         path (`Path`): the file.
         reader (`Callable[[str], Any]`): reads the path that it is called with.
+        written (`str`): when the file is written, for the message.
 
     Raises:
         ValueError: with the path, if the file is missing or damaged.
     """
     if not path.is_file():
-        raise ValueError(f"{path} does not exist; it is written at the end of a selection. Is this the right folder?")
+        raise ValueError(f"{path} does not exist; it is written {written}. Is this the right folder?")
     try:
         return reader(str(path))
     except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
