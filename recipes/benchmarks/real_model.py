@@ -12,7 +12,7 @@ target or test rows are left out. Every arm trains a new LoRA on as many rows wi
 scored in one pass over the pool, after a warm-up on 5 % of it, once for all budgets.
 
 With `--proxy_model`, a smaller model with its own tokenizer also selects rows, for the same training. With `--gast`,
-plain LoRA and every mode of GAST are trained on random rows.
+plain LoRA (`all`) and the modes of GAST are trained on random rows.
 
 Every finished run is kept in OUT/runs, every warm-up in OUT/warmup_SEED and all scores in OUT/scores_SCORER_SEED
 (those of the proxy in OUT/proxy_...), from which other selections can be made without scoring. A second start
@@ -32,6 +32,7 @@ import torch
 import transformers
 from real.arms import ARMS, PROXY_ARMS, UNTRAINED, WHOLE
 from real.experiment import Experiment
+from real.gast import gast_modes
 from real.table import markdown
 
 
@@ -58,6 +59,8 @@ def parse(argv):
         options.arms = [UNTRAINED, *ARMS, *([WHOLE] if on_gpu else []), *(PROXY_ARMS if options.proxy_model else {})]
     if set(options.arms) & set(PROXY_ARMS) and not options.proxy_model:
         parser.error(f"--arms {' '.join(PROXY_ARMS)}: rows of a proxy need --proxy_model")
+    if options.gast == []:
+        options.gast = gast_modes()
     if options.gast_support is None:
         options.gast_support = options.targets[:1]
     if unknown := set(options.gast_support) - set(options.targets):
@@ -87,7 +90,9 @@ def add_runs(parser):
     )
     parser.add_argument("--budgets", type=float, nargs="+", default=[0.05], help="shares of the pool to train on")
     parser.add_argument("--proxy_model", help="folder of a smaller model with its tokenizer, which also selects rows")
-    parser.add_argument("--gast", action="store_true", help="also train with every mode of GAST")
+    parser.add_argument(
+        "--gast", nargs="*", choices=gast_modes(), help="also train with these modes of GAST; without a mode: with all"
+    )
     parser.add_argument("--gast_rows", type=int, default=1000, help="random rows of the pool to train on with GAST")
     parser.add_argument("--gast_passes", type=int, default=3, help="passes over these rows")
     parser.add_argument("--gast_support", nargs="+", help="targets whose rows are support sets; default: the first")
@@ -107,6 +112,11 @@ def add_training(parser):
     parser.add_argument("--tokens_per_batch", type=int, help="of scoring and testing; default: 16384, on a CPU 4096")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="default: bfloat16, on a CPU float32")
+    parser.add_argument(
+        "--attn_implementation",
+        choices=["sdpa", "eager"],
+        help="default: the model's own; on a CPU in bfloat16, a step with `eager` takes 0.7 times as long, and rounds more",
+    )
 
 
 def main(argv=None):

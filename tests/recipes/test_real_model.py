@@ -126,9 +126,9 @@ def test_a_run_of_everything(data, proxy, capsys, monkeypatch):
     report = run(data, "--arms", *arms, "--proxy_model", proxy, *gast)
     assert report["missing"] == [] and report["about"]["pool"] == 60 and report["about"]["selected"] == {"0.2": 12}
     found = by_arm(report)
-    from real.gast import gast_arms
+    from real.gast import gast_arms, gast_modes
 
-    modes = gast_arms(["one"])
+    modes = gast_arms(gast_modes(), ["one"])
     assert set(modes) == {
         "gast_all", "gast_random", "gast_stochastic-one", "gast_topk-one", "gast_positive-one", "gast_whole_samples-one",
         "gast_greedy-one",
@@ -318,7 +318,7 @@ def test_the_pool_is_scored_once_for_all_budgets_and_targets(data, monkeypatch):
 OTHERS = {
     "pool_rows": 50, "test_rows": 4, "max_length": 30, "budgets": 0.1, "passes": 2, "whole_pool_passes": 2,
     "learning_rate": 1e-3, "batch_size": 4, "lora_target_modules": "q_proj", "tokens_per_batch": 128, "dtype": "bfloat16",
-    "gast_rows": 9, "gast_passes": 3,
+    "attn_implementation": "eager", "gast_rows": 9, "gast_passes": 3,
 }  # fmt: skip
 
 
@@ -378,10 +378,11 @@ def test_arms_seeds_and_targets_can_be_added(data, proxy, monkeypatch):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4) and one["sources"] == other["sources"]
     from real.gast import gast_arms
 
-    gast = ["--gast", "--gast_rows", "8", "--gast_passes", "1"]
+    gast = ["--gast", "topk", "all", "--gast_rows", "8", "--gast_passes", "1"]
     more = run(data, "--targets", "one", "--arms", "proxy_gist", "--proxy_model", proxy, *gast)
     # the tables of a start with fewer targets hold all results
-    assert len(more["results"]) == len(report["results"]) + 1 + len(gast_arms(["one"])) and more["missing"] == []
+    assert {*by_arm(more)} == {*by_arm(report), "proxy_gist", *gast_arms(["topk", "all"], ["one"])}
+    assert len(more["results"]) == len(report["results"]) + 1 + 2 and more["missing"] == []
     text = (data / "out" / "results.md").read_text(encoding="utf-8")
     assert "**one**" in text and "**two**" in text and "GAST, topk, support one" in text
 
@@ -532,14 +533,14 @@ def test_every_mode_of_gast_is_an_arm(monkeypatch):
 
     from real import gast
 
-    assert gast.gast_arms(["x", "y"]) == [
+    assert gast.gast_arms(gast.gast_modes(), ["x", "y"]) == [
         "gast_all", "gast_random",
         *(f"gast_{name}-x" for name in ("stochastic", "topk", "positive", "whole_samples", "greedy")),
         *(f"gast_{name}-y" for name in ("stochastic", "topk", "positive", "whole_samples", "greedy")),
     ]  # fmt: skip
     later = {"mode": typing.Literal["new", "random", "all"]}
     monkeypatch.setattr(gast, "get_type_hints", lambda config: later)
-    assert gast.gast_arms(["x"]) == [
+    assert gast.gast_arms(gast.gast_modes(), ["x"]) == [
         "gast_all", "gast_random", "gast_new-x", "gast_whole_samples-x", "gast_greedy-x",
     ]  # fmt: skip
     assert gast.gast_title("gast_new-x") == "GAST, new, support x"
@@ -558,7 +559,7 @@ def test_answers_are_those_of_the_models_own_loss_one_choice_at_a_time(data):
 
     report = run(data, "--arms", "untrained", "--targets", "one", "--tokens_per_batch", "60")
     words, rows = tokenizer(), [json.loads(line) for line in (data / "test_one.jsonl").read_text().splitlines()]
-    model = load_model(data / "model", argparse.Namespace(dtype="float32"))
+    model = load_model(data / "model", argparse.Namespace(dtype="float32", attn_implementation=None))
     losses, by_sum, by_mean = [], [], []
     for row in rows:
         means, sums = [], []

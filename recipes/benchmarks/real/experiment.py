@@ -27,7 +27,7 @@ from real.workers import run_in_processes
 
 SHARED = (
     *("pool_rows", "test_rows", "max_length", "budgets", "passes", "whole_pool_passes", "learning_rate", "batch_size"),
-    *("lora_target_modules", "tokens_per_batch", "device", "dtype"),
+    *("lora_target_modules", "tokens_per_batch", "device", "dtype", "attn_implementation"),
 )
 """Options that all runs in a folder share."""
 
@@ -68,7 +68,11 @@ def trainings(options):
         found += [run for seed in part for run in of_seed(options, seed, names)]
         found += [Training(WHOLE, names, None, seed) for seed in part if WHOLE in options.arms]
         if options.gast:
-            found += [Training(arm, names, None, seed) for seed in part for arm in gast_arms(options.gast_support)]
+            found += [
+                Training(arm, names, None, seed)
+                for seed in part
+                for arm in gast_arms(options.gast, options.gast_support)
+            ]
     return found
 
 

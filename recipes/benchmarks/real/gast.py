@@ -24,10 +24,10 @@ def gast_modes():
     return ["all", *(mode for mode in modes if mode != "all"), *WHOLE_SAMPLES]
 
 
-def gast_arms(supports):
-    """The names of all arms, with the targets whose rows are support sets."""
-    plain = [f"{PREFIX}{mode}" for mode in gast_modes() if mode in WITHOUT_SUPPORT]
-    supported = [mode for mode in gast_modes() if mode not in WITHOUT_SUPPORT]
+def gast_arms(modes, supports):
+    """The names of the arms of some modes, with the targets whose rows are support sets."""
+    plain = [f"{PREFIX}{mode}" for mode in modes if mode in WITHOUT_SUPPORT]
+    supported = [mode for mode in modes if mode not in WITHOUT_SUPPORT]
     return plain + [f"{PREFIX}{mode}-{support}" for support in supports for mode in supported]
 
 

@@ -22,7 +22,9 @@ from real.data import Data
 
 def load_model(folder, options):
     """A model in the dtype of the options, in eval mode; see [`Experiment.to_device`]."""
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, options.dtype)).eval()
+    dtype = getattr(torch, options.dtype)
+    attention = options.attn_implementation
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, attn_implementation=attention).eval()
 
 
 def compute_dtype(options):
