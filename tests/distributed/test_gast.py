@@ -1,18 +1,15 @@
 """Two processes under DDP and FSDP2 against the same masks computed in one process."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 from functools import cache
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from tests import ROOT
 from tests.distributed.run_gast import CONFIGS, LR
 from tests.helpers.gast import build_model, label_counts, reference_gradients, relative_error, rows
+from tests.helpers.processes import launch
 
 
 CASES = {
@@ -23,20 +20,16 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def launch(tmp_path_factory):
+def finished(tmp_path_factory):
     """Runs all cases of a wrapper, once, and returns their folder."""
 
     @cache
-    def launch(wrapper):
+    def finished(wrapper):
         folder = tmp_path_factory.mktemp(wrapper)
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-        command += ["-m", "tests.distributed.run_gast", str(folder), *CASES[wrapper]]
-        result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240)
-        assert result.returncode == 0, result.stderr[-4000:]
+        assert launch("tests.distributed.run_gast", 2, folder, *CASES[wrapper]) == {}
         return folder
 
-    return launch
+    return finished
 
 
 def tensors_of(file, wrapper):
@@ -57,8 +50,8 @@ def batches_of(tensors):
     ("wrapper", "case"),
     [(wrapper, case) for wrapper, cases in CASES.items() for case in cases if case != "fsdp2/model"],
 )
-def test_two_processes_give_the_gradients_of_the_same_masks_in_one(wrapper, case, launch):
-    files = [launch(wrapper) / case / f"rank{rank}.safetensors" for rank in range(2)]
+def test_two_processes_give_the_gradients_of_the_same_masks_in_one(wrapper, case, finished):
+    files = [finished(wrapper) / case / f"rank{rank}.safetensors" for rank in range(2)]
     ranks = [tensors_of(file, wrapper) for file in files]
     everything = [batch for tensors in ranks for batch in batches_of(tensors)]
     items = sum(label_counts(batch, "llama").sum() for batch in everything)
@@ -81,6 +74,6 @@ def test_two_processes_give_the_gradients_of_the_same_masks_in_one(wrapper, case
         assert relative_error(found, total) < 1e-5
 
 
-def test_one_mask_for_the_whole_model_is_refused_under_fsdp2(launch):
-    refused = (launch("FSDP") / "fsdp2" / "model" / "refused").read_text()
+def test_one_mask_for_the_whole_model_is_refused_under_fsdp2(finished):
+    refused = (finished("FSDP") / "fsdp2" / "model" / "refused").read_text()
     assert "use DDP, or set `group_by='block'`" in refused

@@ -1,33 +1,20 @@
 """The same selection and the same training for one and for two gloo processes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
-from tests import ROOT
+from tests.helpers.processes import launch
 
 
-def launch(folder, processes):
-    folder.mkdir()
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [*command, "-m", "tests.distributed.run_gist", str(folder)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+def launched(folder, processes):
+    assert launch("tests.distributed.run_gist", processes, folder, timeout=300) == {}
     return [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(processes)]
 
 
 def test_two_processes_select_and_train_as_one_does(tmp_path):
-    (alone,) = launch(tmp_path / "one", 1)
-    ranks = launch(tmp_path / "two", 2)
+    (alone,) = launched(tmp_path / "one", 1)
+    ranks = launched(tmp_path / "two", 2)
     assert [rank["processes"] for rank in ranks] == [2, 2]
     for rank in ranks:
         assert rank["indices"] == alone["indices"] and rank["trained"] == alone["trained"]

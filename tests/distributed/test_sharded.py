@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.distributed.run_sharded import run
-from tests.gradients.test_passes import launched
+from tests.helpers.processes import launch
 
 
 AFTER_SELECTION = ("continue", "restart")
@@ -15,8 +15,7 @@ AFTER_SELECTION = ("continue", "restart")
 def sharded(tmp_path_factory):
     """What two processes wrote: a folder for each value of `after_selection`."""
     folder = tmp_path_factory.mktemp("sharded")
-    done = launched("tests.distributed.run_sharded", 2, folder, *AFTER_SELECTION)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert launch("tests.distributed.run_sharded", 2, folder, *AFTER_SELECTION) == {}
     return folder
 
 

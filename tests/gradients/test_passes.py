@@ -1,9 +1,6 @@
 """Unfinished scores, batches that do not fit, processes that fail."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -18,7 +15,7 @@ from hf_gist.gradients.collect import collect_coordinates
 from hf_gist.gradients.partial import PartialScores, Shards
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.vectors import GradientVectors
-from tests import ROOT
+from tests.helpers.processes import launch
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -289,18 +286,6 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 # ---- Processes ----
 
 
-def launched(script, processes, *arguments):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    return subprocess.run(
-        [*command, "-m", script, *map(str, arguments)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-
-
 def test_one_two_and_three_processes_give_the_same_and_share_unfinished_work(tmp_path):
     choose(tmp_path / "alone")
     expected = json.loads((tmp_path / "alone" / "manifest.json").read_text())
@@ -309,8 +294,7 @@ def test_one_two_and_three_processes_give_the_same_and_share_unfinished_work(tmp
         folder = tmp_path / f"by{processes}"
         with pytest.raises(Interrupted):
             choose(folder, StopsAfter(16))
-        done = launched("tests.distributed.run_scoring", processes, folder)
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert launch("tests.distributed.run_scoring", processes, folder) == {}
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["processes"] == processes and manifest["selected"] == expected["selected"]
         found = load_file(folder / "coordinates.safetensors")
@@ -322,8 +306,7 @@ def test_one_two_and_three_processes_give_the_same_and_share_unfinished_work(tmp
 
 
 def test_an_error_of_one_process_ends_all(tmp_path):
-    done = launched("tests.distributed.run_scoring", 2, tmp_path, "fail")
-    assert done.returncode != 0
+    assert launch("tests.distributed.run_scoring", 2, tmp_path, "fail")
     assert "the label printer is on fire" in (tmp_path / "rank1.error").read_text()
     assert "process 1 failed: ValueError: the label printer is on fire" in (tmp_path / "rank0.error").read_text()
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests import ROOT
+from tests.helpers.processes import FORKED
 from tests.helpers.tiny import base_model
 from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied, write_rows
 
@@ -19,6 +20,7 @@ from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied, write_r
 @pytest.fixture(autouse=True)
 def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "recipes" / "benchmarks"))
+    monkeypatch.setattr("real.workers.PROCESSES", FORKED)
 
 
 def questions(size, seed):

@@ -23,7 +23,7 @@ from transformers import Trainer, TrainingArguments
 
 from hf_gist import GISTConfig, GISTDataSelectorCallback, select
 from hf_gist.gradients.partial import PartialScores
-from hf_gist.training import gist_run
+from hf_gist.report import page
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
 
 
@@ -87,8 +87,6 @@ def training(folder: Path, after_selection: str = "restart", epochs: int = 3, **
 
 def choosing_again(folder: Path) -> dict:
     """A training that scores the pool, or a share of it, again after each pass but the last: four selections."""
-    # the figures would take most of the time of each attempt
-    gist_run.report_training = gist_run.report_at_end = lambda *_: None
     return training(folder, "continue", 5, reselect_every=1, reselect_share=0.8)
 
 
@@ -158,6 +156,8 @@ def run(job: str, folder: Path, kills: int, seed: int) -> dict:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    # they would take most of the time of each attempt
+    page._all_figures = lambda parts: {}
     name, where, count, chance = sys.argv[1:]
     Path(where).mkdir(parents=True, exist_ok=True)
     print(json.dumps(run(name, Path(where), int(count), int(chance))))

@@ -2,28 +2,22 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 
-from tests import ROOT
+from tests.helpers.processes import start
 
 
 KILLS = [5, pytest.param(40, marks=pytest.mark.slow)]
 
 
 def killed(job, folder, kills, seed=0):
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.reliability.jobs", job, str(folder), str(kills), str(seed)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-        capture_output=True,
-        text=True,
-        timeout=1000,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    folder.mkdir()
+    log = folder / "output.log"
+    process = start("tests.reliability.jobs", [job, str(folder), str(kills), str(seed)], dict(os.environ), log)
+    process.join(1000)
+    assert process.exitcode == 0, log.read_text()
+    return json.loads(log.read_text().splitlines()[-1])
 
 
 @pytest.mark.parametrize("kills", KILLS)
