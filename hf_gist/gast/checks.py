@@ -119,23 +119,29 @@ def check_supported(args: TrainingArguments, accelerator: Any, model: nn.Module,
         raise ValueError("GAST cannot mask this run: " + "; ".join(dict.fromkeys(problems)) + ".")
 
 
-def check_keep(config: GASTConfig, batch_size: int) -> None:
-    """Check that a full batch has more samples than `keep` keeps; otherwise no sample is ever masked.
+def check_keep(config: GASTConfig, batch_size: int, rows: int | None = None) -> None:
+    """Check that the largest batch has more samples than `keep` keeps; otherwise no sample is ever masked.
 
     Args:
         config (`GASTConfig`): the configuration.
         batch_size (`int`): samples of a full per-device batch.
+        rows (`int`, *optional*): rows of the training set, if no batch can have more.
 
     Raises:
         ValueError: naming both and what to set.
     """
-    if config.mode in ("all", "positive") or kept_count(config.keep, batch_size) < batch_size:
+    few = rows is not None and 0 < rows < batch_size
+    largest = rows if few else batch_size
+    if config.mode in ("all", "positive") or kept_count(config.keep, largest) < largest:
         return
-    smaller = "a smaller fraction" if isinstance(config.keep, float) else f"at most {batch_size - 1}"
+    whole = f" of {largest} rows, the whole training set" if few else f" of `per_device_train_batch_size={batch_size}`"
+    ways = ["train on more rows" if few else "raise `per_device_train_batch_size`"]
+    if largest > 1:
+        smaller = "a smaller fraction" if isinstance(config.keep, float) else f"at most {largest - 1}"
+        ways.insert(0, f"set `keep` to {smaller} (half of the batch is the default, `keep=0.5`)")
     raise ValueError(
-        f"`keep={config.keep!r}` keeps every sample of a batch of `per_device_train_batch_size={batch_size}`, so GAST would "
-        f"mask nothing. Set `keep` to {smaller} (half of the batch is the default, `keep=0.5`), or raise "
-        "`per_device_train_batch_size`; `mode='all'` trains without masks."
+        f"`keep={config.keep!r}` keeps every sample of a batch{whole}, so GAST would mask nothing: {', or '.join(ways)}; "
+        "`mode='all'` trains without masks."
     )
 
 

@@ -42,8 +42,19 @@ def test_reentrant_checkpointing_is_refused_under_fsdp_only(function, kind, tmp_
 @pytest.mark.parametrize(("keep", "size"), [(8, 4), (4, 4), (2, 2), (1.0, 4), (0.9, 4)])
 @pytest.mark.parametrize("mode", ["stochastic", "random", "topk"])
 def test_a_batch_of_which_all_samples_are_kept_is_refused_before_training(keep, size, mode, tmp_path):
-    with pytest.raises(ValueError, match=f"`keep={keep}` .*`per_device_train_batch_size={size}`.*Set `keep` to"):
+    with pytest.raises(ValueError, match=f"`keep={keep}` .*`per_device_train_batch_size={size}`.*set `keep` to"):
         trainer_with(tmp_path, GASTConfig(keep=keep, mode=mode), per_device_train_batch_size=size)
+
+
+@pytest.mark.parametrize(
+    ("keep", "size", "way"), [(8, 6, "set `keep` to at most 5"), (4, 4, "at most 3"), (0.5, 1, "")]
+)
+def test_a_training_set_that_is_smaller_than_keep_is_refused_before_training(keep, size, way, tmp_path):
+    with pytest.raises(
+        ValueError, match=f"`keep={keep}` keeps .* {size} rows, the whole training set.*{way}"
+    ) as refused:
+        trainer_with(tmp_path, GASTConfig(keep=keep), size, per_device_train_batch_size=16)
+    assert "train on more rows" in str(refused.value) and "at most 0" not in str(refused.value)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +67,8 @@ def test_a_batch_with_more_samples_than_are_kept_is_not_refused(options, size, t
     assert trainer.state.global_step == 1
 
 
-def trainer_with(folder, config, **changes):
+def trainer_with(folder, config, count=16, **changes):
     return GASTTrainer(
-        model=build_model(), args=arguments(folder, **changes), train_dataset=rows(), data_collator=collate,
+        model=build_model(), args=arguments(folder, **changes), train_dataset=rows(count=count), data_collator=collate,
         gast_config=config,
     )  # fmt: skip

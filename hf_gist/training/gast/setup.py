@@ -8,6 +8,7 @@ import datasets
 import torch
 from torch import nn
 from transformers import Trainer
+from transformers.trainer_utils import has_length
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.data.batches import check_batch
@@ -50,7 +51,7 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model, config.group_by)
     check_accumulation(trainer.args)
-    check_keep(config, trainer.args.per_device_train_batch_size)
+    check_keep(config, trainer.args.per_device_train_batch_size, _rows_in_a_batch(trainer))
     groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
     _check_support(trainer, config, model, groups)
@@ -63,6 +64,14 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     if not own_weights:
         loss_kind(model)
     check_online(trainer, config, groups, own_weights)
+
+
+def _rows_in_a_batch(trainer: Trainer) -> int | None:
+    """The most rows that a batch can have, where the training set limits them."""
+    # accelerate repeats rows until the batches of several processes are full
+    if trainer.args.world_size > 1 or not has_length(trainer.train_dataset):
+        return None
+    return len(trainer.train_dataset)
 
 
 def _check_support(trainer: Any, config: GASTConfig, model: nn.Module, groups: Sequence[Group]) -> None:
