@@ -130,8 +130,8 @@ def check_keep(config: GASTConfig, batch_size: int, rows: int | None = None) -> 
     Raises:
         ValueError: naming both and what to set.
     """
-    few = rows is not None and 0 < rows < batch_size
-    largest = rows if few else batch_size
+    largest = min(rows, batch_size) if rows else batch_size
+    few = largest < batch_size
     if config.mode in ("all", "positive") or kept_count(config.keep, largest) < largest:
         return
     whole = f" of {largest} rows, the whole training set" if few else f" of `per_device_train_batch_size={batch_size}`"
