@@ -11,6 +11,7 @@ from hf_gist.data.preparation.findings import MISLABELLED_SHARE, Cuts, Mislabell
 from hf_gist.data.preparation.run import Prepared, prepare
 from hf_gist.data.preparation.shown import marked_rows
 from hf_gist.data.preparation.templates import read_template
+from hf_gist.data.reading.origins import RawRows
 from hf_gist.training.loading import load_tokenizer, positions, tokenizer_source
 from hf_gist.utils.terminal import say, say_wrapped
 
@@ -61,6 +62,16 @@ class Preparer:
         """[`Preparer.rows`] without those that cannot be used."""
         return self._prepared(rows, argument, where, False).usable
 
+    def usable_with_raw(self, raw: RawRows, argument: str) -> tuple[Dataset, RawRows]:
+        """[`Preparer.usable`], and the raw rows that they are.
+
+        Args:
+            raw (`RawRows`): raw rows.
+            argument (`str`): the flag they come from, for messages.
+        """
+        prepared = self._prepared(raw.rows, argument, raw.where, False)
+        return prepared.usable, raw.select(prepared.bad.kept()) if prepared.bad.reasons else raw
+
     def _prepared(
         self, rows: Dataset, argument: str, where: Where | None, quiet: bool, numbered: str = ""
     ) -> Prepared:
@@ -82,16 +93,16 @@ class Preparer:
             if not quiet:
                 say_wrapped(f"{argument}: {len(prepared.bad.reasons):,} of {len(rows):,} rows were left out{numbered}")
         if prepared.mislabelled.found:
-            found.check(argument, self.max_mislabelled)
+            # the chunks of a stream are one file; of several files, each must be right
+            (found if quiet else prepared.mislabelled).check(argument, self.max_mislabelled)
         if not quiet:
-            self.say_cuts(argument)
+            _say_cuts(prepared.cuts, argument)
         return prepared
 
     def say_cuts(self, argument: str) -> None:
-        """Print how many rows were cut, if any were."""
-        line = self.cuts[argument].describe(argument) if argument in self.cuts else None
-        if line:
-            say_wrapped(line)
+        """Print how many rows of all chunks of a stream were cut, if any were."""
+        if argument in self.cuts:
+            _say_cuts(self.cuts[argument], argument)
 
     def show(self, rows: Dataset, argument: str, count: int) -> None:
         """Print the first rows with the labelled parts marked.
@@ -110,6 +121,12 @@ class Preparer:
         facts["cut_rows"] = {name: cuts.to_dict() for name, cuts in self.cuts.items()}
         wrong = {name: found.found for name, found in self.mislabelled.items() if found.found}
         return facts | ({"mislabelled_rows": wrong} if wrong else {}) | ({"bad_rows": self.bad} if self.bad else {})
+
+
+def _say_cuts(cuts: Cuts, argument: str) -> None:
+    line = cuts.describe(argument)
+    if line:
+        say_wrapped(line)
 
 
 def new_preparer(arguments: Any, base: PreTrainedModel) -> Preparer:

@@ -143,7 +143,10 @@ class GISTConfig(BaseConfig):
         """
         small = isinstance(budget, float) and budget <= 0.05
         top = 3.0 if small and fields.get("scoring_cost") is None else 1.0
-        chosen: dict[str, Any] = {"score": "cosine", "strategy": "round_robin", "sample_from_top": top}
+        chosen: dict[str, Any] = {"strategy": "round_robin", "sample_from_top": top}
+        if fields.get("scorer", "gist") == "gist":
+            # the others have no choice: they use the plain cosine
+            chosen["score"] = "cosine"
         return cls(budget=budget, **(chosen | fields))
 
     def rules(self) -> list[Rule]:

@@ -66,12 +66,13 @@ class CostLedger:
     Args:
         phases (`tuple[PhaseCost, ...]`): the phases in order.
         pool_pass_flops (`float`): operations of one training pass over the whole pool; 0 if row lengths are not known.
-        kept_pass_flops (`float`): operations of one training pass over the selected rows.
+        kept_pass_flops (`float`, *optional*): operations of one training pass over the selected rows; `None` if rows were
+            selected anew from saved scores.
     """
 
     phases: tuple[PhaseCost, ...]
     pool_pass_flops: float
-    kept_pass_flops: float
+    kept_pass_flops: float | None
 
     def with_phase(self, phase: PhaseCost, first: bool = False) -> "CostLedger":
         """The ledger with one more phase, which replaces the phase of the same name and selection."""
@@ -92,6 +93,12 @@ class CostLedger:
         """The ledger of one selection, from 1: the warm-up is part of the first; training and target losses are of none."""
         own = tuple(p for p in self.phases if p.selection == number and p.phase not in NOT_SELECTING)
         return dataclasses.replace(self, phases=own)
+
+    def of_scoring(self) -> "CostLedger":
+        """The ledger for other rows that are chosen from the same scores: without training, or the cost of a pass over them."""
+        own = tuple(p for p in self.phases if p.phase not in NOT_SELECTING)
+        # what is saved of the rows has no lengths, only their labelled tokens
+        return dataclasses.replace(self, phases=own, kept_pass_flops=None)
 
     def with_bytes(self, folder: Path, files: Sequence[str]) -> "CostLedger":
         """The ledger with the size of the artifacts added to the scoring phase of the latest selection."""
@@ -130,6 +137,8 @@ class CostLedger:
         if self.selections > 1:
             return self._selected_several_times(cost)
         took = f"Selecting cost as much computation as training for {cost:.2f} epochs on the whole pool."
+        if self.kept_pass_flops is None:
+            return took
         share = self.kept_pass_flops / self.pool_pass_flops
         if share >= 1:
             return f"{took} The selected rows are as long as the whole pool, so selecting saves no computation."

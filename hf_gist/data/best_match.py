@@ -1,6 +1,7 @@
 """Best matches by text (BM25) between targets and pool: without a model, some milliseconds for each target row."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,11 @@ with without_module("jax"):
     import bm25s
 
 
-def token_ids(dataset: Any, argument: str) -> list[list[int]]:
-    """All token ids of every row, without padding.
+BATCH_ROWS = 1000
+
+
+def token_ids(dataset: Any, argument: str) -> Iterator[np.ndarray]:
+    """The token ids of each row, int64, without padding; the rows are read as they are asked for.
 
     Args:
         dataset: tokenised rows.
@@ -28,12 +32,7 @@ def token_ids(dataset: Any, argument: str) -> list[list[int]]:
     Raises:
         ValueError: if the rows have no token ids, because the collator tokenizes them.
     """
-    if isinstance(dataset, Dataset):
-        available = set(dataset.column_names)
-        rows = dataset.with_format(None)
-    else:
-        rows = [dataset[i] for i in range(len(dataset))]
-        available = set.intersection(*(set(row) for row in rows)) if rows else set()
+    available = _columns_of(dataset)
     names = token_columns(available)
     if not names:
         raise ValueError(
@@ -41,13 +40,31 @@ def token_ids(dataset: Any, argument: str) -> list[list[int]]:
             "need `input_ids`."
         )
     masked = names == ("input_ids",) and "attention_mask" in available
-    return [_tokens_of(row, names, masked) for row in rows]
+    for row in _rows(dataset, [*names, *(["attention_mask"] if masked else [])]):
+        yield _tokens_of(row, names, masked)
 
 
-def _tokens_of(row: Mapping[str, Any], names: Sequence[str], masked: bool) -> list[int]:
+def _columns_of(dataset: Any) -> set[str]:
+    """The columns that every row has."""
+    if isinstance(dataset, Dataset):
+        return set(dataset.column_names)
+    columns = (set(dataset[at]) for at in range(len(dataset)))
+    return reduce(set.intersection, columns) if len(dataset) else set()
+
+
+def _rows(dataset: Any, columns: list[str]) -> Iterator[Mapping[str, Any]]:
+    if not isinstance(dataset, Dataset):
+        yield from (dataset[at] for at in range(len(dataset)))
+        return
+    for batch in dataset.select_columns(columns).with_format(None).iter(batch_size=BATCH_ROWS):
+        for values in zip(*(batch[name] for name in columns), strict=True):
+            yield dict(zip(columns, values, strict=True))
+
+
+def _tokens_of(row: Mapping[str, Any], names: Sequence[str], masked: bool) -> np.ndarray:
     """The token ids of one row, of all `names`; with `masked` without those that its attention mask leaves out."""
     tokens = np.concatenate([np.asarray(row[name], dtype=np.int64) for name in names])
-    return (tokens[np.asarray(row["attention_mask"], dtype=bool)] if masked else tokens).tolist()
+    return tokens[np.asarray(row["attention_mask"], dtype=bool)] if masked else tokens
 
 
 def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:
@@ -63,8 +80,8 @@ def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:
     Raises:
         ValueError: see [`token_ids`].
     """
-    wanted = token_ids(targets, "target_dataset")
-    rows = token_ids(pool, "train_dataset")
+    wanted = [row.tolist() for row in token_ids(targets, "target_dataset")]
+    rows = [row.tolist() for row in token_ids(pool, "train_dataset")]
     terms = {token: number for number, token in enumerate(sorted({token for row in rows for token in row}))}
     index = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
     index.index(([[terms[token] for token in row] for row in rows], terms), show_progress=False)
@@ -87,7 +104,7 @@ def order_by_turns(scores: Iterable[Tensor], allowed: Tensor, limit: int | None 
     rows = allowed.nonzero().flatten()
     limit = len(rows) if limit is None else min(limit, len(rows))
     # no ranking needs more of its rows than there are rows to pick
-    return take_turns([rows[ranked(own[rows])[:limit]].tolist() for own in scores], limit)
+    return take_turns([rows[ranked(own[rows])[:limit]] for own in scores], limit)
 
 
 def best_match_order(pool: Any, targets: Any, allowed: Tensor, limit: int | None = None) -> list[int]:

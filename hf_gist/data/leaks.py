@@ -67,9 +67,15 @@ class Leaks:
         return found | {"targets_in_evaluation": self.targets_in_evaluation}
 
 
+BETWEEN_WORDS = re.compile(
+    r"""(?:[\s.,;:!?…·"'`´‘’‚“”„«»‹›()\[\]{}–—¡¿。、，；：！？「」『』（）]|(?<=[^\W\d_])-(?=[^\W\d_]))+"""
+)
+"""Spaces, the punctuation of sentences, and hyphens inside of words; signs such as + and - have a meaning."""
+
+
 def normalised(text: str) -> str:
-    """A text in lower case, with every run of spaces and punctuation as one space."""
-    return re.sub(r"\W+", " ", unicodedata.normalize("NFKC", text).casefold()).strip()
+    """A text in lower case, with every run of spaces and of the punctuation of sentences as one space."""
+    return BETWEEN_WORDS.sub(" ", unicodedata.normalize("NFKC", text).casefold()).strip()
 
 
 class RowDigests(NamedTuple):
@@ -227,6 +233,22 @@ def excluded_rows(leaks: Leaks | None, size: int, config: GISTConfig) -> Tensor 
     if config.drop_pool_duplicates and leaks.copies is not None:
         excluded |= leaks.copies.mask
     return excluded if bool(excluded.any()) else None
+
+
+def check_rows_left(excluded: Tensor | None) -> None:
+    """Check that some row of the pool is left.
+
+    Args:
+        excluded (`Tensor`, *optional*): see [`excluded_rows`].
+
+    Raises:
+        ValueError: naming the setting.
+    """
+    if excluded is not None and bool(excluded.all()):
+        raise ValueError(
+            f"No row of the pool is left to train on: all {len(excluded):,} are also target or evaluation rows, or bad rows "
+            "that were left out. Give other target or evaluation rows, or set `drop_target_duplicates` to False."
+        )
 
 
 def warn(leaks: Leaks) -> None:

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
 from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
@@ -123,6 +124,26 @@ def check_groups(usable: torch.Tensor, groups: Sequence[str] | None) -> None:
             f"Target groups without a usable row: {named}. No row of them has a labelled token and a finite gradient, so "
             "nothing could be selected for them. Check the prompt mask and the truncation length, or remove the groups."
         )
+
+
+def check_selectable(m: Measurements, eligible: torch.Tensor) -> None:
+    """Check that there is a row to select.
+
+    Args:
+        m (`Measurements`): of the pool.
+        eligible (`Tensor`): `[N]` bool, the rows that may be selected.
+
+    Raises:
+        ValueError: with the reasons.
+    """
+    if eligible.any():
+        return
+    leaked = 0 if m.leaked is None else int(m.leaked.sum())
+    raise ValueError(
+        f"No row of the pool can be selected: of {len(eligible):,} rows {int((m.label_tokens == 0).sum()):,} have no "
+        f"labelled token, {len(m.not_finite):,} have a gradient that is not finite, and {leaked:,} are also target or "
+        "evaluation rows."
+    )
 
 
 def warn_selects_once(config: GISTConfig, where: str) -> None:

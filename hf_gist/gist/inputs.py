@@ -72,24 +72,40 @@ class Inputs:
         return list(range(len(self.targets))) if self.target_positions is None else self.target_positions
 
 
+def read_columns(candidates: Any, targets: Any, config: GISTConfig) -> tuple[list[str] | None, dict[str, list[Any]]]:
+    """The columns that a configuration names, and whether its settings fit them.
+
+    Args:
+        candidates: the pool, `N` rows.
+        targets: `M` rows.
+        config (`GISTConfig`): `source_column`, shares and limits of the sources, and `target_group_column`.
+
+    Returns:
+        The source of each candidate if there is a `source_column`, and the columns of the targets to group by.
+
+    Raises:
+        ValueError: naming the setting and the columns or sources that there are.
+    """
+    sources = None
+    if config.source_column is not None:
+        sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
+    check_quotas(config, sources)
+    return sources, group_columns(targets, config)
+
+
 def prepare(model: nn.Module, candidates: Any, targets: Any, config: GISTConfig, collator: Collator) -> Inputs:
     """Check the inputs of [`select`], and extract what scoring needs.
 
     Returns:
-        `Inputs`: pool and targets with only the model's columns, the columns of the targets to group by, and the
-            source of
-        each candidate if there is a `source_column`.
+        `Inputs`: pool and targets with only the model's columns, the columns of the targets to group by, and the source
+        of each candidate if there is a `source_column`.
 
     Raises:
         ValueError: see [`select`].
     """
     check_dataset(candidates, "candidates")
     check_dataset(targets, "targets")
-    sources = None
-    if config.source_column is not None:
-        sources = [str(value) for value in read_column(candidates, config.source_column, "source_column")]
-    check_quotas(config, sources)
-    columns = group_columns(targets, config)
+    sources, columns = read_columns(candidates, targets, config)
     accepted = signature_columns(model)
     pool = keep_columns(candidates, accepted)
     targets = keep_columns(targets, accepted)

@@ -15,6 +15,7 @@ from hf_gist.costs.ledger import CostLedger, PhaseCost
 from hf_gist.costs.manifest import run_manifest
 from hf_gist.costs.stopwatch import CHOOSING, COUNTING, SCORING, SHORTLIST, Stopwatch
 from hf_gist.data.copies import digest
+from hf_gist.data.leaks import check_rows_left, excluded_rows
 from hf_gist.data.rows import content_digest, row_lengths, rows_of
 from hf_gist.errors import UnscorableRowsWarning
 from hf_gist.functional.measurements import Measurements
@@ -253,7 +254,11 @@ def measure_and_choose(
         warmup (`PhaseCost`, *optional*): cost of the warm-up, part of `scoring_cost` and of the ledger.
         number (`int`): of the selection in a run that chooses rows again, from 1. The later ones draw anew, and may
             score a share of the pool only.
+
+    Raises:
+        ValueError: if no row can be selected, or see [`measure`].
     """
+    check_rows_left(excluded_rows(inputs.leaks, len(inputs.pool), config))
     watch = Stopwatch(model_device(dataset_pass.model))
     share = draw_share(dataset_pass, inputs, config, number)
     plan = plan_scoring(dataset_pass, inputs, config, warmup, share=share)

@@ -13,7 +13,7 @@ from pyarrow import parquet
 from torch import Tensor
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.costs.ledger import CostLedger
+from hf_gist.costs.ledger import COSTS, CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import sampled_from_top
@@ -30,6 +30,7 @@ from hf_gist.gist.artifacts import (
     load_measurements,
     save_measurements,
 )
+from hf_gist.gist.checks import check_selectable
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.scoring_cost.looked_at import check_all_rows_known, check_looked_at
 from hf_gist.gist.sources import SourceUse, check_quotas, quotas_of, source_uses, warn_quotas
@@ -160,12 +161,13 @@ class Selection:
             number (`int`): of the selection in a run that chooses rows again, from 1.
 
         Raises:
-            ValueError: if the group column is missing or the budget selects nothing.
+            ValueError: if the group column is missing, no row can be selected, or the budget selects nothing.
         """
         m = measurements
         _check_scored(m, config)
         quotas = quotas_of(config, m.sources)
         eligible = m.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
+        check_selectable(m, eligible)
         groups, names = m.groups(config.target_group_column)
         rank = choose_rank(m.singular_values, config.explained_variance, config.rank)
         scorer = scorer_of(config)
@@ -223,7 +225,7 @@ class Selection:
         check_looked_at(self.measurements, self.config, config, self.number)
         again = Selection.choose(self.measurements, config, self.manifest, self.number)
         warn_quotas(again.measurements, config, again.indices)
-        return again
+        return dataclasses.replace(again, costs=None if self.costs is None else self.costs.of_scoring())
 
     def save(self, folder: str | os.PathLike) -> None:
         """Write all artifacts into `folder`, which is created if needed. The manifest is written last."""
@@ -234,6 +236,9 @@ class Selection:
         write(folder / CONFIG, lambda path: Path(path).write_text(self.config.to_json(), encoding="utf-8"))
         if self.costs is not None:
             self.costs.with_bytes(folder, ARTIFACTS).save(folder)
+        else:
+            # of an earlier selection in this folder
+            (folder / COSTS).unlink(missing_ok=True)
         self.write_manifest(folder / MANIFEST)
 
     def write_manifest(self, path: Path) -> None:

@@ -21,6 +21,7 @@ from transformers import (
 
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.leaks import check_rows_left
 from hf_gist.data.rows import keep_columns
 from hf_gist.gist.scorers.less import AdamCheckpoint, adam_checkpoint
 from hf_gist.gist.scorers.table import scorer_of
@@ -79,10 +80,9 @@ def warmup_rows(
     batch = settings.per_device_train_batch_size
     rows = math.ceil(config.warmup_ratio * size) if config.warmup_steps is None else config.warmup_steps * batch
     order = torch.randperm(size, generator=torch.Generator().manual_seed(config.seed))
+    check_rows_left(excluded)
     if excluded is not None:
         order = order[~excluded[order]]
-    if not len(order):
-        raise ValueError("Every row of the pool is also a target or evaluation row; no rows are left to train on.")
     # the last batch may be smaller
     if rows >= len(order) + batch:
         raise ValueError(

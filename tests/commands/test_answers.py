@@ -253,6 +253,17 @@ def test_a_metric_that_is_no_mean_over_rows_has_no_outcomes(tmp_path):
         _ = Questions(raw.rows, lambda *_: {"text": "-"}, 3, raw.where).name
 
 
+def test_a_metric_without_a_value_for_one_answer_has_no_outcomes(tmp_path):
+    raw = read(tmp_path, asked(4))
+
+    def of_whole_set(predictions, references):
+        return {"share": sum(map(len, predictions)) / sum(map(len, predictions[:1] + predictions))}
+
+    questions = Questions(raw.rows, of_whole_set, 3, raw.where)
+    found = questions.measured(["", "bb", "cc", "dd"])
+    assert (found.value, found.standard_error, found.rows) == (1.0, None, None)
+
+
 @pytest.mark.parametrize("bad", [0, 2, 3])
 def test_a_reference_that_the_metric_cannot_read_is_named_with_its_row(tmp_path, bad):
     raw = read(tmp_path, asked(4))

@@ -361,11 +361,49 @@ def test_other_settings_need_another_folder(files, compared, tmp_path, capsys):
         ),
         (("--max_new_tokens", "0"), "`--max_new_tokens 0` must be at least 1"),
         (("--metric", "held=gsm8k_exact_match", "--max_new_tokens", "60"), "Lower `max_new_tokens`"),
+        (
+            ("--oracle_source", "family1", "typo"),
+            "`--oracle_source typo`: no row of the pool has this value in 'source'. V",
+        ),
+        (("--source_column", "typo"), "`source_column='typo'` is not a column"),
+        (("--source_shares", "typo=0.5"), "`source_shares`: the pool has no row of typo"),
+        (("--target_group_column", "typo"), "`target_group_column='typo'` is not a column"),
+        (("--target_column", "typo", "--target_value", "a"), "`target_column='typo'` is not a column"),
+        (
+            ("--target_column", "source", "--target_value", "typo"),
+            "`--target_value typo` is not in the column 'source'",
+        ),
     ],
 )
 def test_mistakes_are_named(files, tmp_path, capsys, more, message):
     assert main(flags(files, tmp_path, *more)) == 2
     assert message in capsys.readouterr().err
+    # or the corrected command would be one with other settings
+    assert not (tmp_path / "compare.json").exists()
+
+
+def test_settings_that_each_method_has_of_its_own_are_said_to_have_no_effect(files, compared):
+    more = ("--seeds", "0", "--methods", "random", "--strategy", "mean", "--sample_from_top", "3")
+    with pytest.warns(
+        NoEffectWarning, match="`--strategy mean`, `--sample_from_top 3.0` has no effect in `hf-gist comp"
+    ):
+        assert main(flags(files, compared, *more)) == 0
+
+
+def test_a_plan_for_some_targets_leaves_out_the_rows_of_all_targets(files, tmp_path, monkeypatch):
+    """Whether its scores are new or reused: the other methods leave out the rows of every target too."""
+    both = varied(40, 2)[:8]
+    pool = varied(80, 0)
+    other = next(row for row in both if row["source"] != "family1")
+    Dataset.from_list([*pool, *[other]]).to_json(tmp_path / "pool.jsonl")
+    Dataset.from_list([row | {"task": row["source"]} for row in both]).to_json(tmp_path / "targets.jsonl")
+    wanted = ("--scoring_cost", "0.8", "--target_column", "task", "--target_value", "family1", "--seeds", "0")
+    more = ("--methods", "gist_planned", "--target_file", str(tmp_path / "targets.jsonl"), *wanted)
+    trained, original = [], run.rows_of_arm
+    monkeypatch.setattr(run, "rows_of_arm", lambda *given: trained.append(given[1].leaked) or original(*given))
+    with pytest.warns(UserWarning, match="also in `target_dataset`"):
+        assert main(flags(files, tmp_path / "out", *more, "--train_file", str(tmp_path / "pool.jsonl"))) == 0
+    assert len(trained) == 1 and trained[0][80]
 
 
 def test_the_oracle_needs_its_source(files, tmp_path, capsys):
@@ -413,12 +451,13 @@ def test_the_table_is_arithmetic_on_the_runs():
     assert "+1.8750 (rows ± 0.0500; seeds ± 0.1768; better in 0 of 2" in against_random(runs, "untrained", column)
     assert against_random(runs[2:3], "gist", column) == ""
     lines = markdown(runs, pool_tokens=1000).splitlines()
-    assert [line.split(" | ")[0] for line in lines[2:5]] == [
-        "| GIST (paper's rule)",
-        "| random rows",
-        "| untrained model",
-    ]
+    in_order = ["| GIST (paper's rule)", "| random rows", "| untrained model"]
+    assert [line.split(" | ")[0] for line in lines[2:5]] == in_order
     # of one run: root of the mean of 0.5 and 0.6 squared
     assert "2.1000 (rows ± 0.5523; seeds ± 0.2828)" in lines[2] and lines[2].endswith("| 1.55 |")
     assert "2.1250 (rows ± 0.5523; seeds ± 0.1768)" in lines[3] and "| 4.0000 (rows ± 0.5000) |" in lines[4]
     assert break_even(runs, 1000).count("\n") == 1 and "for 1.55 epochs on" in break_even(runs, 1000)
+    # a training that diverged is the worst
+    runs[2]["loss_a"] = float("nan")
+    lines = markdown(runs, pool_tokens=1000).splitlines()
+    assert [line.split(" | ")[0] for line in lines[2:5]] == [*in_order[1:], in_order[0]]

@@ -16,6 +16,7 @@ from hf_gist.commands import warmed
 from hf_gist.commands.main import COMMANDS, main
 from hf_gist.commands.select import scoring
 from hf_gist.commands.select.earlier import say_replaced
+from hf_gist.costs.ledger import CostLedger
 from hf_gist.errors import NoEffectWarning
 from hf_gist.training.warmup import rising_steps
 from tests.helpers.words import chats, save_model
@@ -330,6 +331,26 @@ def test_a_selection_from_scores_without_the_pool_says_that_no_rows_are_written(
     assert "selected.parquet of the earlier selection removed" in told and not (tmp_path / "selected.parquet").exists()
     assert main([*again, "2"]) == 0
     assert "The earlier selection of 1 row in" in capsys.readouterr().out
+
+
+def test_a_selection_from_scores_has_the_costs_of_these_scores(run, tmp_path):
+    shutil.copytree(run, tmp_path / "o")
+    costs = json.loads((run / "costs.json").read_text())
+    (tmp_path / "o" / "costs.json").write_text(json.dumps(costs | {"phases": [{"phase": "other", "seconds": 1.0}]}))
+    (tmp_path / "o" / "selections.json").write_text("[]")
+    assert main(["select", "--from_scores", str(run), "--output_dir", str(tmp_path / "o"), "--budget", "5"]) == 0
+    ledger = Selection.load(tmp_path / "o").costs
+    scored = CostLedger.load(run)
+    assert [phase.phase for phase in ledger.phases] == [phase.phase for phase in scored.phases]
+    assert ledger.selection_passes() == scored.selection_passes()
+    # what a pass over the new rows costs is not known
+    assert ledger.break_even().endswith("epochs on the whole pool.") and ledger.kept_pass_flops is None
+    assert not (tmp_path / "o" / "selections.json").exists()
+    # scores without costs
+    shutil.copytree(run, tmp_path / "w", ignore=shutil.ignore_patterns("costs.json"))
+    scores = ("--from_scores", str(tmp_path / "w"), "--budget", "5")
+    assert main(["select", *scores, "--output_dir", str(tmp_path / "o")]) == 0
+    assert not (tmp_path / "o" / "costs.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,15 @@ def test_a_metric_without_outcomes_has_the_seeds_alone():
     assert "nothing says what is within noise" in text and "±" not in text
 
 
+def test_a_method_of_one_seed_among_others_is_not_within_noise():
+    runs = runs_of("bleu", seeds=3, noise=0.01, between=0.01, random=2.0, rds_plus=2.5, gist=3.0, less=1.0)
+    for run in runs:
+        run |= {"outcomes": {"arc": {"bleu": None}}, "standard_error_bleu_arc": None}
+    for alone, named in [("rds_plus", '"RDS+, best match"'), ("gist", "GIST (paper's rule)")]:
+        (text,) = verdicts([run for run in runs if run["method"] != alone or run["seed"] == 0])
+        assert "within noise" not in text and "worse: LESS" in text and f"not known: {named}." in text
+
+
 def test_ties_are_named_as_such():
     runs = runs_of("accuracy_sum", noise=0, random=0.5, gist=0.5, rds_plus=0.5)
     (text,) = verdicts(runs)

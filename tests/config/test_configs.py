@@ -69,6 +69,11 @@ def test_the_recommended_setting():
     assert GISTConfig.recommended(0.05, scoring_cost=0.25) == dataclasses.replace(plain, scoring_cost=0.25)
     other = GISTConfig.recommended(budget=0.05, sample_from_top=2, seed=1)
     assert other == dataclasses.replace(drawn, sample_from_top=2, seed=1)
+    for scorer in ("rds_plus", "less"):
+        # these always use the plain cosine
+        assert GISTConfig.recommended(scorer=scorer) == dataclasses.replace(
+            GISTConfig(), scorer=scorer, strategy="round_robin", sample_from_top=3.0
+        )
     with pytest.raises(ValueError, match="`budget`"):
         GISTConfig.recommended(0.0)
     with pytest.raises(TypeError, match="buget"):

@@ -107,7 +107,7 @@ def test_the_warm_up_does_not_see_leaked_rows_either(tmp_path, guarded):
 
 def test_a_pool_of_duplicates_only_is_an_error(tmp_path):
     callback = GISTDataSelectorCallback(GISTConfig(budget=4, warmup_steps=1), as_dataset(TARGETS), eval_dataset=POOL)
-    with pytest.warns(LeakWarning), pytest.raises(ValueError, match="Every row of the pool is in"):
+    with pytest.warns(LeakWarning), pytest.raises(ValueError, match="No row of the pool is left to train on: all"):
         train(tmp_path, rows=POOL, callback=callback)
 
 
@@ -132,5 +132,23 @@ def test_leaked_rows_keep_their_energy():
 
 
 def test_normalised_text_has_no_case_spacing_or_punctuation():
-    assert normalised("  Ｗhat is\n2+2 ?") == normalised("what is 2 2")
+    assert normalised("  Ｗhat is\n«2+2» ?") == normalised("what is 2+2")
     assert normalised("Straße") == normalised("STRASSE") and normalised("a b") != normalised("ab")
+    assert normalised("A well-known “fact” – it's (true)!") == normalised("a well known fact, it s true")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Solve x + 5 = 2. x = -3", "Solve x - 5 = -2. x = 3"),
+        ("a += 1", "a -= 1"),
+        ("Use C++.", "Use C#."),
+        ("👍", "👎"),
+        ("7 < 9", "7 > 9"),
+        ("2*3", "2/3"),
+        ("कि", "की"),
+        ("10%", "10$"),
+    ],
+)
+def test_signs_are_words(one, other):
+    assert normalised(one) != normalised(other)

@@ -9,7 +9,7 @@ import lzma
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datasets import Dataset, DatasetDict, Features, Value
+from datasets import Dataset, DatasetDict, Features, Json, List, Value
 
 from hf_gist.data.provenance import RowSource, describe_source, digests_of
 from hf_gist.data.reading.load import load_rows, raw_table, read_rows
@@ -114,6 +114,28 @@ def test_tool_calls_in_parquet_have_no_keys_of_other_calls(tmp_path):
     assert [json.loads(text)["tools"] for text in raw.texts([1, 0])] == [rows[1]["tools"], rows[0]["tools"]]
     stream = list(RowStream(RowSource(path), "train_file"))
     assert chunk_of(stream)["tools"][0] == rows[0]["tools"] and b"ticker" not in text_of(stream[0])
+
+
+def test_nulls_that_were_written_are_kept(tmp_path):
+    """In the layout that TRL recommends, arguments and schemas are JSON: a null there is a value."""
+    function = {"name": "search", "arguments": {"words": "w3", "end": None}}
+    schema = {"name": "search", "parameters": {"properties": {"end": {"default": None}}}}
+    turns = [
+        {"role": "user", "content": "w1", "tool_calls": None},
+        {"role": "assistant", "content": "w2", "tool_calls": [{"type": "function", "function": function}]},
+    ]
+    rows = [{"messages": turns, "tools": [{"type": "function", "function": schema, "strict": None}]}]
+    message = {"role": Value("string"), "content": Value("string"), "tool_calls": List(Json())}
+    tool = {"type": Value("string"), "function": Json(), "strict": Value("bool")}
+    features = Features({"messages": List(message), "tools": List(tool)})
+    path = str(tmp_path / "pool.parquet")
+    Dataset.from_list(rows, features=features).to_parquet(path)
+    raw = read(path)
+    (streamed,) = RowStream(RowSource(path), "train_file")
+    for row in (raw.rows[0], chunk_of([streamed])[0], json.loads(next(raw.texts([0])))):
+        assert row["messages"][1]["tool_calls"][0]["function"] == function
+        # the column of the table adds this one
+        assert row["tools"] == [{"type": "function", "function": schema}]
 
 
 def test_json_columns_of_a_saved_table_are_exact_as_well(tmp_path):

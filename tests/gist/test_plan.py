@@ -210,7 +210,7 @@ def test_a_budget_in_tokens_is_filled_as_from_all_rows():
 def test_a_pool_without_a_row_to_select_is_refused_before_scoring():
     with (
         pytest.warns(LeakWarning),
-        pytest.raises(ValueError, match="No row of the pool can be selected: of 4 rows 0 have"),
+        pytest.raises(ValueError, match="No row of the pool is left to train on: all 4 are"),
     ):
         chosen(TARGETS, budget=2, scoring_cost=0.5)
 

@@ -1,12 +1,13 @@
 """`select()` against a from-scratch reference, and its artifacts."""
 
+import dataclasses
 import json
 
 import pytest
 import torch
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
-from hf_gist.errors import UnscorableRowsWarning
+from hf_gist.errors import LeakWarning, UnscorableRowsWarning
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
@@ -227,6 +228,28 @@ def test_bad_input_is_refused_before_any_gradient(change, message, monkeypatch):
             GISTConfig(**({"budget": 0.5} | change.get("config", {}))),
             data_collator=COLLATOR,
         )
+
+
+@pytest.mark.parametrize("strategy", ["max", "round_robin", "random"])
+def test_a_pool_of_target_rows_alone_is_refused_before_scoring(strategy, monkeypatch):
+    monkeypatch.setattr("hf_gist.gist.scoring.measure", lambda *a: pytest.fail("rows were scored"))
+    rows = token_rows(6)
+    config = GISTConfig(budget=2, strategy=strategy)
+    with (
+        pytest.warns(LeakWarning),
+        pytest.raises(ValueError, match="No row of the pool is left to train on: all 10 are also target"),
+    ):
+        select(lora_model(), rows[:4] + rows, rows, config, data_collator=COLLATOR)
+
+
+@pytest.mark.parametrize("strategy", ["max", "round_robin", "random"])
+def test_measurements_without_a_row_to_select_are_refused(strategy):
+    found = select(lora_model(), token_rows(6), token_rows(3, seed=5), GISTConfig(budget=2), data_collator=COLLATOR)
+    none = dataclasses.replace(found.measurements, label_tokens=torch.zeros(6, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match="No row of the pool can be selected: of 6 rows 6 have no labelled token, 0 have"
+    ):
+        Selection.choose(none, GISTConfig(budget=2, strategy=strategy))
 
 
 def test_float32_is_refused_for_weights_of_another_dtype():

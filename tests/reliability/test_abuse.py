@@ -77,7 +77,7 @@ def test_a_folder_that_cannot_be_written_is_one_line_on_the_command_line(tmp_pat
     assert main([*flags, str(tmp_path / "targets.jsonl"), *folder]) == 2
     assert "Not a directory" in capsys.readouterr().err
     assert main([*flags, str(tmp_path / "pool.jsonl"), "--output_dir", str(tmp_path / "out")]) == 2
-    assert "Every row of the pool is also a target or evaluation row" in capsys.readouterr().err
+    assert "No row of the pool is left to train on: all 20 are" in capsys.readouterr().err
 
 
 # ---- Files that are not what they should be ----

@@ -1,6 +1,7 @@
 """The flags that only `hf-gist compare` has, and the settings that two runs into one folder must have in common."""
 
 import dataclasses
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,15 @@ from hf_gist.commands.workspace import SourceArguments, check_source, flag
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import describe_source, digest, digests_of
+from hf_gist.errors import NoEffectWarning
+from hf_gist.functional.selection.budget import rows_in_budget
+from hf_gist.gist.checks import warn_selects_once
+from hf_gist.gist.inputs import read_columns
 from hf_gist.utils.disk import as_json
+
+
+SET_BY_METHODS = ("scorer", "score", "strategy", "sample_from_top")
+"""Settings of [`GISTConfig`] that define a method, so that they cannot be shared by all."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +98,49 @@ def check_metrics(arguments: CompareArguments) -> None:
             known = ", ".join(arguments.test_files)
             raise ValueError(f"`--metric {name}={metric}`: no test set is called {name!r}. The test sets are {known}.")
         metric_file(metric, f"--metric {name}={metric}")
+
+
+def shared_settings(config: GISTConfig) -> GISTConfig:
+    """The configuration without what each method sets itself, and without selecting again.
+
+    Warns:
+        NoEffectWarning: naming such a setting that was given.
+    """
+    warn_selects_once(config, "`hf-gist compare`")
+    defaults = GISTConfig()
+    own = {name: getattr(defaults, name) for name in SET_BY_METHODS}
+    given = [f"--{name} {getattr(config, name)}" for name, default in own.items() if getattr(config, name) != default]
+    if given:
+        warnings.warn(
+            f"{', '.join(f'`{one}`' for one in given)} has no effect in `hf-gist compare`, where each method has its own; "
+            "choose them by `--methods`.",
+            NoEffectWarning,
+            stacklevel=2,
+        )
+    return dataclasses.replace(config, reselect_every=None, reselect_share=1.0, **own)
+
+
+def check_rows(arguments: CompareArguments, config: GISTConfig, pool: Any, targets: Any) -> None:
+    """Check that the settings fit the rows, before anything is written.
+
+    Args:
+        arguments (`CompareArguments`): sources of the oracle.
+        config (`GISTConfig`): settings that the methods share.
+        pool: tokenised rows, with their sources.
+        targets: tokenised rows, with their groups.
+
+    Raises:
+        ValueError: naming the setting, and the sources or groups that there are.
+    """
+    rows_in_budget(config.budget, config.budget_unit, len(pool))
+    sources, _ = read_columns(pool, targets, config)
+    known = sorted(set(sources or ()))
+    unknown = [name for name in arguments.oracle_source or () if sources is not None and name not in known]
+    if unknown:
+        raise ValueError(
+            f"`--oracle_source {' '.join(unknown)}`: no row of the pool has this value in {config.source_column!r}. "
+            f"Values: {', '.join(known)}."
+        )
 
 
 def chosen_methods(arguments: CompareArguments, config: GISTConfig) -> list[str]:

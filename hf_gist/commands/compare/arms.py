@@ -88,8 +88,8 @@ ARMS = {
         {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0},
     ),
     PLANNED: Arm(
-        "plain cosine, round robin, a third of the top, within `--scoring_cost`",
-        {"score": "cosine", "strategy": "round_robin", "sample_from_top": 3.0},
+        "plain cosine, round robin, within `--scoring_cost`",
+        {"score": "cosine", "strategy": "round_robin"},
         planned=True,
     ),
     WHOLE_POOL: Arm("whole pool"),

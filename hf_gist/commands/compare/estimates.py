@@ -141,6 +141,16 @@ def difference(first: Runs, second: Runs, column: Column) -> Estimate | None:
     )
 
 
+def by_value(runs: Runs, column: Column) -> list[str]:
+    """The methods, the best first; those whose mean is not finite last."""
+
+    def badness(method: str) -> float:
+        mean = estimate(of_method(runs, method), column).mean
+        return -column.sign * mean if math.isfinite(mean) else math.inf
+
+    return sorted(dict.fromkeys(run["method"] for run in runs), key=badness)
+
+
 def _pairs(first: Runs, second: Runs) -> list[tuple[Run, Run]]:
     """Runs with the same seed."""
     either = UNTRAINED in (first[0]["method"], second[0]["method"]) if first and second else False

@@ -8,9 +8,9 @@ from typing import Any
 from pyarrow import parquet
 
 from hf_gist.commands.compare.arms import ARMS, RANDOM, UNTRAINED
-from hf_gist.commands.compare.estimates import Column, Estimate, Runs, columns_of, estimate, of_method
+from hf_gist.commands.compare.estimates import Column, Estimate, Runs, by_value, columns_of, estimate, of_method
 from hf_gist.commands.compare.files import POOL_TOKENS, RESULTS, SETTINGS, read_runs
-from hf_gist.commands.compare.printing import HEADER, NOTE, by_value, cells
+from hf_gist.commands.compare.printing import HEADER, NOTE, cells
 from hf_gist.commands.compare.table import mean_cost
 from hf_gist.commands.compare.verdicts import Verdict
 from hf_gist.report.draw import Dots

@@ -1,9 +1,7 @@
 """The results of a comparison for the terminal: one table for each measure, by the names that `--methods` takes."""
 
-import math
-
 from hf_gist.commands.compare.arms import RANDOM
-from hf_gist.commands.compare.estimates import Column, Runs, columns_of, difference, estimate, of_method
+from hf_gist.commands.compare.estimates import Column, Runs, by_value, columns_of, difference, estimate, of_method
 from hf_gist.commands.compare.table import mean_cost, mean_of
 from hf_gist.commands.compare.verdicts import verdicts
 from hf_gist.utils.terminal import in_columns, wrapped
@@ -14,16 +12,6 @@ NOTE = (
     "± rows: standard error over the test rows, of one run. ± seeds: standard deviation over the seeds. better: seeds in "
     "which the method was better than random rows. cost: selecting and training, in passes over the pool."
 )
-
-
-def by_value(runs: Runs, column: Column) -> list[str]:
-    """The methods, the best first; those whose mean is not finite last."""
-
-    def badness(method: str) -> float:
-        mean = estimate(of_method(runs, method), column).mean
-        return -column.sign * mean if math.isfinite(mean) else math.inf
-
-    return sorted(dict.fromkeys(run["method"] for run in runs), key=badness)
 
 
 def cells(runs: Runs, method: str, column: Column, pool_tokens: int) -> list[str]:

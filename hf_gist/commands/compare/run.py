@@ -1,7 +1,6 @@
 """`hf-gist compare`: measure once per scorer, then train every arm with every seed; finished runs are kept."""
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,11 @@ from hf_gist.commands.bench import Bench
 from hf_gist.commands.compare.arguments import (
     CompareArguments,
     check_comparison,
+    check_rows,
     chosen_methods,
     comparison_settings,
     scoring_settings,
+    shared_settings,
 )
 from hf_gist.commands.compare.arms import ARMS, LABELS, NEED_NO_ROWS, PLANNED, UNTRAINED, WHOLE_POOL, rows_of_arm
 from hf_gist.commands.compare.estimates import ERROR, OUTCOMES, Column, Run, Runs, columns_of
@@ -39,7 +40,6 @@ from hf_gist.commands.workspace import USAGE, Workspace, open_workspace, token_c
 from hf_gist.config.gist import GISTConfig
 from hf_gist.config.warmup import WarmupSettings
 from hf_gist.data.provenance import RowSource
-from hf_gist.gist.checks import warn_selects_once
 from hf_gist.gradients.partial import refuse_other_settings
 from hf_gist.report.best_effort import not_fatal
 from hf_gist.report.canvas import NoFigures
@@ -165,10 +165,11 @@ def trainings(methods: Sequence[str], seeds: Sequence[int]) -> list[tuple[str, i
 def open_comparison(
     arguments: CompareArguments, warmup: WarmupSettings, config: GISTConfig, methods: Sequence[str] = ()
 ) -> Comparison:
-    """Load the model, read all rows, check the price of `methods` that have one, and write the settings into the folder.
+    """Load the model, read all rows, check that the settings fit them, and write the settings into the folder.
 
     Raises:
-        ValueError: naming the setting that differs from an earlier run into the same folder.
+        ValueError: naming the setting that does not fit the rows, that pays for too few of them, or that differs from an
+            earlier run into the same folder.
     """
     folder = arguments.folder
     settings = comparison_settings(arguments, warmup, config)
@@ -192,8 +193,9 @@ def open_comparison(
         tests=token_columns([test.rows for test in tests.values()]),
         target=arguments.target,
     )
+    # before anything is written: a setting that is refused must not be that of the folder
+    check_rows(arguments, config, workspace.pool, scores.own_targets().targets)
     if PLANNED in methods:
-        # before anything is written: a price that is refused must not be that of the folder
         scores.check_plan()
     (folder / RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
     write_json(folder / SETTINGS, settings)
@@ -215,8 +217,7 @@ def compare(arguments: CompareArguments, warmup: WarmupSettings, config: GISTCon
         ValueError: naming the flag that is missing or wrong.
     """
     check_comparison(arguments)
-    warn_selects_once(config, "`hf-gist compare`")
-    config = dataclasses.replace(config, reselect_every=None, reselect_share=1.0)
+    config = shared_settings(config)
     methods = chosen_methods(arguments, config)
     comparison = open_comparison(arguments, warmup, config, methods)
     for method, seed in trainings(methods, arguments.seeds or [0, 1, 2]):

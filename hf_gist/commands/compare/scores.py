@@ -95,11 +95,8 @@ class Scores:
         if scorer == PLANNED:
             return self._planned()
         folder = self.folder / scorer
-        seconds, reused = self._seconds(folder, self.settings, lambda: self._measure(scorer, folder, self.workspace))
-        measured = Selection.load(folder).measurements
-        if reused:
-            # an earlier comparison may have had other test rows
-            measured = dataclasses.replace(measured, **self._leaked())
+        seconds = self._seconds(folder, self.settings, lambda: self._measure(scorer, folder, self.workspace))
+        measured = self._loaded_from(folder)
         if self.target is not None:
             measured = measured.for_targets(*self.target)
         return Scored(measured, seconds, passes_of(folder))
@@ -108,12 +105,14 @@ class Scores:
         """The scores within `scoring_cost`, which are of the rows nearest to the target rows that are kept."""
         folder, settings = self._place_for_target(PLANNED)
         settings = settings | as_json(self._shortlisted_by())
-        space = self._own_targets()
-        seconds, reused = self._seconds(folder, settings, lambda: self._measure(PLANNED, folder, space))
-        measured = Selection.load(folder).measurements
-        if reused:
-            measured = dataclasses.replace(measured, **self._leaked())
-        return Scored(measured, seconds, passes_of(folder))
+        space = self.own_targets()
+        seconds = self._seconds(folder, settings, lambda: self._measure(PLANNED, folder, space))
+        return Scored(self._loaded_from(folder), seconds, passes_of(folder))
+
+    def _loaded_from(self, folder: Path) -> Measurements:
+        """Saved measurements, with the rows that must not be selected in this comparison."""
+        # an earlier comparison may have had other test rows, and a plan for some target rows knows only those
+        return dataclasses.replace(Selection.load(folder).measurements, **self._leaked())
 
     def _shortlisted_by(self) -> dict[str, Any]:
         """Settings that decide which rows are scored within `scoring_cost`."""
@@ -122,8 +121,12 @@ class Scores:
         found = {name: getattr(self.config, name) for name in names}
         return found | {"test rows": None if self.tests is None else content_digest(self.tests)}
 
-    def _own_targets(self) -> Workspace:
-        """The workspace with only the target rows that are kept."""
+    def own_targets(self) -> Workspace:
+        """The workspace with only the target rows that are kept.
+
+        Raises:
+            ValueError: if no row has the value, with those that there are.
+        """
         if self.target is None:
             return self.workspace
         column, value = self.target
@@ -137,14 +140,14 @@ class Scores:
     def check_plan(self) -> None:
         """Raise before any training if `scoring_cost` does not pay for enough rows."""
         config = config_of(ARMS[PLANNED], self.config)
-        check_warm_up(self._own_targets(), self.base, self.warmup, config, self.tests)
+        check_warm_up(self.own_targets(), self.base, self.warmup, config, self.tests)
 
     def _baseline(self, name: str) -> Scored:
         """The row scores of a baseline, which selects from the rows by their label counts, leaks and copies."""
         measured = self.of(LABELS).measured
         folder, settings = self._place_of(name)
         given = BaselineInputs(self.workspace, self.base, self.warmup, self.config, measured, folder)
-        seconds, _ = self._seconds(folder, settings, lambda: _save_baseline(name, given))
+        seconds = self._seconds(folder, settings, lambda: _save_baseline(name, given))
         scores = scores_for(name, load_row_scores(folder), measured)
         return Scored(measured, seconds, passes_of(folder), scores)
 
@@ -161,15 +164,15 @@ class Scores:
         suffix = "" if self.target is None else f"-{digest(repr(self.target).encode()).hex()[:12]}"
         return self.folder / f"{name}{suffix}", self.settings | as_json({"target": self.target})
 
-    def _seconds(self, folder: Path, settings: dict[str, Any], score: Callable[[], float]) -> tuple[float, bool]:
-        """Seconds that the scores in a folder took, now or in an earlier comparison; and whether they are reused."""
+    def _seconds(self, folder: Path, settings: dict[str, Any], score: Callable[[], float]) -> float:
+        """Seconds that the scores in a folder took, now or in an earlier comparison."""
         if (folder / SCORED_WITH).exists():
             about = read_json(folder / SCORED_WITH)
             refuse_other_settings(about["settings"], settings, folder)
-            return about["seconds"], True
+            return about["seconds"]
         about = {"settings": settings, "seconds": round(score(), 1)}
         write_json(folder / SCORED_WITH, about)
-        return about["seconds"], False
+        return about["seconds"]
 
     def _leaked(self) -> dict[str, Any]:
         """The rows of the pool that are target or test rows of this comparison, or repeat each other."""

@@ -5,7 +5,17 @@ import statistics
 from collections.abc import Sequence
 
 from hf_gist.commands.compare.arms import ARMS, RANDOM
-from hf_gist.commands.compare.estimates import Column, Estimate, Run, Runs, columns_of, difference, estimate, of_method
+from hf_gist.commands.compare.estimates import (
+    Column,
+    Estimate,
+    Run,
+    Runs,
+    by_value,
+    columns_of,
+    difference,
+    estimate,
+    of_method,
+)
 
 
 NOTE = (
@@ -52,20 +62,19 @@ def mean_of(runs: Runs, name: str) -> float:
 
 
 def markdown(runs: Runs, pool_tokens: int) -> str:
-    """The table, one row per method; the lowest loss on the first test set comes first.
+    """The table, one row per method; the best in the first measure of the first test set comes first.
 
     Args:
         runs (`Runs`): all runs.
         pool_tokens (`int`): tokens of the whole pool.
     """
     columns = columns_of(runs)
-    methods = {run["method"] for run in runs}
     head = ["trained on", "rows", "labelled tokens", "steps"]
     for column in columns:
         head += [column.title, "minus random"]
     head += ["select, s", "train, s", "cost, passes over the pool"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for method in sorted(methods, key=lambda m: mean_of(of_method(runs, m), columns[0].name)):
+    for method in by_value(runs, columns[0]):
         lines.append("| " + " | ".join(_cells(runs, method, columns, pool_tokens)) + " |")
     return "\n".join(lines) + f"\n\n{NOTE}\n"
 

@@ -92,19 +92,20 @@ class Verdict:
         known = {method: one for method, one in found.items() if one is not None}
         if not known:
             return ""
-        unclear = _unclear(next(iter(known.values())))
-        if unclear:
-            return unclear
-        clear = {method: self._gain(one) for method, one in known.items() if self._is_clear(one)}
+        unclear = {m: _unclear(one) for m, one in known.items() if _unclear(one) and math.isfinite(one.mean)}
+        if len(unclear) == len(known):
+            return next(iter(unclear.values()))
+        clear = {m: self._gain(one) for m, one in known.items() if m not in unclear and self._is_clear(one)}
         parts = [
             ("better", [method for method, gain in clear.items() if gain > 0]),
             ("worse", [method for method, gain in clear.items() if gain < 0]),
             ("not finite", [method for method, one in known.items() if not math.isfinite(one.mean)]),
         ]
-        named = [method for _, methods in parts for method in methods]
+        named = [*unclear, *(method for _, methods in parts for method in methods)]
         if not named:
             return "No method differs from random rows by more than two standard errors."
         parts.append(("within noise", [method for method in known if method not in named]))
+        parts.append(("not known", list(unclear)))
         listed = "; ".join(f"{word}: {_titles(methods)}" for word, methods in parts if methods)
         return f"Against random rows (two standard errors) {listed}."
 

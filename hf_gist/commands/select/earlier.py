@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from hf_gist.gist.artifacts import MANIFEST
+from hf_gist.gist.history import HISTORY
 from hf_gist.gradients.partial import PARTIAL
 from hf_gist.report.runs.stream import SELECTED_FILES, STREAM_FILE
 from hf_gist.utils.disk import read_json
@@ -34,7 +35,7 @@ def _number(path: Path, key: str) -> int | None:
 
 
 def remove_others(folder: Path, written: Path | None) -> list[str]:
-    """Remove the selected rows of an earlier selection, in each format, and what describes one from a stream.
+    """Remove the selected rows of an earlier selection, in each format, and what describes one from a stream or several.
 
     Args:
         folder (`Path`): the output folder of a selection from a whole pool.
@@ -43,7 +44,8 @@ def remove_others(folder: Path, written: Path | None) -> list[str]:
     Returns:
         `list[str]`: names of the removed files with rows.
     """
-    (folder / STREAM_FILE).unlink(missing_ok=True)
+    for name in (STREAM_FILE, HISTORY):
+        (folder / name).unlink(missing_ok=True)
     others = [folder / name for name in SELECTED_FILES if folder / name != written and (folder / name).is_file()]
     for path in others:
         path.unlink()

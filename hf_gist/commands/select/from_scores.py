@@ -1,11 +1,13 @@
 """`hf-gist select --from_scores`: another selection from saved scores, without a model."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from hf_gist.commands.flags import SelectArguments
 from hf_gist.data.provenance import describe_source, digests_of
 from hf_gist.data.reading.origins import RawRows
+from hf_gist.gist.history import ENTRY
 from hf_gist.gist.selection import RESELECTABLE, Selection
 from hf_gist.report import keep_examples
 
@@ -41,6 +43,8 @@ def select_from_scores(
     scored = Path(given["from_scores"])
     before = Selection.load(scored)
     selection = before.reselect(**{name: given[name] for name in RESELECTABLE if name in given})
+    manifest = {name: value for name, value in selection.manifest.items() if name != ENTRY}
+    selection = dataclasses.replace(selection, manifest=manifest)
     if pool is not None:
         pool = without_skipped(pool, before)
         check_pool(pool, before, arguments)

@@ -145,8 +145,12 @@ class Questions:
             answers (`Sequence[str]`): generated answers, in the order of the rows.
         """
         value = float(self.compute(answers, self.references)[self.name])
-        pairs = zip(answers, self.references, strict=True)
-        own = Measured.mean_of([float(self.compute([a], [b])[self.name]) for a, b in pairs])
+        try:
+            rows = [float(self.compute([a], [b])[self.name]) for a, b in zip(answers, self.references, strict=True)]
+        except Exception:
+            # a metric of a whole set may have no value for one answer, as BLEU has none for an empty one
+            return Measured(value, None, None)
+        own = Measured.mean_of(rows)
         return own if abs(own.value - value) <= SAME else Measured(value, None, None)
 
 

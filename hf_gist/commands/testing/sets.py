@@ -11,7 +11,7 @@ from hf_gist.commands.testing.choices import Choices
 from hf_gist.commands.testing.loading import load_metric
 from hf_gist.commands.testing.measured import Measured
 from hf_gist.commands.testing.questions import Compute, Questions, greedy_answers
-from hf_gist.commands.testing.tokens import read_choices
+from hf_gist.commands.testing.tokens import choices_with_raw
 from hf_gist.commands.workspace import Workspace
 from hf_gist.data.preparation.templates import with_template
 from hf_gist.data.reading.origins import RawRows
@@ -106,7 +106,7 @@ def read_test(raw: RawRows, workspace: Workspace, metric: str | None, max_new_to
     Raises:
         ValueError: naming the rows that cannot be used, with the reasons.
     """
-    others = _without_answers(raw, workspace)
+    others, raw = _without_answers(raw, workspace)
     if metric is None:
         return others
     questions = Questions(raw.rows, computed_by(metric), max_new_tokens, raw.where)
@@ -114,13 +114,13 @@ def read_test(raw: RawRows, workspace: Workspace, metric: str | None, max_new_to
     return QuestionSet(others.rows, others, questions, questions.prompts(tokenizer, positions), tokenizer)
 
 
-def _without_answers(raw: RawRows, workspace: Workspace) -> LossSet:
-    """A test set with what is measured without generating answers."""
+def _without_answers(raw: RawRows, workspace: Workspace) -> tuple[LossSet, RawRows]:
+    """A test set with what is measured without generating answers, and its raw rows without those left out."""
     if CHOICES in raw.rows.column_names:
-        choices = read_choices(raw, workspace.preparer)
-        return ChoiceSet(choices.rows.select(choices.right), choices)
-    rows = workspace.preparer.usable(raw.rows, "test_file", raw.where)
-    return LossSet(rows.select_columns(["input_ids", "labels"]))
+        choices, raw = choices_with_raw(raw, workspace.preparer)
+        return ChoiceSet(choices.rows.select(choices.right), choices), raw
+    rows, raw = workspace.preparer.usable_with_raw(raw, "test_file")
+    return LossSet(rows.select_columns(["input_ids", "labels"])), raw
 
 
 def computed_by(metric: str) -> Compute:

@@ -18,7 +18,12 @@ from hf_gist.data.rows import IGNORE_INDEX
 
 
 def read_choices(raw: RawRows, preparer: Preparer) -> Choices:
-    """The choices of the rows of a test file, tokenised as the answers of the other rows are.
+    """The choices of [`choices_with_raw`] alone."""
+    return choices_with_raw(raw, preparer)[0]
+
+
+def choices_with_raw(raw: RawRows, preparer: Preparer) -> tuple[Choices, RawRows]:
+    """The choices of the rows of a test file, tokenised as the answers of the other rows are, and the rows that have them.
 
     Args:
         raw (`RawRows`): rows with `choices` and `answer`.
@@ -44,7 +49,7 @@ def read_choices(raw: RawRows, preparer: Preparer) -> Choices:
             bad.add(row, reason)
     kept = [at for row in bad.kept() for at in range(starts[row], starts[row + 1])]
     raw = _without(raw, bad, preparer)
-    return Choices(tokens.select(kept), _sizes(raw), list(raw.rows.with_format(None)[ANSWER]))
+    return Choices(tokens.select(kept), _sizes(raw), list(raw.rows.with_format(None)[ANSWER])), raw
 
 
 def _sizes(raw: RawRows) -> list[int]:

@@ -1,5 +1,6 @@
 """Whether the labelled tokens of a row are the assistant's answers: all of them, and nothing else."""
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -13,6 +14,9 @@ SHORTEST = 4
 SHOWN_CHARACTERS = 160
 HEADER = re.compile("system|(?<!to=)user|human|cuttingknowledge|todaydate", re.IGNORECASE)
 """What role headers and default system prompts have and answers' markup has not."""
+
+REASONING = ("reasoning_content", "reasoning", "thinking")
+"""Fields of an answer that templates write before its content."""
 
 MARKUP = re.compile("<[^<>]{1,40}>")
 
@@ -84,8 +88,7 @@ class LabelCheck:
 
     def _problem(self, text: str, answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> str | None:
         shown = squeezed(text)
-        wanted = [message["content"] for message in answers if isinstance(message.get("content"), str)]
-        missing, rest = self._without(shown, wanted)
+        missing, rest = self._without(shown, answers)
         if missing is None:
             names = [name for message in answers for name in _names_of_calls(message)]
             missing = next((name for name in names if squeezed(name) not in shown), None)
@@ -95,22 +98,37 @@ class LabelCheck:
             return None
         return f"more than its answer is labelled: {shortened(text)!r}"
 
-    def _without(self, shown: str, wanted: list[str]) -> tuple[str | None, list[str]]:
+    def _without(self, shown: str, answers: list[dict[str, Any]]) -> tuple[str | None, list[str]]:
         """The first answer that is not in a text, and what is before, between and after the answers."""
         rest: list[str] = []
         at = 0
-        for answer in wanted:
-            words = squeezed(answer)
-            found = shown.find(words, at)
-            if found < 0:
-                # the tokenizer may not give back what it was given
-                words = squeezed(self._decoded(answer))
-                found = shown.find(words, at)
-            if found < 0:
-                return answer, rest
-            rest.append(shown[at:found])
-            at = found + len(words)
+        for message in answers:
+            # a reasoning often has the words of the answer that follows it; templates leave out those of earlier turns
+            for words in (
+                squeezed(text) for name, text in message.items() if name in REASONING and isinstance(text, str)
+            ):
+                found = shown.find(words, at) if words else -1
+                if found >= 0 and self._find(shown, message, found + len(words)) is not None:
+                    rest.append(shown[at:found])
+                    at = found + len(words)
+            span = self._find(shown, message, at)
+            if span is None:
+                return message["content"], rest
+            rest.append(shown[at : span[0]])
+            at = span[1]
         return None, [*rest, shown[at:]]
+
+    def _find(self, shown: str, message: dict[str, Any], at: int) -> tuple[int, int] | None:
+        """Where the content of an answer is in a text; `None` if it is not. One without content is anywhere."""
+        content = message.get("content")
+        if not isinstance(content, str):
+            return at, at
+        # the tokenizer may not give back what it was given
+        for words in (squeezed(content), squeezed(self._decoded(content))):
+            found = shown.find(words, at)
+            if found >= 0:
+                return found, found + len(words)
+        return None
 
     def _decoded(self, text: str) -> str:
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -118,7 +136,8 @@ class LabelCheck:
 
     def _is_foreign(self, rest: list[str], answers: list[dict[str, Any]], others: list[dict[str, Any]]) -> bool:
         """Whether the labelled text around the answers holds headers or other messages."""
-        known = {squeezed(text) for message in answers for text in _strings(_without_content(message))}
+        strings = {text for message in answers for text in _strings(_without_content(message))}
+        known = {squeezed(form) for text in strings for form in _written(text)}
         known = {text for text in known if len(text) >= 3}
         cleaned = []
         for part in rest:
@@ -130,10 +149,28 @@ class LabelCheck:
             return False
         if HEADER.search(MARKUP.sub("", around) if self.marked else around):
             return True
-        if not self.marked and "assistant" in cleaned[0].lower():
+        if not self.marked and any("assistant" in part.lower() for part in cleaned):
             return True
         said = [squeezed(message["content"]) for message in others if isinstance(message.get("content"), str)]
-        return any(len(text) >= SHORTEST and text in around for text in said)
+        if any(len(text) >= SHORTEST and text in around for text in said):
+            return True
+        return any(_begins_with_end_of(part, text) for part in cleaned for text in said)
+
+
+def _written(text: str) -> tuple[str, str, str]:
+    """A text as templates write it: as it is, or in JSON."""
+    return text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
+
+
+def _begins_with_end_of(part: str, text: str) -> bool:
+    """Whether a text begins with the last characters of another: labels that begin inside of a message end like it."""
+    head = part[:SHORTEST]
+    at = text.find(head) if len(head) == SHORTEST else -1
+    while at >= 0:
+        if part.startswith(text[at:]):
+            return True
+        at = text.find(head, at + 1)
+    return False
 
 
 def _without_content(message: dict[str, Any]) -> dict[str, Any]:

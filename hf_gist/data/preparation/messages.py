@@ -1,7 +1,6 @@
 """Conversations of raw rows: parsed, checked, and without what a table format adds to them."""
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 
@@ -25,24 +24,6 @@ TEXT_PARTS = {None, "text", "input_text", "output_text"}
 
 class RowError(ValueError):
     """A row that cannot be prepared; the message is the reason, without a full stop."""
-
-
-def without_nulls(value: Any, feature: Any) -> Any:
-    """A value without the null keys that a table format adds to give all structs of a column the same keys.
-
-    Args:
-        value: as `datasets` returns it.
-        feature: its type in `Dataset.features`. Values of type `Json` are as they were written, and are kept.
-    """
-    if isinstance(feature, list):
-        inner = feature[0]
-    else:
-        inner = getattr(feature, "feature", None)
-    if isinstance(value, list) and inner is not None:
-        return [without_nulls(item, inner) for item in value]
-    if isinstance(value, dict) and isinstance(feature, Mapping):
-        return {key: without_nulls(item, feature.get(key)) for key, item in value.items() if item is not None}
-    return value
 
 
 def from_json(text: str, column: str) -> Any:

@@ -15,9 +15,9 @@ from hf_gist.data.preparation.messages import (
     parsed,
     tools_of,
     with_known_roles,
-    without_nulls,
 )
 from hf_gist.data.preparation.templates import Template
+from hf_gist.data.reading.nulls import without_nulls
 
 
 COLUMNS = ("prompt", "completion", "messages", "conversations", "text", "tools", "chat_template_kwargs")

@@ -37,15 +37,43 @@ def _start(render: Render, messages: list[dict[str, Any]], turn: int, text: str,
         before = None
     if before is not None and text.startswith(before) and len(before) >= after:
         return len(before)
-    content = messages[turn].get("content")
-    words = content.strip() if isinstance(content, str) else ""
-    found = text.find(words, after) if words else -1
+    words = _words(messages[turn])
+    found = text.find(words, _after_question(messages, turn, text, after)) if words else -1
     if found < 0:
         raise RowError(
             f"the chat template renders message {turn + 1} (assistant) inside the conversation differently from its end, "
             "so its tokens cannot be located; give a template with {% generation %} marks with `--chat_template FILE`"
         )
     return found
+
+
+def _words(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
+
+
+def _after_question(messages: list[dict[str, Any]], turn: int, text: str, after: int) -> int:
+    """The first character behind what is said between an answer and the one before it, which may have the answer's words.
+
+    Args:
+        messages (`list[dict]`): the conversation.
+        turn (`int`): of the answer.
+        text (`str`): the whole conversation.
+        after (`int`): the end of the answer before it.
+    """
+    for message in messages[_turn_after_answer(messages, turn) : turn]:
+        words = _words(message)
+        # a template may render the system's message in any place
+        found = text.find(words, after) if words and message["role"] not in ("system", "developer") else -1
+        if found >= 0:
+            after = found + len(words)
+    return after
+
+
+def _turn_after_answer(messages: list[dict[str, Any]], turn: int) -> int:
+    """The first message after the last answer before a turn."""
+    answers = [at for at in range(turn) if messages[at]["role"] == "assistant"]
+    return answers[-1] + 1 if answers else 0
 
 
 def _end(until: str, message: dict[str, Any], text: str, start: int) -> int:
@@ -60,8 +88,7 @@ def _end(until: str, message: dict[str, Any], text: str, start: int) -> int:
         text (`str`): the whole conversation.
         start (`int`): the first character of the answer.
     """
-    content = message.get("content")
-    words = content.strip() if isinstance(content, str) else ""
+    words = _words(message)
     if not until.startswith(text[:start]) or words not in until[start:] or words not in text[start:]:
         return max(start, shared_prefix(until, text))
     last = until.index(words, start) + len(words)

@@ -4,6 +4,7 @@ Arrow gives all objects of a column the same keys, with null where an object has
 `weather(city, ticker=null)` if another row calls `quote(ticker)`, and the model would be scored on that.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, Features, List
@@ -16,28 +17,52 @@ CALLS = "tool_calls"
 TOOLS = "tools"
 
 
-def _pruned(value: Any) -> Any:
-    """The value without keys that are null, at any depth."""
+def without_nulls(value: Any, feature: Any) -> Any:
+    """A value without the null keys that a table format adds to give all structs of a column the same keys.
+
+    Args:
+        value: as `datasets` returns it.
+        feature: its type in `Dataset.features`. Values of type `Json` are as they were written, and are kept.
+    """
+    if isinstance(feature, list):
+        inner = feature[0]
+    else:
+        inner = getattr(feature, "feature", None)
+    if isinstance(value, list) and inner is not None:
+        return [without_nulls(item, inner) for item in value]
+    if isinstance(value, dict) and isinstance(feature, Mapping):
+        return {key: without_nulls(item, feature.get(key)) for key, item in value.items() if item is not None}
+    return value
+
+
+def _pruned(value: Any, feature: Any) -> Any:
+    """[`without_nulls`]; without a type every null is taken for one that the table format added."""
+    if feature is not None:
+        return without_nulls(value, feature)
     if isinstance(value, dict):
-        return {key: _pruned(inside) for key, inside in value.items() if inside is not None}
-    return [_pruned(item) for item in value] if isinstance(value, list) else value
+        return {key: _pruned(inside, None) for key, inside in value.items() if inside is not None}
+    return [_pruned(item, None) for item in value] if isinstance(value, list) else value
 
 
-def _turn(message: Any) -> Any:
+def _turn(message: Any, feature: Any) -> Any:
     calls = message.get(CALLS) if isinstance(message, dict) else None
-    return message | {CALLS: _pruned(calls)} if calls else message
+    return message | {CALLS: _pruned(calls, feature)} if calls else message
 
 
-def pruned_value(name: str, value: Any) -> Any:
+def pruned_value(name: str, value: Any, feature: Any = None) -> Any:
     """The value of a column without the null keys of tool calls, or of tool schemas.
 
     Args:
         name (`str`): the column.
         value: of one row.
+        feature (*optional*): the type of the column, if it is known.
     """
     if name == TOOLS:
-        return _pruned(value)
-    return [_turn(message) for message in value] if isinstance(value, list) else value
+        return _pruned(value, feature)
+    calls = None if feature is None else _inside(feature).get(CALLS)
+    if not isinstance(value, list) or (feature is not None and calls is None):
+        return value
+    return [_turn(message, calls) for message in value]
 
 
 def _inside(feature: Any) -> dict[str, Any]:
@@ -55,6 +80,7 @@ def columns_with_nulls(features: Features) -> list[str]:
 def without_null_keys(rows: Dataset) -> Dataset:
     """The rows without the null keys of tool calls and tool schemas."""
     for name in columns_with_nulls(rows.features):
-        values = [pruned_value(name, row[name]) for row in rows.select_columns([name])]
+        feature = rows.features[name]
+        values = [pruned_value(name, row[name], feature) for row in rows.select_columns([name])]
         rows = with_column(rows, name, values)
     return rows

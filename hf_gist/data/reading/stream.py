@@ -105,10 +105,13 @@ class RowStream:
                 yield Line(entry.row, entry.line)
 
     def _of_library(self, place: str, *args: Any, **options: Any) -> Iterator[dict[str, Any]]:
-        for number, row in enumerate(load_dataset(*args, streaming=True, **options), 1):
+        rows = load_dataset(*args, streaming=True, **options)
+        # not known for rows on the Hub that are no Parquet
+        features = rows.features or {}
+        for number, row in enumerate(rows, 1):
             self._places.append((f"{place}, row", number))
             tools = [key for key in (*CHATS, TOOLS) if isinstance(row.get(key), list)]
-            pruned = {key: pruned_value(key, row[key]) for key in tools}
+            pruned = {key: pruned_value(key, row[key], features.get(key)) for key in tools}
             # a line, because a table of these rows would have the null keys again
             yield row if pruned == {key: row[key] for key in tools} else Line(row | pruned, None)
 

@@ -119,19 +119,25 @@ def round_robin(
         [c.float() for c in _chunks(coordinates[rows], directions, None if norms is None else norms[rows])]
     )
     # a group never needs more rows of its ranking than there are rows to pick
-    return take_turns([rows[ranked(column)[:limit]].tolist() for column in per_group.T], limit)
+    return take_turns([rows[ranked(column)[:limit]] for column in per_group.T], limit)
 
 
-def take_turns(orders: Sequence[list[int]], limit: int) -> list[int]:
+def take_turns(orders: Sequence[Tensor], limit: int) -> list[int]:
     """Pick the next unpicked row of each ranking in turn, until `limit` rows are picked."""
     picked: dict[int, None] = {}
-    remaining = [iter(order) for order in orders]
+    remaining = [_one_by_one(order) for order in orders]
     while len(picked) < limit:
         for order in remaining:
             row = next((row for row in order if row not in picked), None)
             if row is not None and len(picked) < limit:
                 picked[row] = None
     return list(picked)
+
+
+def _one_by_one(order: Tensor) -> Iterator[int]:
+    """The rows of a ranking as numbers, some at a time: a number takes four times the memory of its place in a tensor."""
+    for chunk in order.split(CHUNK_ROWS):
+        yield from chunk.tolist()
 
 
 def uniform_order(eligible: Tensor, seed: int) -> list[int]:

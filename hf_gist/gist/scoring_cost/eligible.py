@@ -5,6 +5,7 @@ from torch import Tensor
 
 from hf_gist.config.gist import GISTConfig
 from hf_gist.functional.measurements import Measurements
+from hf_gist.gist.checks import check_selectable
 from hf_gist.gist.inputs import Inputs
 
 
@@ -15,6 +16,9 @@ def eligible_before_scoring(inputs: Inputs, config: GISTConfig, label_tokens: Te
         inputs (`Inputs`): what must not be selected.
         config (`GISTConfig`): whether it is left out.
         label_tokens (`Tensor`): labelled tokens of each row `[N]`.
+
+    Raises:
+        ValueError: if there is no such row.
     """
     size = len(label_tokens)
     known = Measurements(
@@ -26,4 +30,6 @@ def eligible_before_scoring(inputs: Inputs, config: GISTConfig, label_tokens: Te
         target_label_tokens=torch.zeros(0),
         **({} if inputs.leaks is None else inputs.leaks.measured(size)),
     )
-    return known.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
+    eligible = known.eligible(config.drop_target_duplicates, config.drop_pool_duplicates)
+    check_selectable(known, eligible)
+    return eligible

@@ -4,6 +4,7 @@ It decides which rows are scored where not all can be. `recipes/README.md` has w
 best rows than BM25, and as many as the hidden states after the first blocks.
 """
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,8 @@ from hf_gist.gradients.models import unwrapped, whole
 CHUNK_TOKENS = 1 << 18
 """Tokens whose embeddings are averaged at once."""
 
+ADVICE = "leave out `scoring_cost` (in `hf-gist compare` the method `nearest`)"
+
 
 def embedding_weights(model: nn.Module) -> Tensor:
     """The input embeddings `[V, d]` of a language model, gathered if they are sharded.
@@ -30,31 +33,38 @@ def embedding_weights(model: nn.Module) -> Tensor:
     weights = getattr(table, "weight", None)
     if not isinstance(weights, Tensor) or weights.ndim != 2 or not weights.is_floating_point():
         raise ValueError(
-            f"Rows are compared by their input embeddings, and {type(table).__name__} has none that can be read. Leave out "
-            "`scoring_cost`, to score all rows."
+            f"Rows are compared by their input embeddings, and {type(table).__name__} has none that can be read: "
+            f"{ADVICE}."
         )
     return whole(weights)
 
 
-def _chunks(rows: list[list[int]]) -> list[slice]:
-    """Consecutive rows of about `CHUNK_TOKENS` tokens."""
-    ends = np.cumsum([len(row) for row in rows])
-    numbers = (ends - 1) // CHUNK_TOKENS
-    starts = np.flatnonzero(np.diff(numbers, prepend=-2)).tolist()
-    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(rows)], strict=True)]
+def _chunks(dataset: Any, argument: str) -> Iterator[list[np.ndarray]]:
+    """The token ids of consecutive rows of about `CHUNK_TOKENS` tokens: those of a large pool do not fit in memory."""
+    chunk: list[np.ndarray] = []
+    size = 0
+    for row in token_ids(dataset, argument):
+        chunk.append(row)
+        size += len(row)
+        if size >= CHUNK_TOKENS:
+            yield chunk
+            chunk = []
+            size = 0
+    if chunk:
+        yield chunk
 
 
-def mean_embeddings(rows: list[list[int]], weights: Tensor) -> Tensor:
+def mean_embeddings(rows: list[np.ndarray], weights: Tensor) -> Tensor:
     """The mean of the embeddings of each row's tokens; 0 for a row without tokens.
 
     Args:
-        rows (`list[list[int]]`): token ids of `n` rows.
+        rows (`list[np.ndarray]`): token ids of `n` rows.
         weights (`Tensor`): input embeddings `[V, d]`.
 
     Returns:
         `Tensor`: `[n, d]` float32, on the device of the weights.
     """
-    ids = torch.tensor([token for row in rows for token in row], dtype=torch.long, device=weights.device)
+    ids = torch.from_numpy(np.concatenate(rows)).to(weights.device)
     starts = np.cumsum([0, *(len(row) for row in rows)])[:-1]
     return functional.embedding_bag(ids, weights, torch.from_numpy(starts).to(weights.device), mode="mean").float()
 
@@ -77,20 +87,18 @@ def nearest_cosines(model: nn.Module, pool: Any, targets: Any) -> Tensor:
         ValueError: for rows without token ids, or a model without input embeddings or with some that are not finite.
     """
     weights = embedding_weights(model)
-    rows = token_ids(pool, "train_dataset")
-    wanted = token_ids(targets, "target_dataset")
-    chunks = _chunks(rows)
-    total = sum((mean_embeddings(rows[chunk], weights).sum(0, dtype=torch.float64) for chunk in chunks), start=0.0)
-    center = cast(Tensor, total) / len(rows)
+    sums = [mean_embeddings(rows, weights).sum(0, dtype=torch.float64) for rows in _chunks(pool, "train_dataset")]
+    center = torch.stack(sums).sum(0) / len(pool)
     if not torch.isfinite(center).all():
         raise ValueError(
             "The input embeddings of a token of the pool are not finite, so rows cannot be compared by them. Check the "
-            "weights of the model, or leave out `scoring_cost`."
+            f"weights of the model, or {ADVICE}."
         )
-    directions = functional.normalize(mean_embeddings(wanted, weights) - center, dim=1)
+    wanted = torch.cat([mean_embeddings(rows, weights) for rows in _chunks(targets, "target_dataset")])
+    directions = functional.normalize(wanted - center, dim=1)
     found = []
-    for chunk in chunks:
-        means = functional.normalize(mean_embeddings(rows[chunk], weights) - center, dim=1)
+    for rows in _chunks(pool, "train_dataset"):
+        means = functional.normalize(mean_embeddings(rows, weights) - center, dim=1)
         found.append((directions @ means.T).float().cpu())
     return torch.cat(found, dim=1)
 

@@ -111,7 +111,6 @@ def plan_scoring(
     prices = _Prices.measured(dataset_pass, inputs, config, warmup, passes or max(1, len(inputs.checkpoints)))
     left = config.scoring_cost - prices.spent
     eligible = eligible_before_scoring(inputs, config, prices.label_tokens)
-    _check_any(eligible, inputs, prices.label_tokens)
     if share is not None:
         eligible = eligible & share.allowed
     elif prices.by_row.sum() <= left:
@@ -233,22 +232,13 @@ class _Prices:
         return cls(0.0 if warmup is None else warmup.flops / one_pass, targets / one_pass, by_row, labelled)
 
 
-def _check_any(eligible: Tensor, inputs: Inputs, label_tokens: Tensor) -> None:
-    if eligible.any():
-        return
-    leaked = 0 if inputs.leaks is None else int(inputs.leaks.mask(len(label_tokens)).sum())
-    raise ValueError(
-        f"No row of the pool can be selected: of {len(label_tokens):,} rows {int((label_tokens == 0).sum()):,} have no "
-        f"labelled token and {leaked:,} are also target or evaluation rows."
-    )
-
-
 def _refuse(config: GISTConfig, prices: _Prices, needed: list[int]) -> None:
     limit = float(config.scoring_cost or 0)
     paid = int((prices.by_row[needed].cumsum() <= limit - prices.spent).sum())
     enough = math.ceil(1000 * (prices.spent + prices.of(needed))) / 1000
     lower = ["`budget`", *(["`sample_from_top`"] if config.sample_from_top > 1 else [])]
-    lower += ["`warmup_ratio`"] if prices.warmup else []
+    if prices.warmup:
+        lower.append("`warmup_ratio`" if config.warmup_steps is None else "`warmup_steps`")
     fewer = " Or use fewer target rows." if prices.targets > 0.2 * limit else ""
     raise ValueError(
         f"`scoring_cost={limit:g}` pays for scoring {paid:,} rows, after {prices.warmup:.3f} training "

@@ -7,6 +7,7 @@ from functools import cached_property
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from hf_gist.data.leaks import check_rows_left
 from hf_gist.errors import ResumedStepWarning
 from hf_gist.training.steps.order import RowOrder
 from hf_gist.training.steps.plan import StepPlan
@@ -28,10 +29,7 @@ class GISTSampler(Sampler[int]):
     def __init__(
         self, plan: StepPlan, seed: int, excluded: Tensor | None = None, order: RowOrder | None = None
     ) -> None:
-        if excluded is not None and bool(excluded.all()):
-            raise ValueError(
-                "Every row of the pool is in `target_dataset` or `eval_dataset` too; no rows are left to train on."
-            )
+        check_rows_left(excluded)
         self.plan = plan
         self.seed = seed
         self.excluded = excluded
