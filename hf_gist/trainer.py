@@ -58,6 +58,8 @@ class GASTMixin(_Base):
     def __init__(
         self, *args: Any, gast_config: GASTConfig | None = None, support_dataset: Any = None, **kwargs: Any
     ) -> None:
+        if gast_config is not None and not isinstance(gast_config, GASTConfig):
+            raise ValueError(f"`gast_config` must be a GASTConfig, got {type(gast_config).__name__}.")
         # Set before `Trainer.__init__`, which may already call the methods below.
         self.gast_config = gast_config if gast_config is not None else GASTConfig()
         self.support_dataset = support_dataset
@@ -155,8 +157,8 @@ class GASTMixin(_Base):
             self.gast.save(folder, partial(sum_over_ranks, self), write=self.args.should_save)
         super()._save_checkpoint(model, trial)
 
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
         self._gast_checkpoint = checkpoint
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -18,6 +18,7 @@ from hf_gist.utils.disk import write
 
 
 METRICS = Path(__file__).parent / "metrics"
+PREDICTIONS = "test_predictions.jsonl"
 
 
 @torch.no_grad()
@@ -86,10 +87,10 @@ class AnswerTest(Questions):
         return {f"test_{name}": value for name, value in result.items()} | {"test_samples": len(answers)}
 
     def save(self, folder: str | Path) -> None:
-        """Write answers and references to `test_predictions.jsonl`."""
+        """Write answers and references to `PREDICTIONS`."""
         pairs = zip(self.answers, self.references, strict=True)
         lines = [json.dumps({"prediction": a, "reference": b}, ensure_ascii=False) + "\n" for a, b in pairs]
         write(
-            Path(folder) / "test_predictions.jsonl",
+            Path(folder) / PREDICTIONS,
             lambda name: Path(name).write_text("".join(lines), encoding="utf-8"),
         )

@@ -17,17 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
-from generation import AnswerTest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainingArguments
+from generation import PREDICTIONS, AnswerTest
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import is_torch_bf16_gpu_available, logging
 from trl import ModelConfig, SFTConfig, SFTTrainer, TrlParser, get_peft_config, get_quantization_config
 
 from hf_gist import GASTConfig, GISTConfig, GISTDataSelectorCallback, Selection
-from hf_gist.commands.workspace import token_columns
 from hf_gist.config.base import BaseConfig
 from hf_gist.config.documentation import setting_help
 from hf_gist.config.parsing import parse_yaml
-from hf_gist.data.preparation.run import tokenize
 from hf_gist.data.provenance import RowSource, describe_source, digests_of, public_name
 from hf_gist.data.reading.load import load_rows
 from hf_gist.trainer import GASTSFTTrainer
@@ -274,7 +272,7 @@ def build_trainer(run: Run, data: Data) -> SFTTrainer:
         "dtype": run.model.dtype,
     } | (training.model_init_kwargs or {})
     if run.gist is not None:
-        callback = GISTDataSelectorCallback(run.gist, data.targets, train_dataset=data.train)
+        callback = GISTDataSelectorCallback(run.gist, data.targets)
     if run.gast is not None:
         gast = {"gast_config": run.gast, "support_dataset": data.support}
     trainer = (GASTSFTTrainer if gast else SFTTrainer)(
@@ -289,16 +287,10 @@ def build_trainer(run: Run, data: Data) -> SFTTrainer:
         **gast,
     )
     if callback is not None:
-        callback.eval_dataset = held_out(data, trainer.processing_class, training)
+        # GIST must not select them; the callback prepares them as the trainer does its rows
+        sets = {"eval_file": data.evaluation, "test_file": data.test_rows}
+        callback.eval_dataset = {name: rows for name, rows in sets.items() if rows}
     return trainer
-
-
-def held_out(data: Data, tokenizer: PreTrainedTokenizerBase, training: TrainingArguments) -> Dataset | None:
-    """Evaluation and test rows as tokens: GIST must not select them."""
-    sets = {"eval_file": data.evaluation, "test_file": data.test_rows}
-    with training.main_process_first(desc="held-out rows"):
-        tokens = [tokenize(rows, tokenizer, training.max_length, name) for name, rows in sets.items() if rows]
-    return token_columns(tokens)
 
 
 def save_recipe(run: Run) -> None:
@@ -314,6 +306,9 @@ def save_recipe(run: Run) -> None:
 def train_and_evaluate(run: Run, data: Data) -> SFTTrainer:
     """Train, save, evaluate, push: in this order, so that an error in the evaluation does not lose the model."""
     trainer = build_trainer(run, data)
+    if run.training.push_to_hub and trainer.is_world_process_zero():
+        # of an earlier run: the whole folder is uploaded
+        Path(run.training.output_dir, PREDICTIONS).unlink(missing_ok=True)
     prompts = data.test.prompts(trainer.processing_class, positions(trainer.model)) if data.test else None
     metrics = trainer.train(resume_from_checkpoint=run.training.resume_from_checkpoint).metrics
     trainer.save_model()

@@ -339,6 +339,57 @@ def test_resuming_with_another_config_is_refused_and_a_finished_run_is_no_mistak
         train(tmp_path, GISTConfig(budget=19, warmup_steps=5), resume=checkpoint, **settings)
 
 
+class Evaluating(Trainer):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs, eval_dataset=as_dataset(token_rows(4, seed=8)))
+
+
+def test_a_finished_run_that_is_resumed_is_not_evaluated_and_saved_again(tmp_path):
+    settings = {"save_strategy": "epoch", "eval_strategy": "epoch", "trainer_class": Evaluating}
+    config = GISTConfig(budget=20, warmup_steps=5)
+    whole, _, _ = train(tmp_path, config, **settings)
+    shutil.copytree(tmp_path / "checkpoint-15", tmp_path / "copy")
+    shutil.rmtree(tmp_path / "checkpoint-15" / "gist")
+    resumed, _, recorder = train(tmp_path, config, resume=str(tmp_path / "checkpoint-15"), **settings)
+    assert not [rows for rows in recorder.rows if rows]
+    evaluations = [[e["step"] for e in t.state.log_history if "eval_loss" in e] for t in (whole, resumed)]
+    assert evaluations[0] == evaluations[1] == [5, 10, 15]
+    # what a repeated save would have written
+    assert not (tmp_path / "checkpoint-15" / "gist").exists()
+
+
+def test_a_run_that_is_stopped_within_a_pass_is_saved_and_evaluated_as_any_other(tmp_path):
+    class Stops(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 7
+            return control
+
+    settings = {"save_strategy": "epoch", "eval_strategy": "epoch", "trainer_class": Evaluating}
+    trainer, _, _ = train(tmp_path, GISTConfig(budget=20, warmup_steps=5), extra=[Stops()], **settings)
+    assert trainer.state.global_step == 7 and (tmp_path / "checkpoint-7" / "gist" / "selected.json").is_file()
+    assert [e["step"] for e in trainer.state.log_history if "eval_loss" in e] == [5, 7]
+
+
+def test_resuming_in_another_output_folder_names_both(tmp_path):
+    config = GISTConfig(budget=20, warmup_steps=5)
+    train(tmp_path / "one", config, save_strategy="steps", save_steps=8)
+    message = "`resume_from_checkpoint` names a checkpoint of step 8.*`output_dir=.*two` has no checkpoint-8 with"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "two", config, resume=str(tmp_path / "one" / "checkpoint-8"))
+    shutil.copytree(tmp_path / "one", tmp_path / "three")
+    train(tmp_path / "three", config, resume=str(tmp_path / "three" / "checkpoint-8"))
+
+
+def test_a_hyperparameter_search_is_refused(tmp_path):
+    class Searching(Trainer):
+        def train(self, *args, **kwargs):
+            self.hp_search_backend = "optuna"
+            return super().train(*args, **kwargs)
+
+    with pytest.raises(ValueError, match="`hyperparameter_search` trains in a folder of each trial"):
+        train(tmp_path, trainer_class=Searching)
+
+
 OF_ANOTHER_TOKENIZER = [{**row, "input_ids": [*row["input_ids"][:-1], 5000]} for row in token_rows(60)]
 
 

@@ -160,7 +160,7 @@ def check_files(arguments: list[str], folder: Path, hub) -> None:
     command = arguments[0]
     output = folder / arguments[arguments.index("--output_dir") + 1] if "--output_dir" in arguments else None
     if command == "compare":
-        assert "GIST (paper's rule)" in (output / "compare.md").read_text()
+        assert "plain cosine, round robin, a third of the top" in (output / "compare.md").read_text()
     elif command == "select" and "--dry_run" not in arguments:
         assert (output / "selected.jsonl").exists()
         if "--config" in arguments:

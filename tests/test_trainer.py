@@ -3,12 +3,14 @@
 import json
 import warnings
 
+import pyarrow.parquet
 import pytest
 import torch
 from datasets import Dataset
 from transformers import Trainer, TrainerCallback
 
 from hf_gist.config.gast import GASTConfig
+from hf_gist.config.gist import GISTConfig
 from hf_gist.errors import NoEffectWarning
 from hf_gist.gast.groups import describe_groups, find_groups, summarise_groups
 from hf_gist.trainer import GASTMixin, GASTTrainer
@@ -153,7 +155,7 @@ def test_momentum_support_is_the_first_moment(optim, key, tmp_path):
     momentum = {"optimizer_cls_and_kwargs": (torch.optim.SGD, {"lr": 0.1, "momentum": 0.9})} if optim == "sgd" else {}
     trainer = GASTTrainer(
         model=build_model(), args=arguments(tmp_path, max_steps=3, optim=optim), train_dataset=rows(),
-        data_collator=collate, gast_config=quiet(support="momentum", support_every=5), callbacks=[Compare()], **momentum,
+        data_collator=collate, gast_config=quiet(support="momentum"), callbacks=[Compare()], **momentum,
     )  # fmt: skip
     trainer.train()
     assert found == [True, True]
@@ -409,6 +411,48 @@ def check_resume(options, tmp_path):
     assert torch.equal(whole.gast.table.kept, resumed.gast.table.kept)
     state = json.loads((tmp_path / "checkpoint-3" / "gast_state.json").read_text())
     assert state["batches"] == 6
+
+
+def test_a_finished_run_that_is_resumed_keeps_its_statistics(tmp_path, recwarn):
+    data = rows("llama", 16)
+    shared = {"num_train_epochs": 2, "max_steps": -1, "save_strategy": "epoch"}
+    whole, _ = train(build_model(), tmp_path, data, config=quiet(start_step=1), **shared)
+    before = pyarrow.parquet.read_table(tmp_path / "gast_selection.parquet")
+    about = json.loads((tmp_path / "gast_run.json").read_text())
+    resumed = GASTTrainer(
+        model=build_model(), args=arguments(tmp_path, **shared), train_dataset=data, data_collator=collate,
+        gast_config=quiet(start_step=1),
+    )  # fmt: skip
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == whole.state.global_step
+    assert pyarrow.parquet.read_table(tmp_path / "gast_selection.parquet") == before
+    assert json.loads((tmp_path / "gast_run.json").read_text()) == about
+    assert not [w for w in recwarn if issubclass(w.category, NoEffectWarning)]
+
+
+def test_a_config_of_another_type_is_named(tmp_path):
+    for wrong in ({"keep": 2}, GISTConfig()):
+        with pytest.raises(ValueError, match=f"`gast_config` must be a GASTConfig, got {type(wrong).__name__}"):
+            GASTTrainer(model=build_model(), args=arguments(tmp_path), train_dataset=rows(), gast_config=wrong)
+
+
+def test_support_rows_of_a_mode_without_support_have_no_effect(tmp_path):
+    with pytest.warns(NoEffectWarning, match="`support_dataset` has no effect with `mode='random'`"):
+        trainer = GASTTrainer(
+            model=build_model(), args=arguments(tmp_path, max_steps=1), train_dataset=rows(), data_collator=collate,
+            gast_config=quiet(mode="random"), support_dataset=rows(),
+        )  # fmt: skip
+    trainer.train()
+    assert "support_dataset" not in json.loads((tmp_path / "gast_manifest.json").read_text())
+
+
+def test_the_sources_of_a_stream_are_refused(tmp_path):
+    stream = Dataset.from_list(rows()).to_iterable_dataset()
+    with pytest.raises(ValueError, match="`source_column='source'`: the sources of a stream are not known"):
+        GASTTrainer(
+            model=build_model(), args=arguments(tmp_path, max_steps=1), train_dataset=stream, data_collator=collate,
+            gast_config=quiet(source_column="source"),
+        )  # fmt: skip
 
 
 def test_resume_with_other_groups_is_refused(tmp_path):

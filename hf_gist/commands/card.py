@@ -80,7 +80,8 @@ def _load_pool(flags: argparse.Namespace, selection: Selection) -> Dataset:
         flags.dataset_config_name,
         flags.dataset_revision,
     )
-    pool = load_rows(source, "train_file")
+    skipped = {entry["row"] for entry in selection.manifest.get("skipped_rows", [])}
+    pool = load_rows(source, "train_file", skipped)
     known = digests_of(selection.manifest["train_dataset"])
     found = digests_of(describe_source(source, {}))
     if known and found and known != found:

@@ -1,6 +1,7 @@
 """`hf-gist`: table of commands, parser and exit codes."""
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -93,6 +94,10 @@ def main(argv: list[str] | None = None) -> int:
     Returns:
         `int`: 0; 2 for invalid input; 1 after any other error; 130 after Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal or pipe of another encoding (Windows) shows what it lacks as escapes
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     flags = build_parser().parse_args(argv)
     try:
         _run(flags)

@@ -109,7 +109,7 @@ class GASTConfig(BaseConfig):
     def rules(self) -> list[Rule]:
         """See [`BaseConfig`]."""
         by_threshold = self.mode == "positive"
-        renewed = self.support in ("dataset", "momentum")
+        renewed = self.support == "dataset"
         left_out = f"left out with `support={self.support!r}`, which has no support batches"
         return [
             ("keep", fits_fraction_or_count(self.keep), "a fraction in (0, 1] or a count of at least 1"),

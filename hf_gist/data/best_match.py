@@ -14,11 +14,6 @@ from hf_gist.functional.selection.ranking import ranked, take_turns
 from hf_gist.utils.imports import without_module
 
 
-# bm25s starts JAX where it is installed, and JAX takes three quarters of the GPU's memory; what is used here needs none
-with without_module("jax"):
-    import bm25s
-
-
 BATCH_ROWS = 1000
 
 
@@ -80,6 +75,10 @@ def best_match_scores(pool: Any, targets: Any) -> Iterator[np.ndarray]:
     Raises:
         ValueError: see [`token_ids`].
     """
+    # bm25s starts JAX where it is installed, and JAX takes three quarters of the GPU's memory; what is used here needs none
+    with without_module("jax"):
+        import bm25s
+
     wanted = [row.tolist() for row in token_ids(targets, "target_dataset")]
     rows = [row.tolist() for row in token_ids(pool, "train_dataset")]
     terms = {token: number for number, token in enumerate(sorted({token for row in rows for token in row}))}

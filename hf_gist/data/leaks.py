@@ -117,12 +117,20 @@ def _has_tokens(dataset: Any) -> bool:
 
 
 def _evaluation_sets(evaluation: Any) -> dict[str, Any]:
-    """Evaluation sets by name; like `Trainer`, this accepts one set or a dict of several."""
+    """Evaluation sets by name; like `Trainer`, this accepts one set or a dict of several.
+
+    Raises:
+        ValueError: naming a set without rows.
+    """
     if evaluation is None:
         return {}
+    sets = {"eval_dataset": evaluation}
     if isinstance(evaluation, Mapping):
-        return {f"eval_dataset[{name!r}]": rows for name, rows in evaluation.items()}
-    return {"eval_dataset": evaluation}
+        sets = {f"eval_dataset[{name!r}]": rows for name, rows in evaluation.items()}
+    for name, rows in sets.items():
+        if not len(rows):
+            raise ValueError(f"`{name}` has no rows; leave it out.")
+    return sets
 
 
 def _tokenized_only(others: dict[str, Any]) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """Rows of a dataset: reading, selecting columns, lengths and digests."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow
+import torch
 from datasets import Dataset
 from pyarrow import compute
 from torch.utils.data import Subset
@@ -56,6 +57,22 @@ def read_column(dataset: Any, column: str, argument: str) -> list[Any]:
     raise ValueError(f"`{argument}={column!r}` is not a column of the dataset. Available columns: {available}.")
 
 
+def read_names(dataset: Any, column: str, argument: str) -> list[str]:
+    """The values of a column that names the group of each row, as text; see [`read_column`].
+
+    Raises:
+        ValueError: also if a row has none: all such rows would be one group.
+    """
+    values = read_column(dataset, column, argument)
+    missing = [row for row, value in enumerate(values) if value is None]
+    if missing:
+        raise ValueError(
+            f"`{argument}={column!r}`: {len(missing):,} of {len(values):,} rows have no value there, the first "
+            f"in row {missing[0] + 1:,}. Give each row one, or leave these rows out."
+        )
+    return [str(value) for value in values]
+
+
 def fetch_rows(dataset: Any, indices: Sequence[int]) -> list[dict[str, Any]]:
     """The rows at `indices` as a list of dicts, read in one call if the dataset has `__getitems__`."""
     if hasattr(dataset, "__getitems__"):
@@ -80,8 +97,29 @@ def content_digest(dataset: Any) -> str:
                 digest.update(pyarrow.record_batch([column], [name]).serialize())
         return digest.hexdigest()
     for index in range(len(dataset)):
-        digest.update(repr(dataset[index]).encode())
+        _add_value(digest, dataset[index])
     return digest.hexdigest()
+
+
+def _add_value(digest: Any, value: Any) -> None:
+    """Add a value to a digest: arrays with all their elements, which their text leaves out, and pictures with all pixels."""
+    if isinstance(value, Mapping):
+        digest.update(f"{{{len(value)}".encode())
+        for name, item in value.items():
+            digest.update(repr(name).encode())
+            _add_value(digest, item)
+    elif isinstance(value, torch.Tensor):
+        digest.update(f"{value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    elif hasattr(value, "tobytes"):
+        digest.update(f"{type(value).__name__} {getattr(value, 'dtype', '')} {getattr(value, 'shape', '')}".encode())
+        digest.update(value.tobytes())
+    elif isinstance(value, list | tuple) and not all(isinstance(item, int | float | str) for item in value):
+        digest.update(f"[{len(value)}".encode())
+        for item in value:
+            _add_value(digest, item)
+    else:
+        digest.update(repr(value).encode())
 
 
 PAIR = ("prompt_ids", "chosen_ids", "rejected_ids")

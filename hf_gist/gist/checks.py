@@ -13,7 +13,7 @@ from datasets import Dataset
 from torch.utils.data import IterableDataset
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
-from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_column, row_lengths
+from hf_gist.data.rows import IGNORE_INDEX, Collator, fetch_rows, read_names, row_lengths
 from hf_gist.errors import NoEffectWarning
 from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import rows_in_budget
@@ -51,12 +51,12 @@ def group_columns(targets: Any, config: GISTConfig) -> dict[str, list[Any]]:
     """The columns of the target set that can be group names, including the configured one (as text).
 
     Raises:
-        ValueError: if the configured column is missing.
+        ValueError: if the configured column is missing, or a row has no value there.
     """
     columns = scalar_columns(targets)
     group = config.target_group_column
     if group is not None:
-        columns[group] = [str(value) for value in read_column(targets, group, "target_group_column")]
+        columns[group] = read_names(targets, group, "target_group_column")
     return columns
 
 

@@ -183,7 +183,7 @@ def _python(run: Run) -> str:
     if run.gast is not None:
         names += ["GASTConfig", "GASTTrainer"]
         lines.append(f'gast = GASTConfig.from_pretrained("{run.address}")')
-        rows = ", support_dataset=targets" if run.gast.support == "dataset" else ""
+        rows = ", support_dataset=targets" if "support_dataset" in run.gast_manifest else ""
         lines.append(f"trainer = GASTTrainer(..., gast_config=gast{rows})")
     return "\n".join([f"from hf_gist import {', '.join(sorted(names))}", "", *lines])
 

@@ -26,10 +26,12 @@ COMPLETES_CARDS = "completes_gist_cards"
 
 
 def _gast_manifest(trainer: Trainer) -> dict[str, Any]:
+    config = getattr(trainer, "gast_config", None)
+    used = config is not None and config.uses_support and config.support == "dataset"
     return training_manifest(
         trainer.accelerator.unwrap_model(trainer.model),
         train_dataset=trainer.train_dataset,
-        support_dataset=getattr(trainer, "support_dataset", None),
+        support_dataset=getattr(trainer, "support_dataset", None) if used else None,
     )
 
 

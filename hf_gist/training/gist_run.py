@@ -191,10 +191,14 @@ class GISTRun:
         self.target_watch.after_step(state, control, self.plan.ends_pass(step))
 
     def finish_epoch(self, state: TrainerState, control: TrainerControl) -> None:
-        """Skip what is due at the end of an epoch, if it ends in the middle of a pass."""
+        """Skip what is due at the end of an epoch, if it ends in the middle of a pass or had no step."""
         if control.should_training_stop:
             self.target_watch.measure(state)
-        if not self.plan.ends_pass(state.global_step):
+        no_step = state.global_step == self.first_step
+        if no_step and self.first_step >= self.plan.total_steps:
+            control.should_training_stop = True
+        # a run that is stopped in the middle of a pass ends as any other
+        if no_step or not (control.should_training_stop or self.plan.ends_pass(state.global_step)):
             control.should_evaluate = False
             control.should_log = False
             control.should_save = False
@@ -319,6 +323,14 @@ class GISTRun:
             warnings.warn(
                 f"Training ended at step {state.global_step}, before a step on selected rows: the warm-up alone "
                 f"takes {self.plan.warmup_steps} steps.",
+                NoEffectWarning,
+                stacklevel=3,
+            )
+        elif len(self.history) > 1 and self.history[-1].step >= state.global_step > self.first_step:
+            warnings.warn(
+                f"Training ended at step {state.global_step}, where rows were chosen again, so no step was taken on the rows "
+                f"of selection {len(self.history)}, which the report and the card name. Those of the earlier selections are "
+                f"in {HISTORY}.",
                 NoEffectWarning,
                 stacklevel=3,
             )

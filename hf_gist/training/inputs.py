@@ -1,5 +1,6 @@
 """Inputs of a selection inside a Trainer: converts the callback's rows to the format of the trainer's rows."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from hf_gist.data.leaks import find_leaks
 from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.preparation.run import check_format
 from hf_gist.data.rows import IGNORE_INDEX, fetch_rows, keep_columns, read_column
+from hf_gist.errors import LeakWarning
 from hf_gist.gist.checks import check_dataset, check_distribution, check_groups, check_inputs, group_columns
 from hf_gist.gist.forecast import forecast_memory
 from hf_gist.gist.inputs import Inputs
@@ -91,6 +93,12 @@ def check_trainer(parts: TrainerParts, config: GISTConfig) -> None:
     """
     args = parts.args
     check_dataset(parts.pool, "train_dataset")
+    if getattr(parts.trainer, "hp_search_backend", None) is not None:
+        raise ValueError(
+            "`hyperparameter_search` trains in a folder of each trial, and the selections of all trials would be written "
+            "into one. Search settings of GIST with `hf-gist compare`, or train on rows that were selected before "
+            "(`hf-gist select`)."
+        )
     if getattr(args, "packing", False) or getattr(args, "padding_free", False):
         raise ValueError(
             "`packing` or `padding_free` is on: several examples share one row, so their gradients cannot be "
@@ -325,7 +333,17 @@ def prepare_evaluation(rows: Any, parts: TrainerParts) -> Any:
         ValueError: for rows that cannot be converted to that format.
     """
     if isinstance(rows, dict):
-        return {name: prepare_evaluation(part, parts) for name, part in rows.items()}
-    if not isinstance(rows, Dataset) or not prepares_rows(parts.trainer):
+        found = {name: prepare_evaluation(part, parts) for name, part in rows.items()}
+        return {name: part for name, part in found.items() if part is not None}
+    if not isinstance(rows, Dataset | list) or not len(rows) or not prepares_rows(parts.trainer):
         return rows
-    return prepared_as_training_rows(parts.trainer, rows, "eval_dataset")
+    prepared = prepared_as_training_rows(parts.trainer, as_dataset(rows, "eval_dataset"), "eval_dataset")
+    if len(prepared):
+        return prepared
+    warnings.warn(
+        f"The trainer keeps none of {len(rows):,} rows of `eval_dataset`: `max_length` cuts off every answer. The pool was not "
+        "searched for them.",
+        LeakWarning,
+        stacklevel=3,
+    )
+    return None

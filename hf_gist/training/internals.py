@@ -32,7 +32,7 @@ SFT = "trl.SFTTrainer"
 
 INTERNALS = (
     Internal(TRAINER, "_get_output_dir", "the checkpoint folder of a hyperparameter trial differs"),
-    Internal(TRAINER, "_load_rng_state", "the first call that names the checkpoint after its state is loaded"),
+    Internal(TRAINER, "_load_optimizer_and_scheduler", "names the checkpoint, also if a resumed run has no step left"),
     Internal(TRAINER, "_save_checkpoint", "GAST's state must be in the checkpoint before it is pushed"),
     Internal(TRAINER, "_prepare_inputs", "the support batch must be on the device, as the training batch is"),
     Internal(TRAINER, "_remove_unused_columns", "support rows must have the columns that training rows have"),

@@ -249,7 +249,8 @@ class Variant:
         extra = {}
         if config is not None:
             # a support without rows has no size
-            size = {"support_batch_size": options.support_batch_size} if config.get("support") != "batch" else {}
+            rows = config.get("support", "dataset") == "dataset"
+            size = {"support_batch_size": options.support_batch_size} if rows else {}
             extra = {"gast_config": GASTConfig(seed=options.seed, **size, **config)}
         self.trainer = trainer_class(model=model, args=arguments, train_dataset=data, **extra)
         if isinstance(self.trainer, ReferenceTrainer):

@@ -8,7 +8,7 @@ at that shape, profiles, and (with `--model`) a comparison on a real model. The 
     python recipes/benchmarks/gpu_acceptance.py --output acceptance --model SMOLLM2 --data TESTBED
     python recipes/benchmarks/gpu_acceptance.py --output acceptance --device cpu --small
 
-Needs torch, transformers, peft, accelerate and datasets, without a network; TRL and evaluate are not needed. The exit
+Needs torch, transformers, peft, accelerate and datasets, without a network; with `--model` evaluate and TRL too. The exit
 status is 1 if a check failed or a goal was missed.
 """
 

@@ -1,12 +1,14 @@
 """Multiple-choice test rows: against a loop over single choices, and what is refused."""
 
 import json
+from types import SimpleNamespace
 
 import evaluate
 import pytest
 import torch
 
 from hf_gist.commands.preparing import Preparer
+from hf_gist.commands.testing import sets
 from hf_gist.commands.testing.loading import OWN, load_metric
 from hf_gist.commands.testing.measured import standard_error
 from hf_gist.commands.testing.questions import Questions
@@ -310,3 +312,16 @@ def test_questions_that_cannot_be_asked_are_named(tmp_path, change):
     raw = read(tmp_path, [rows[0], rows[1] | change])
     with pytest.raises(ValueError, match="test_file test.jsonl, line 2 has"):
         Questions(raw.rows, lambda *_: {"same": 1.0}, 3, raw.where)
+
+
+@pytest.mark.parametrize("choices", [True, False])
+def test_rows_that_are_left_out_are_no_questions_either(tmp_path, choices, monkeypatch):
+    rows = asked(5)
+    rows[2]["messages"] = rows[2]["messages"][:1]
+    if not choices:
+        rows = [{"messages": row["messages"]} for row in rows]
+    monkeypatch.setattr(sets, "computed_by", lambda _: lambda predictions, references: {"same": 1.0})
+    space = SimpleNamespace(preparer=Preparer(tokenizer(), 64, skip_bad_rows=True), tokenizer=tokenizer())
+    found = sets.read_test(read(tmp_path, rows), space, "metric", 3, 64)
+    assert len(found.rows) == len(found.prompts) == len(found.questions.references) == 4
+    assert found.questions.references == [row["messages"][1]["content"] for row in rows if len(row["messages"]) > 1]

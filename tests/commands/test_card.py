@@ -122,6 +122,22 @@ def test_a_run_is_repeated_from_its_card(hub, files):
     assert str(files) not in json.dumps(manifest) + text
 
 
+def test_rows_that_a_run_left_out_are_left_out_of_its_dataset(files):
+    broken = (files / "pool.jsonl").read_text().splitlines()
+    broken[3] = '{"messages": '
+    pool = files / "broken.jsonl"
+    pool.write_text("\n".join(broken) + "\n")
+    run = str(files / "run")
+    flags = ["--model_name_or_path", str(files / "model"), "--train_file", str(pool), "--skip_bad_rows"]
+    flags += ["--target_file", str(files / "targets.jsonl"), "--lora_target_modules", "q_proj", "--budget", "70"]
+    assert main(["select", *flags, "--strategy", "random", "--output_dir", run]) == 0
+    written = (files / "run" / "selected.jsonl").read_text().splitlines()
+    (files / "run" / "selected.jsonl").unlink()
+    assert main(["card", run, "--dataset", "--train_file", str(pool)]) == 0
+    chosen = Dataset.from_parquet(str(files / "run" / "dataset" / "selected.parquet"))
+    assert chosen["messages"][:] == [json.loads(line)["messages"] for line in written]
+
+
 def test_a_config_of_the_hub_says_nothing_of_models_or_code(hub, files, capsys):
     hostile = {"budget": 4, "model_name_or_path": "evil/model", "trust_remote_code": True}
     hub.put("models/jane/bad", "gist_config.json", json.dumps(hostile).encode())

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hf_gist.commands.main import main
 from hf_gist.commands.preparing import Preparer
 from hf_gist.errors import TargetFormatWarning, UnscorableRowsWarning
-from tests.helpers.words import TEMPLATE, save_model, tokenizer, varied, write_rows
+from tests.helpers.words import TEMPLATE, chats, save_model, tokenizer, varied, write_rows
 
 
 pytest.importorskip("trl", reason="TRL is not installed")
@@ -242,3 +242,23 @@ def test_trained_embeddings_are_refused_by_name(files, tmp_path, capsys, setting
     assert select(files, tmp_path / "out", "--adapter_name_or_path", str(tmp_path / "adapter")) == 2
     error = capsys.readouterr().err
     assert "embed_tokens" in error and next(iter(settings)) in error
+
+
+def test_each_of_several_files_must_be_labelled_rightly(tmp_path):
+    """A small file of wrong rows is not one of a few wrong rows of all files."""
+    preparer = Preparer(tokenizer(SPACED), 64)
+    good = Dataset.from_list([{"messages": row["messages"]} for row in varied(200, 0)])
+    wrong = SPACED.replace("{{ m['content'] }} {{", "{{ m['content'].split(' ')[-1] }} {{")
+    preparer.usable(good, "test_file")
+    preparer.chat_template = wrong
+    with pytest.raises(ValueError, match="`test_file`: the labels of 2 of 2 rows are not the assistant's answers"):
+        preparer.usable(good.select([0, 1]), "test_file")
+
+
+def test_the_cuts_of_a_file_are_its_own(capsys):
+    preparer = Preparer(tokenizer(SPACED), 7)
+    rows = Dataset.from_list([{"messages": row["messages"]} for row in chats(4)])
+    for _ in range(2):
+        preparer.usable(rows, "test_file")
+        assert "test_file: 4 of 4 rows were cut to 7 tokens" in capsys.readouterr().out
+    assert preparer.facts()["cut_rows"]["test_file"]["rows"] == 8

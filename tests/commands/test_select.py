@@ -290,6 +290,15 @@ def test_choosing_again_is_said_to_have_no_effect_where_nothing_is_trained(files
         assert main(flags(files, tmp_path / "stream", *streamed)) == 0
 
 
+def test_settings_of_a_warm_up_have_no_effect_on_a_trained_adapter(files, run, tmp_path, capsys):
+    trained = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1")
+    message = "`--learning_rate`, `--lora_r`, .*`--warmup_ratio`: no effect with `--adapter_name_or_path`"
+    with pytest.warns(NoEffectWarning, match=message):
+        assert main(flags(files, tmp_path, *trained, "--lora_r", "2")) == 0
+    assert main(flags(files, tmp_path / "o", "--from_scores", str(run), "--streaming")) == 2
+    assert "`--streaming` scores a pool; give one of them" in capsys.readouterr().err
+
+
 def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):
     more = ("--adapter_name_or_path", str(run / "warmup_adapter"), "--budget", "0.1", "--json")
     assert main(flags(files, tmp_path, *more)) == 0

@@ -327,6 +327,15 @@ def test_rows_of_several_files_have_their_file_as_the_source(tmp_path):
     assert [file["file"] for file in facts["files"]] == ["code.jsonl", "chat.jsonl.gz"] and len(digests_of(facts)) == 2
 
 
+def test_a_file_without_the_column_has_its_name_as_the_source(tmp_path):
+    one = lines_file(tmp_path / "code.jsonl", [b'{"text": "w1", "source": "a"}', b'{"text": "w2", "source": "b"}'])
+    two = lines_file(tmp_path / "chat.jsonl", [b'{"text": "w3"}'])
+    for files, sources in (((one, two), ["a", "b", "chat"]), ((two, one), ["chat", "a", "b"])):
+        assert read(*files).rows["source"][:] == load_rows(RowSource(list(map(str, files))), "train_file")["source"][:]
+        assert read(*files).rows["source"][:] == sources
+    assert "source" not in read(two).rows.column_names
+
+
 def test_rows_with_a_source_keep_it(tmp_path):
     one = lines_file(tmp_path / "one.jsonl", [b'{"text": "w1", "source": "x"}'])
     two = lines_file(tmp_path / "two.jsonl", [b'{"text": "w2", "source": "y"}'])

@@ -342,6 +342,8 @@ def test_what_cannot_be_saved_is_refused(tmp_path):
         ({"support": "momentun"}, "`support` must be one of 'dataset', 'momentum', 'batch', or a path that ends in"),
         ({"support": ".safetensors"}, "`support` must be one of"),
         ({"support": "batch", "support_every": 4}, "`support_every` must be left out with `support='batch'`"),
+        ({"support": "momentum", "support_every": 4}, "`support_every` must be left out with `support='momentum'`"),
+        ({"support": "momentum", "support_batch_size": 8}, "`support_batch_size` must be left out with"),
         ({"support": "x.safetensors", "support_batch_size": 8}, "`support_batch_size` must be left out with"),
     ],
 )

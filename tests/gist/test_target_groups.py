@@ -129,3 +129,11 @@ def test_groups_against_a_loop():
         else:
             assert not lost
     check_groups(torch.zeros(3, dtype=torch.bool), None)
+
+
+def test_a_target_without_a_group_is_refused():
+    rows = [row | {"task": None if number == 2 else "a"} for number, row in enumerate(targets([4]))]
+    with pytest.raises(
+        ValueError, match="`target_group_column='task'`: 1 of 5 rows have no value there, the first in row 3"
+    ):
+        chosen(rows, CONFIG)

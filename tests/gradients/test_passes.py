@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -198,6 +199,25 @@ def test_the_same_rows_have_the_same_digest_however_they_were_made(tmp_path):
     changed = [dict(POOL[0], labels=[*POOL[0]["labels"][:-1], 5]), *POOL[1:]]
     assert content_digest(first) != content_digest(as_dataset(changed)) != content_digest(as_dataset(POOL[:39]))
     assert content_digest(POOL) != content_digest(changed)
+
+
+@pytest.mark.parametrize(
+    "kind", [torch.tensor, np.array, lambda values: [torch.tensor(values)], lambda values: {"a": values}]
+)
+def test_digests_are_of_all_values_of_long_rows(kind):
+    def rows(values):
+        return [{"input_ids": kind(values)}]
+
+    long = list(range(3000))
+    middle = [*long[:1500], 7, *long[1501:]]
+    assert content_digest(rows(long)) == content_digest(rows(list(long))) != content_digest(rows(middle))
+    assert content_digest(rows(long)) != content_digest([*rows(long), *rows(long)])
+
+
+def test_digests_are_of_type_and_shape_too():
+    values = [torch.zeros(4, dtype=dtype) for dtype in (torch.bfloat16, torch.float16, torch.int16)]
+    values += [torch.zeros(2, 2, dtype=torch.int16), torch.zeros((), dtype=torch.int64), np.zeros(4, np.int16)]
+    assert len({content_digest([{"a": value}]) for value in values}) == len(values)
 
 
 # ---- Memory ----

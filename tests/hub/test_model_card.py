@@ -251,4 +251,10 @@ def test_a_card_says_how_samples_update_layers(options, text, tmp_path):
     config = GASTConfig(**options)
     card = " ".join(write_card(trained(tmp_path, gast=config)).read_text(encoding="utf-8").split())
     assert text in card
-    assert ("support_dataset=targets" in card) == (config.support == "dataset")
+    assert "support_dataset" not in card
+
+
+def test_a_card_names_the_support_rows_that_were_used(tmp_path):
+    manifest = {"support_dataset": {"rows": 4}}
+    card = write_card(trained(tmp_path, gast=GASTConfig(), gast_manifest=manifest)).read_text(encoding="utf-8")
+    assert "gast_config=gast, support_dataset=targets)" in card

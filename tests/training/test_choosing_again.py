@@ -224,6 +224,21 @@ class StopsAt(TrainerCallback):
             raise Stopped
 
 
+def test_a_selection_that_no_step_was_taken_on_is_said(tmp_path):
+    """An evaluation that ends training comes after rows were chosen again at the end of the same pass."""
+
+    class EndsThePass(TrainerCallback):
+        def on_epoch_end(self, args, state, control, **kwargs):
+            control.should_training_stop |= state.global_step == 5
+            return control
+
+    with pytest.warns(
+        NoEffectWarning, match="ended at step 5, where rows were chosen again, so no step .* selection 2"
+    ):
+        _, callback, _ = run(tmp_path, extra=[EndsThePass()])
+    assert [record.step for record in callback.run.history] == [3, 5]
+
+
 @pytest.mark.parametrize("missing", ["all", "the last file"])
 def test_a_checkpoint_without_the_files_of_the_callback_takes_those_of_the_output_folder(tmp_path, missing):
     """As after a kill between the Trainer's part of a checkpoint and that of the callback."""

@@ -86,7 +86,7 @@ def private_names_used():
     return {name: module for name, module in used.items() if name not in own}
 
 
-OWN_OVERRIDES = {"_save_checkpoint", "_load_rng_state"}
+OWN_OVERRIDES = {"_save_checkpoint", "_load_optimizer_and_scheduler"}
 """Defined by `GASTMixin` because the Trainer calls them."""
 
 

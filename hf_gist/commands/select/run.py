@@ -1,6 +1,8 @@
 """`hf-gist select`: flags and output."""
 
 import argparse
+import dataclasses
+import warnings
 from typing import Any
 
 from hf_gist.commands.flags import GROUPS, SelectArguments, add_settings_flags, settings_of
@@ -11,8 +13,10 @@ from hf_gist.commands.select.rows import write_rows
 from hf_gist.commands.select.scoring import score
 from hf_gist.commands.select.stream import select_from_stream
 from hf_gist.commands.workspace import USAGE, check_source
+from hf_gist.config.warmup import WarmupSettings
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.data.reading.origins import RawRows
+from hf_gist.errors import NoEffectWarning
 from hf_gist.gist.selection import Selection
 from hf_gist.report import report_at_end, summary_line, summary_table
 from hf_gist.training.tracking import selection_metrics
@@ -37,8 +41,13 @@ def add_select_flags(parser: argparse.ArgumentParser) -> None:
 def run_select(flags: argparse.Namespace) -> dict[str, Any]:
     """`hf-gist select`; returns what `--json` prints."""
     given, (arguments, warmup, config) = settings_of(flags)
+    if arguments.streaming and arguments.from_scores is not None:
+        raise ValueError(
+            "`--from_scores` selects from saved scores, and `--streaming` scores a pool; give one of them."
+        )
     if arguments.from_scores is None or arguments.output_dir is None:
         check_source(arguments)
+    warn_of_warm_up(given)
     if flags.dry_run:
         return dry_run(arguments, warmup, config)
     if arguments.streaming:
@@ -50,6 +59,26 @@ def run_select(flags: argparse.Namespace) -> dict[str, Any]:
     rows = arguments.load_pool() if "train_file" in given or "dataset_name" in given else None
     selection, scored = select_from_scores(arguments, given, rows)
     return report_selection(selection, arguments, scored)
+
+
+def warn_of_warm_up(given: dict[str, Any]) -> None:
+    """Warn of settings of a warm-up where an adapter is given, which is scored with as it is.
+
+    Args:
+        given (`dict`): the settings that were given.
+
+    Warns:
+        NoEffectWarning: naming them.
+    """
+    names = {field.name for field in dataclasses.fields(WarmupSettings)} | {"warmup_ratio", "warmup_steps"}
+    unused = sorted(names & set(given))
+    if unused and given.get("adapter_name_or_path") is not None:
+        warnings.warn(
+            f"{', '.join(f'`--{name}`' for name in unused)}: no effect with `--adapter_name_or_path`, since a trained "
+            "adapter has no warm-up. Leave one of them out.",
+            NoEffectWarning,
+            stacklevel=2,
+        )
 
 
 def report_selection(selection: Selection, arguments: SelectArguments, rows: RawRows | None) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Prepares a dataset of raw rows: tokens and labels, bad rows, cuts and wrong labels."""
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pyarrow
 from datasets import Dataset, Features, List, Value, concatenate_datasets
 from transformers import PreTrainedTokenizerBase
@@ -13,6 +16,8 @@ from hf_gist.data.preparation.encoder import LENGTH, LOST, PROBLEM, REASON, Enco
 from hf_gist.data.preparation.findings import Cuts, Mislabelled
 from hf_gist.data.preparation.requests import COLUMNS
 from hf_gist.data.preparation.templates import Template, check_trl, find_template, with_template
+from hf_gist.data.rows import IGNORE_INDEX, row_lengths
+from hf_gist.errors import NoEffectWarning
 from hf_gist.version import __version__
 
 
@@ -89,7 +94,15 @@ def _template(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, argument: st
     if "conversations" in dataset.column_names:
         check_trl(argument)
     # needs TRL only for a template without generation marks, of which TRL may have a version with them
-    return find_template(tokenizer, argument)
+    template = find_template(tokenizer, argument)
+    located = not {"prompt", "completion"} <= set(dataset.column_names)
+    if located and not getattr(tokenizer, "is_fast", True):
+        raise ValueError(
+            f"`{argument}`: the answers of a conversation are found by the characters of each token, which "
+            f"{type(tokenizer).__name__} does not tell. Load a fast tokenizer (`use_fast=True`), or give rows with "
+            "`prompt` and `completion`."
+        )
+    return template
 
 
 def _processes(rows: int) -> int | None:
@@ -122,7 +135,7 @@ def prepare(
 
     Args:
         dataset (`Dataset`): rows with `messages`, `conversations`, `prompt` and `completion`, or `text`, and optional
-            `tools` and `chat_template_kwargs`. Rows with `input_ids` and `labels` are returned unchanged.
+            `tools` and `chat_template_kwargs`. Rows with `input_ids` and `labels` are only cut.
         tokenizer (`PreTrainedTokenizerBase`): the model's tokenizer.
         max_length (`int`, *optional*): longer rows are cut at the end.
         argument (`str`): name of the dataset for messages.
@@ -138,7 +151,7 @@ def prepare(
     if "input_ids" in columns:
         if "labels" not in columns:
             raise ValueError(f"`{argument}` has `input_ids` but no `labels`; add them, -100 where no loss is wanted.")
-        return Prepared(dataset, bad, Cuts(max_length, len(dataset)), Mislabelled(len(dataset)))
+        return _already_tokenised(dataset, bad, max_length, argument, chat_template)
     check_format(columns, argument)
     if not len(dataset):
         raise ValueError(f"`{argument}` is empty.")
@@ -155,6 +168,46 @@ def prepare(
     rows = concatenate_datasets([dataset.remove_columns([n for n in columns if n == "labels"]), tokens], axis=1)
     found = Mislabelled.of(_texts(encoded, PROBLEM), len(dataset), bad.where)
     return Prepared(rows, bad, Cuts(max_length, len(dataset), cut, lost), found)
+
+
+PER_TOKEN = ("input_ids", "labels", "attention_mask", "token_type_ids", "position_ids")
+"""Columns with a value for each token."""
+
+
+def _already_tokenised(
+    dataset: Dataset, bad: BadRows, max_length: int | None, argument: str, chat_template: str | None
+) -> Prepared:
+    """Rows that have their tokens, cut to a limit.
+
+    Warns:
+        NoEffectWarning: with a chat template.
+    """
+    if chat_template is not None:
+        warnings.warn(
+            f"The chat template has no effect on the rows of `{argument}`, which are tokenised already.",
+            NoEffectWarning,
+            stacklevel=3,
+        )
+    lengths = row_lengths(dataset)
+    cuts = Cuts(max_length, len(dataset))
+    if max_length is None or lengths is None or not (lengths > max_length).any():
+        return Prepared(dataset, bad, cuts, Mislabelled(len(dataset)))
+
+    def cut(row: dict[str, Any]) -> dict[str, Any]:
+        return {name: row[name][:max_length] for name in PER_TOKEN if row.get(name) is not None}
+
+    rows = dataset.with_format(None).map(cut, desc=f"cutting {argument}")
+    long = (lengths > max_length).nonzero()[0]
+    before, after = (_labelled(some.select(long)) for some in (dataset, rows))
+    cuts.cut = len(long)
+    cuts.lost = int((before & ~after).sum())
+    return Prepared(rows, bad, cuts, Mislabelled(len(dataset)))
+
+
+def _labelled(rows: Dataset) -> np.ndarray:
+    """Whether each row has a labelled token `[n]` bool."""
+    labels = rows.with_format(None)["labels"]
+    return np.array([any(label != IGNORE_INDEX for label in row) for row in labels], dtype=bool)
 
 
 def _encode(dataset: Dataset, encoder: Encoder, argument: str) -> Dataset:

@@ -1,7 +1,7 @@
 """Reads the rows of a flag: any number of files, folders, patterns or Hub datasets."""
 
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -232,11 +232,13 @@ def _joined(tables: list[Dataset]) -> Dataset:
 
 
 def _with_sources(tables: list[Dataset], parts: list[Part]) -> list[Dataset]:
-    """The tables with a column of the file or Hub dataset of each row, unless one has such a column."""
-    if len(tables) == 1 or any(SOURCE in table.column_names for table in tables):
+    """The tables with a column of the file or Hub dataset of each row; those that have such a column keep it."""
+    if len(tables) == 1:
         return tables
-    pairs = zip(tables, parts, strict=True)
-    return [with_column(table, SOURCE, [part.source] * len(table)) for table, part in pairs]
+    return [
+        table if SOURCE in table.column_names else with_column(table, SOURCE, [part.source] * len(table))
+        for table, part in zip(tables, parts, strict=True)
+    ]
 
 
 def _check_one_format(tables: list[Dataset], parts: list[Part], argument: str) -> None:
@@ -252,18 +254,24 @@ def _check_one_format(tables: list[Dataset], parts: list[Part], argument: str) -
         )
 
 
-def load_rows(source: RowSource, argument: str) -> Dataset:
+def load_rows(source: RowSource, argument: str, skipped: Collection[str] = ()) -> Dataset:
     """The rows with the columns that they have.
 
     Args:
         source (`RowSource`): where to read.
         argument (`str`): name of the files' flag, for messages.
+        skipped (`Collection[str]`): the places of rows to leave out: those that an earlier run left out. Rows that cannot
+            be read are then left out too.
 
     Raises:
         ValueError: if not exactly one kind of source is given, a file does not exist, cannot be read or has a bad row,
             or its format is not known; the message has the flag.
     """
-    parts, _ = _read_parts(source, argument, skip_bad_rows=False)
+    parts, _ = _read_parts(source, argument, skip_bad_rows=bool(skipped))
+    if skipped:
+        parts = [
+            part.select([row for row in range(len(part.rows)) if part.where(row) not in skipped]) for part in parts
+        ]
     return _joined(_with_sources([part.rows for part in parts], parts))
 
 

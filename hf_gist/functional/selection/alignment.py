@@ -25,24 +25,8 @@ class Alignment:
 
     A row of the pool aligns with the targets by its largest cosine with the gradient of a target row, a target row
     with the other targets likewise. `ratio` is `best / targets`: at 1 the pool has rows that are to the targets what
-    these are to each other. Measured with a Llama of 5.5M parameters, 3,973 rows of six sources or those left without the
-    target's own, 48 to 81 target rows, one seed; the gain is the change of the test loss by a selection (plain cosine,
-    round robin, a third of the top) from random rows of the pool:
-
-    | target | ratio | best rows against random directions in the subspace | best rows against the pool's median | gain |
-    |---|---|---|---|---|
-    | gsm8k | 1.40 | 1.54 | 5.7 | 9.7 % |
-    | bbh | 1.14 | 1.85 | 9.6 | 43.8 % |
-    | arc | 1.02 | 1.13 | 12.6 | 1.6 % |
-    | arc, source removed (another source has its format) | 1.02 | 1.13 | 14.6 | 1.0 % |
-    | gsm8k, source removed | 0.57 | 1.14 | 2.6 | 0.5 % |
-    | piqa (no source of its own) | 0.43 | 1.16 | 6.6 | 1.3 % |
-    | bbh, source removed | 0.35 | 1.36 | 3.5 | 11.0 % |
-
-    The ratio, and neither of the other two, tells whether the pool has rows of the targets' own kind: with draws of 16
-    or 32 of the target rows, or of 500 or 1,000 rows of the pool, the first four stay above 1.00 and the others below
-    0.68. None of the three predicts the gain (bbh gains from other sources, piqa's answers are learned from any rows), so a
-    low ratio is stated and is no warning.
+    these are to each other. The ratio tells whether the pool has rows of the targets' own kind, and does not predict the gain
+    of a selection (`recipes/README.md`, "Rows like the targets"), so a low ratio is stated and is no warning.
 
     Args:
         best (`float`): mean over the best rows of their largest cosine with a target row.

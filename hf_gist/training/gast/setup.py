@@ -1,5 +1,6 @@
 """Setup of a GAST trainer: checks, the support set, and the source of each sample."""
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from hf_gist.config.gast import GASTConfig
 from hf_gist.data.batches import check_batch
 from hf_gist.data.preparation.formats import warn_other_format
 from hf_gist.data.rows import Collator
+from hf_gist.errors import NoEffectWarning
 from hf_gist.gast.checks import check_keep, check_supported, check_unmasked
 from hf_gist.gast.groups import Group, find_groups
 from hf_gist.gast.run import GASTRun
@@ -51,6 +53,11 @@ def check_trainer(trainer: Trainer, config: GASTConfig, own_weights: bool) -> No
     model = trainer.accelerator.unwrap_model(trainer.model)
     check_supported(trainer.args, trainer.accelerator, model, config.group_by)
     check_accumulation(trainer.args)
+    if config.source_column is not None and not has_length(trainer.train_dataset):
+        raise ValueError(
+            f"`source_column={config.source_column!r}`: the sources of a stream are not known before it is read. Leave it "
+            "out, or load `train_dataset` as a map-style dataset."
+        )
     check_keep(config, trainer.args.per_device_train_batch_size, _rows_in_a_batch(trainer))
     groups, unmasked = find_groups(model, config.group_by, config.outside_blocks)
     check_unmasked(trainer.accelerator, unmasked, config.support)
@@ -79,10 +86,17 @@ def _check_support(trainer: Any, config: GASTConfig, model: nn.Module, groups: S
 
     Raises:
         ValueError: naming what to change.
+
+    Warns:
+        NoEffectWarning: for support rows in a mode without support.
     """
+    given = getattr(trainer, "support_dataset", None) is not None
     if not config.uses_support:
+        if given:
+            text = f"`support_dataset` has no effect with `mode={config.mode!r}`, which compares no samples with it."
+            warnings.warn(text, NoEffectWarning, stacklevel=4)
         return
-    if getattr(trainer, "support_dataset", None) is not None and config.support != "dataset":
+    if given and config.support != "dataset":
         raise ValueError(
             f"`support_dataset` is not used with `support={config.support!r}`. Leave it out, or set `support='dataset'`."
         )

@@ -19,10 +19,17 @@ KTO = (
     "preference pairs, or select the desirable completions with `hf-gist select` and train {name} on the selected rows."
 )
 
+PAIRED = (
+    "collates preference pairs in a way that is not supported. GIST selects pairs for DPOTrainer and RewardTrainer: select "
+    "with DPOTrainer, and train {name} on the selected pairs."
+)
+
 REFUSED = {
     **dict.fromkeys(("GRPOTrainer", "RLOOTrainer", "OnlineDPOTrainer", "PPOTrainer"), GENERATES),
     **dict.fromkeys(("AsyncGRPOTrainer", "GOLDTrainer", "SDPOTrainer", "SDFTTrainer", "A2POTrainer"), GENERATES),
     **dict.fromkeys(("GKDTrainer", "MiniLLMTrainer", "DistillationTrainer", "ServerDistillationTrainer"), GENERATES),
+    **dict.fromkeys(("AsyncDistillationTrainer", "IWOPDTrainer"), GENERATES),
+    **dict.fromkeys(("ORPOTrainer", "CPOTrainer", "TPOTrainer"), PAIRED),
     **dict.fromkeys(("SentenceTransformerTrainer", "CrossEncoderTrainer", "SparseEncoderTrainer"), COMPARES),
     "KTOTrainer": KTO,
     "BCOTrainer": KTO,

@@ -204,7 +204,8 @@ class TargetWatch:
             passes = None if event == AT_THE_END else self._passes(state)
             point = TargetLoss(state.global_step, event, passes, tuple(facts.losses.double().tolist()))
             points.append(point)
-            self._record(point, state)
+            # of the model that is loaded at the very end, when the trackers have ended their runs
+            self._record(point, state, tracked=not again)
         self.clock.record(TARGET_LOSS)
 
     def _losses(self, state: TrainerState) -> RowFacts | None:
@@ -271,13 +272,15 @@ class TargetWatch:
         series.rows = [series.rows[at] for at in kept]
         series.groups = None if series.groups is None else [series.groups[at] for at in kept]
 
-    def _record(self, point: TargetLoss, state: TrainerState) -> None:
+    def _record(self, point: TargetLoss, state: TrainerState, tracked: bool) -> None:
         """Log a point, and write the series, so that it is complete even if the run is killed."""
         if state.is_world_process_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.folder / SERIES_FILE, self.series.to_dict())
         if point.event == START:
             self._not_logged = point
+        elif not tracked:
+            state.log_history.append({METRIC: point.loss, "epoch": state.epoch, "step": state.global_step})
         else:
             log_metrics(self.parts, state, {METRIC: point.loss})
 

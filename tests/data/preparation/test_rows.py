@@ -8,6 +8,7 @@ from datasets import Dataset
 
 from hf_gist.data.preparation.run import prepare, tokenize
 from hf_gist.data.preparation.turns import mask_of
+from hf_gist.errors import NoEffectWarning
 from tests.helpers.words import TEMPLATE, chats, tokenizer
 
 
@@ -186,11 +187,41 @@ def test_columns_are_kept_and_long_rows_cut_and_counted():
     assert rows["source"][0] == "family0" and all(len(ids) == 7 for ids in rows["input_ids"])
     assert all(len(ids) == len(labels) for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True))
     assert prepared.cuts.to_dict() == {"rows": 4, "cut": 4, "answers_cut_off": 0}
-    assert prepare(rows, tokenizer(), 3, "train_file").rows is rows
+    assert prepare(rows, tokenizer(), 7, "train_file").rows is rows
     cuts = prepare(Dataset.from_list(chats(4)), tokenizer(SPACED), 5, "train_file").cuts
     assert cuts.describe("train_file") == (
         "train_file: 4 of 4 rows were cut to 5 tokens; 4 of them lost the whole answer"
     )
+
+
+def test_tokenised_rows_are_cut_and_counted_too():
+    rows = [{"input_ids": [5, 6, 7, 8], "labels": [-100, -100, 7, 8], "attention_mask": [1] * 4, "note": [1, 2, 3, 4]}]
+    rows += [{"input_ids": [5, 6], "labels": [5, 6], "attention_mask": [1] * 2, "note": [1]}]
+    prepared = prepare(Dataset.from_list(rows), tokenizer(), 3, "train_file")
+    assert prepared.rows[0] == {
+        "input_ids": [5, 6, 7],
+        "labels": [-100, -100, 7],
+        "attention_mask": [1] * 3,
+        "note": [1, 2, 3, 4],
+    }
+    assert prepared.rows[1] == rows[1] and prepared.cuts.to_dict() == {"rows": 2, "cut": 1, "answers_cut_off": 0}
+    prepared = prepare(Dataset.from_list(rows), tokenizer(), 2, "train_file")
+    assert prepared.cuts.to_dict() == {"rows": 2, "cut": 1, "answers_cut_off": 1}
+    assert prepared.rows["labels"][:] == [[-100, -100], [5, 6]]
+    with pytest.warns(NoEffectWarning, match="no effect on the rows of `train_file`, which are tokenised already"):
+        prepare(Dataset.from_list(rows), tokenizer(), None, "train_file", chat_template=SPACED)
+
+
+def test_a_tokenizer_that_does_not_tell_the_place_of_tokens_is_refused_for_conversations():
+    class Slow(type(tokenizer())):
+        is_fast = False
+
+    slow = tokenizer(SPACED)
+    slow.__class__ = Slow
+    with pytest.raises(ValueError, match="which Slow does not tell. Load a fast tokenizer"):
+        prepare(Dataset.from_list(chats(2)), slow, None, "train_file")
+    both = [{"prompt": row["messages"][:1], "completion": row["messages"][1:]} for row in chats(2)]
+    assert not prepare(Dataset.from_list(both), slow, None, "train_file").bad.reasons
 
 
 def test_unknown_formats_are_errors():

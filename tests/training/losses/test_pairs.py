@@ -140,6 +140,8 @@ class _Named:
         ("GRPOTrainer", "generates the texts that it trains on during the run"),
         ("RLOOTrainer", "generates the texts"),
         ("KTOTrainer", "estimates a KL term over each batch"),
+        ("IWOPDTrainer", "generates the texts"),
+        ("CPOTrainer", "collates preference pairs in a way that is not supported"),
         ("SentenceTransformerTrainer", "compares the rows of a batch with each other"),
     ],
 )

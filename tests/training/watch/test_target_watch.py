@@ -282,6 +282,12 @@ def test_the_model_that_is_loaded_at_the_end_is_measured(tmp_path):
         def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             metrics["eval_quality"] = -state.global_step
 
+    told = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            told.append(dict(logs))
+
     loop = Evaluated(TARGETS)
     best = {"metric_for_best_model": "quality", "greater_is_better": True, "load_best_model_at_end": True}
     saving = {"save_strategy": "epoch", "eval_strategy": "epoch"}
@@ -295,11 +301,14 @@ def test_the_model_that_is_loaded_at_the_end_is_measured(tmp_path):
     with pytest.warns(
         NoEffectWarning, match="loaded the checkpoint of step 4, from before the first step on selected"
     ):
-        _, callback, _ = train(tmp_path, callback=a_callback(), extra=[loop], **settings)
+        trainer, callback, _ = train(tmp_path, callback=a_callback(), extra=[loop, Tracker()], **settings)
     points = series_of(callback).points
     assert [p.event for p in points][-1] == "at the end"
     assert points[-1].losses == pytest.approx(loop.losses[4], rel=1e-5) and points[-1].loss != points[-2].loss
     assert callback.selection.manifest["target_loss"]["final_step"] == 14
+    # the trackers were told of all but this point: their own `on_train_end` came first
+    assert [one for one in told if "gist_target_loss" in one][-1]["gist_target_loss"] == points[-2].loss
+    assert trainer.state.log_history[-1]["gist_target_loss"] == points[-1].loss
 
 
 # ---- Warnings ----
