@@ -37,6 +37,8 @@ def quiet_arguments(folder: Path, **more: Any) -> TrainingArguments:
         "logging_strategy": "no",
         "report_to": [],
         "dataloader_pin_memory": torch.cuda.is_available(),
+        # as in the warm-up, after which the same base model is trained
+        "use_cpu": torch.backends.mps.is_available(),
     }
     return TrainingArguments(**(quiet | more))
 

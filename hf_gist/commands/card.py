@@ -16,6 +16,10 @@ from hf_gist.report.runs.stream import SELECTED_FILES
 from hf_gist.utils.terminal import named_path, say
 
 
+DATASET_FOLDER = "_dataset"
+"""Where the selected rows are exported to; neither Trainer nor `push_to_hub` uploads names that begin so with the model."""
+
+
 def add_card_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of `hf-gist card`."""
     parser.add_argument("folder", metavar="DIR", help="Output folder of a training run or of hf-gist select.")
@@ -38,7 +42,7 @@ def _add_dataset_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dataset",
         action="store_true",
-        help="Instead of the model: the selected rows and all scores as a dataset with its own card, in DIR/dataset.",
+        help="Instead of the model: the selected rows and all scores as a dataset with its own card, in DIR/_dataset.",
     )
     parser.add_argument("--license", help="With --dataset: the Hub's name of the rows' licence, such as apache-2.0.")
     parser.add_argument("--train_file", nargs="+", help="With --dataset: the pool, if DIR has no selected rows.")
@@ -64,7 +68,7 @@ def _write_dataset(flags: argparse.Namespace, run: Run) -> Path:
     """Write the selected rows of a run as a dataset folder; returns the folder."""
     if run.selection is None:
         raise ValueError(f"{flags.folder} contains no selection, so there are no rows for a dataset.")
-    target = Path(flags.folder) / "dataset"
+    target = Path(flags.folder) / DATASET_FOLDER
     about = {"repo_id": flags.repo_id, "license": flags.license}
     if flags.train_file is not None or flags.dataset_name is not None:
         return export_dataset(run.selection, _load_pool(flags, run.selection), target, **about)

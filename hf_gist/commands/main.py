@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext, redirect_stdout
@@ -118,4 +119,13 @@ def _run(flags: argparse.Namespace) -> None:
     with redirect_stdout(sys.stderr) if as_json else nullcontext(), short_warnings():
         result = COMMANDS[flags.command].run(flags)
     if as_json:
-        sys.stdout.write(json.dumps(result) + "\n")
+        sys.stdout.write(json.dumps(_finite(result), allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    """A result with `None` for numbers that JSON does not have: the loss of a training that diverged."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,9 @@
 """`GASTConfig`: which samples of a batch update which layer."""
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import ClassVar, Literal
 
 from hf_gist.config.base import BaseConfig, Rule, fits_fraction_or_count
@@ -105,6 +107,12 @@ class GASTConfig(BaseConfig):
     def support_file(self) -> str | None:
         """The path of the saved support gradient; `None` for another support."""
         return None if self.support in SUPPORTS else self.support
+
+    def published(self) -> "GASTConfig":
+        """The configuration with only the name of the file of a saved support gradient, not its path on this machine."""
+        if self.support_file is None:
+            return self
+        return dataclasses.replace(self, support=PurePath(self.support_file.replace("\\", "/")).name)
 
     def rules(self) -> list[Rule]:
         """See [`BaseConfig`]."""

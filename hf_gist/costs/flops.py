@@ -40,7 +40,7 @@ class ModelWork:
         head = 0 if output is None else output.weight.numel()
         tied = output is None or id(output.weight) in embeddings
         body = base.num_parameters(exclude_embeddings=True) - (0 if tied else head)
-        config = base.config
+        config = base.config.get_text_config()
         layers = getattr(config, "num_hidden_layers", 0) + (getattr(config, "num_decoder_layers", None) or 0)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         return cls(body, head, trainable, layers, getattr(config, "hidden_size", 0))

@@ -67,6 +67,9 @@ class MaskStatistics:
                 one,
             ]
         )
+        # a batch without a sample that has a loss, or whose gradients overflow, does not count
+        usable = valid.any() & row.isfinite().all()
+        row = torch.where(usable, row, torch.zeros_like(row))
         self.sums = row if self.sums is None else self.sums + row
 
     def means(self, sums: Tensor) -> dict[str, float]:

@@ -103,12 +103,19 @@ def scale_gradients(z: Tensor, d: Tensor) -> Tensor:
     return (z.to(d.dtype) * d).sum(1)
 
 
+HAS_WIDE_PRODUCTS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8)
+"""Whether `torch.bmm` has `out_dtype`, with which a product of 16-bit factors is not rounded to 16 bits."""
+
+
 def _wide_weight_gradients(a: Tensor, d: Tensor) -> Tensor:
     """As [`weight_gradients`], in fp32; on a GPU, 16-bit factors are multiplied without rounding the product to 16 bits."""
     if d.dtype not in (torch.float16, torch.bfloat16) or d.device.type != "cuda" or torch.version.hip is not None:
         return weight_gradients(a, d).float()
     a = as_batch_of_sequences(a)
     d = as_batch_of_sequences(d)
+    if not HAS_WIDE_PRODUCTS:
+        with torch.autocast(d.device.type, enabled=False):
+            return torch.bmm(d.float().transpose(1, 2), a.float())
     return torch.bmm(d.transpose(1, 2), a.to(d.dtype), out_dtype=torch.float32)
 
 

@@ -9,7 +9,7 @@ from transformers import TrainingArguments
 
 from hf_gist.config.gast import GASTConfig
 from hf_gist.functional.masking import kept_count
-from hf_gist.gradients.models import unwrapped
+from hf_gist.gradients.models import device_problem, unwrapped
 from hf_gist.gradients.modes import checkpointed_blocks
 
 
@@ -54,7 +54,8 @@ def _distribution_problems(accelerator: Any) -> list[str]:
 
 
 def _model_problems(model: nn.Module) -> list[str]:
-    problems = []
+    spread = device_problem(model)
+    problems = [] if spread is None else [spread]
     config = getattr(unwrapped(model), "config", None)
     for name in ("layerdrop", "encoder_layerdrop", "decoder_layerdrop"):
         if getattr(config, name, 0):

@@ -236,7 +236,7 @@ class GASTRun:
     def describe(self, steps: int) -> dict[str, Any]:
         """The configuration and the counters after `steps` optimizer steps, for the report."""
         return {
-            "config": self.config.to_dict(),
+            "config": self.config.published().to_dict(),
             "steps": steps,
             "masked_batches_per_process": self.batches,
             "supports": self.supports,

@@ -19,8 +19,8 @@ from hf_gist.functional.measurements import Measurements
 from hf_gist.functional.selection.budget import rows_in_budget
 from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gradients.lora import TrackedModule, find_tracked
-from hf_gist.gradients.models import check_dtype, model_device, to_device, unwrapped
-from hf_gist.gradients.modes import checkpointing, scoring_mode
+from hf_gist.gradients.models import check_device, check_dtype, model_device, to_device, unwrapped
+from hf_gist.gradients.modes import checkpointing, scoring_mode, scoring_precision
 from hf_gist.gradients.passes import DatasetPass
 from hf_gist.gradients.row_losses.base import RowLoss
 from hf_gist.gradients.vectors import per_sample_backward
@@ -211,6 +211,7 @@ def check_inputs(
     rows_in_budget(config.budget, config.budget_unit, len(pool))
     if any(hasattr(parameter, "ds_id") for parameter in model.parameters()):
         raise ValueError("The parameters are partitioned by DeepSpeed ZeRO-3, so scoring cannot read them; use FSDP2.")
+    check_device(model)
     tracked = find_tracked(model)
     check_dtype(model, config.scoring_dtype)
     collator = dataset_pass.collator
@@ -242,7 +243,7 @@ def _try_longest(dataset_pass: DatasetPass, dataset: Any, tracked: Sequence[Trac
     batch = to_device(loss.prepared(batch), model_device(model))
     try:
         # scoring uses checkpointing if memory runs out
-        with scoring_mode(model), checkpointing(model):
+        with scoring_mode(model), scoring_precision(model, dataset_pass.scoring_dtype), checkpointing(model):
             per_sample_backward(loss, batch, tracked, lambda name, gradient: None)
     except IndexError as error:
         tokens = 0 if lengths is None else int(lengths.max())

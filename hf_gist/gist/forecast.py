@@ -3,13 +3,14 @@
 import os
 import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import torch
 from accelerate import PartialState
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.accounting import Sizes, expected_seconds
@@ -82,12 +83,16 @@ class MemoryPlan:
 def free_memory(device: torch.device) -> tuple[int, int]:
     """Free bytes of the device, and of the host for one of its processes."""
     host = psutil.virtual_memory().available // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else host), host
+    if device.type != "cuda":
+        return host, host
+    # what PyTorch keeps for itself and does not use counts as free
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept, host
 
 
 def activation_bytes(model: nn.Module, tokens: int) -> int:
     """Estimated bytes that a forward pass stores for the backward pass of a batch."""
-    config = unwrapped(model).config
+    config = cast(PreTrainedModel, unwrapped(model)).config.get_text_config()
     hidden = getattr(config, "hidden_size", 0)
     inner = getattr(config, "intermediate_size", None) or 4 * hidden
     layers = getattr(config, "num_hidden_layers", 0)

@@ -98,6 +98,13 @@ def unreached(parameters: Mapping[str, Tensor], otherwise: str = "") -> str:
     """
     names = list(dict.fromkeys(name.partition(".lora_")[0] for name in parameters))
     found = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    heads = [name for name in names if ".modules_to_save." in name]
+    if heads and any(parameters[name].grad is not None for name in parameters if ".modules_to_save." in name):
+        return (
+            f"The loss uses the weights of {heads[0].partition('.modules_to_save.')[0]} without calling the module, as TRL's "
+            "fused head does, so there are no per-sample gradients of it. Leave it out of `modules_to_save`, or with GAST set "
+            "`outside_blocks='unmasked'`."
+        )
     if any(parameter.grad is not None for parameter in parameters.values()):
         return (
             f"A fused LoRA kernel uses the adapter of {found} without calling its modules, so there are no per-sample "

@@ -91,6 +91,30 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     return sent
 
 
+def device_problem(model: nn.Module) -> str | None:
+    """Why gradients cannot be compared on the devices of a model, and what to change; `None` if they can."""
+    devices = sorted({str(parameter.device) for parameter in model.parameters()} - {"meta"})
+    if len(devices) > 1:
+        return (
+            f"the model is spread over {', '.join(devices)} (`device_map`): load it on one device for each process "
+            "(`device_map={'': local_rank}`), or use FSDP2"
+        )
+    if devices and devices[0].startswith("mps"):
+        return "Apple's GPU (mps) has no 64-bit numbers: set `use_cpu=True` in the training arguments"
+    return None
+
+
+def check_device(model: nn.Module) -> None:
+    """Check that the model is on one device, which has the numbers that scores are computed with.
+
+    Raises:
+        ValueError: naming the devices and what to change.
+    """
+    problem = device_problem(model)
+    if problem is not None:
+        raise ValueError(f"The rows cannot be scored: {problem}.")
+
+
 def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
     """Check that the weights have the configured dtype.
 
@@ -98,6 +122,14 @@ def check_dtype(model: nn.Module, scoring_dtype: str) -> None:
         ValueError: for `scoring_dtype="float32"` on weights of another floating dtype.
     """
     dtypes = {p.dtype for p in model.parameters() if p.dtype.is_floating_point}
+    # a quantised layer computes in a dtype of its own
+    computed = {getattr(module, "compute_dtype", None) for module in model.modules()} - {None}
+    if scoring_dtype == "float32" and computed - {torch.float32}:
+        names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in computed))
+        raise ValueError(
+            f"`scoring_dtype='float32'`, but the quantised layers compute in {names}. Load the model with "
+            "`bnb_4bit_compute_dtype=torch.float32`, or set `scoring_dtype='auto'`."
+        )
     if scoring_dtype == "float32" and dtypes != {torch.float32}:
         names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
         raise ValueError(

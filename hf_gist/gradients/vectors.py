@@ -1,13 +1,17 @@
 """Per-sample gradients from one forward and one backward pass, and the interface of row representations."""
 
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_gist.functional.per_sample import flat_gradients, joined_sequences
 from hf_gist.gradients.hooks import check_report, reporting, unreached
 from hf_gist.gradients.lora import TrackedModule, find_tracked, in_last_blocks
+from hf_gist.gradients.models import unwrapped
+from hf_gist.gradients.modes import checkpointed_blocks
 from hf_gist.gradients.row_losses.base import RowLoss
 
 
@@ -122,10 +126,28 @@ class GradientVectors:
         for parameter in self._left_out:
             parameter.requires_grad_(False)
         try:
-            return per_sample_backward(loss, batch, self.tracked, gradients)
+            with self._without_input_gradients() if self._left_out else nullcontext():
+                return per_sample_backward(loss, batch, self.tracked, gradients)
         finally:
             for parameter in self._left_out:
                 parameter.requires_grad_(True)
+
+    @contextmanager
+    def _without_input_gradients(self) -> Iterator[None]:
+        """Detach the input embeddings, through which the backward pass would go on to the first block.
+
+        Checkpointing and quantisation let them require gradients (`enable_input_require_grads`). While blocks are
+        checkpointed they do need them.
+        """
+        embeddings = cast(PreTrainedModel, unwrapped(self.model)).get_input_embeddings()
+        if embeddings is None or any(block.training for block in checkpointed_blocks(self.model)):
+            yield
+            return
+        hook = embeddings.register_forward_hook(lambda module, inputs, output: output.detach())
+        try:
+            yield
+        finally:
+            hook.remove()
 
 
 class LossesOnly:

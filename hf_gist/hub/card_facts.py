@@ -9,6 +9,7 @@ import torch
 
 from hf_gist.config.gist import UNSCORED
 from hf_gist.config.warmup import WarmupSettings
+from hf_gist.data.leaks import TARGET_SET
 from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.data.provenance import files_of
 from hf_gist.functional.target_losses import MANIFEST_KEY
@@ -175,17 +176,18 @@ def _left_out(selection: Selection) -> list[tuple[str, str]]:
 
 def _leaks_found(leaks: dict[str, Any], fate: str) -> list[str]:
     found = []
-    for key, name in (("target_dataset", "target"), ("eval_dataset", "evaluation")):
-        leak = leaks.get(key) or {}
+    sets = {name: leak for name, leak in leaks.items() if isinstance(leak, dict)}
+    named = {TARGET_SET: "the target set", "eval_dataset": "the evaluation set"}
+    for key, leak in sets.items():
+        # one of several evaluation sets
+        name = named.get(key) or f"the evaluation set {code(key)}"
         rows = leak.get("rows", [])
         exact = leak.get("exact", 0)
         if rows:
-            found.append(
-                f"{len(rows):,} rows of the pool are also in the {name} set ({exact:,} with the same tokens), {fate}"
-            )
-        elif key in leaks:
-            found.append(f"no row of the pool is in the {name} set")
-    if "eval_dataset" not in leaks:
+            found.append(f"{len(rows):,} rows of the pool are also in {name} ({exact:,} with the same tokens), {fate}")
+        else:
+            found.append(f"no row of the pool is in {name}")
+    if not sets.keys() - {TARGET_SET}:
         found.append("no evaluation set was given")
     if leaks.get("targets_in_evaluation"):
         found.append(f"{leaks['targets_in_evaluation']:,} target rows are also evaluation rows")

@@ -9,6 +9,7 @@ from transformers.utils import logging
 
 from hf_gist.config.files import save_config
 from hf_gist.config.gast import GASTConfig
+from hf_gist.config.gist import GISTConfig
 from hf_gist.costs.ledger import CostLedger
 from hf_gist.data.provenance import public_name
 from hf_gist.gast.table import PICTURE_FILE
@@ -166,8 +167,13 @@ def _without_empty_columns(table: list[list[str]]) -> list[list[str]]:
 
 
 def _configs(run: Run) -> list[dict[str, str]]:
-    configs = [run.selection.config if run.selection else None, run.gast]
-    return [{"title": type(c).__name__, "file": c.FILE, "yaml": c.to_yaml()} for c in configs if c is not None]
+    return [{"title": type(c).__name__, "file": c.FILE, "yaml": c.to_yaml()} for c in _published(run)]
+
+
+def _published(run: Run) -> list[GISTConfig | GASTConfig]:
+    """The configurations of a run, without local paths."""
+    found: list[GISTConfig | GASTConfig] = [] if run.selection is None else [run.selection.config]
+    return found if run.gast is None else [*found, run.gast.published()]
 
 
 def _python(run: Run) -> str:
@@ -260,9 +266,8 @@ def write_card(run: Run) -> Path:
     Raises:
         ValueError: if the metadata of the existing card cannot be read.
     """
-    for config in (run.selection.config if run.selection else None, run.gast):
-        if config is not None:
-            save_config(config, run.folder)
+    for config in _published(run):
+        save_config(config, run.folder)
     if run.gast is not None and run.gast_manifest:
         write_json(run.folder / GAST_MANIFEST, run.gast_manifest)
     path = run.folder / README

@@ -1,15 +1,19 @@
 """Uploads to the Hub: a folder, or a run with its model card."""
 
 import os
+from pathlib import Path
 
 from huggingface_hub import HfApi
 
 from hf_gist.config.files import FOLDER, LIBRARY
+from hf_gist.data.provenance import public_name
 from hf_gist.gist.artifacts import TARGETS
 from hf_gist.hub.model_card import write_card
-from hf_gist.hub.run import WARMUP_ADAPTER, find_run
+from hf_gist.hub.run import ADAPTER_CONFIG, WARMUP_ADAPTER, find_run
 from hf_gist.report import EXAMPLES_FILE, REPORT
+from hf_gist.report.charts import FIGURES
 from hf_gist.report.runs.stream import SELECTED_FILES
+from hf_gist.utils.disk import read_json, write_json
 
 
 FILES_WITH_ROWS = (
@@ -34,7 +38,7 @@ TRAINING_IGNORE_PATTERNS = [
 
 SELECTION_ALLOW_PATTERNS = [
     "README.md",
-    "*.png",
+    *(f"{key}.png" for key in FIGURES),
     "gist_config.json",
     "manifest.json",
     "costs.json",
@@ -92,6 +96,14 @@ def push_folder(
     return str(url)
 
 
+def _without_local_base(path: Path) -> None:
+    """Replace the path of a local base model in the configuration of the warm-up's adapter, which peft writes, by its name."""
+    values = read_json(path) if path.is_file() else {}
+    base = values.get("base_model_name_or_path")
+    if base and public_name(base) != base:
+        write_json(path, values | {"base_model_name_or_path": public_name(base)})
+
+
 def push_to_hub(
     folder: str | os.PathLike,
     repo_id: str,
@@ -130,6 +142,8 @@ def push_to_hub(
     """
     run = find_run(folder, repo_id)
     write_card(run)
+    if not run.trained:
+        _without_local_base(Path(folder) / WARMUP_ADAPTER / ADAPTER_CONFIG)
     return push_folder(
         folder,
         repo_id,

@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard
 
 from hf_gist.config.files import FOLDER
 from hf_gist.config.gast import GASTConfig
+from hf_gist.functional.target_losses import MANIFEST_KEY
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.selection import Selection
 from hf_gist.hub.card_metrics import evaluation_results
@@ -97,10 +98,13 @@ def _results_on_disk(run: Run) -> list[EvalResult]:
     The card is preferred because it lists the evaluation sets and the saved state does not.
     """
     readme = run.folder / README
-    if readme.is_file() and ModelCard.load(readme).data.eval_results:
+    found = [run.folder / TRAINER_STATE, *run.folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
+    paths = [path for path in found if path.is_file()]
+    newest = max((path.stat().st_mtime for path in paths), default=0.0)
+    # training may have gone on since the card was written
+    if readme.is_file() and readme.stat().st_mtime >= newest and ModelCard.load(readme).data.eval_results:
         return ModelCard.load(readme).data.eval_results
-    paths = [run.folder / TRAINER_STATE, *run.folder.glob(f"checkpoint-*/{TRAINER_STATE}")]
-    states = [read_json(path) for path in paths if path.is_file()]
+    states = [read_json(path) for path in paths]
     adapter = run.folder / ADAPTER_CONFIG
     if not states or not adapter.is_file():
         return []
@@ -108,4 +112,17 @@ def _results_on_disk(run: Run) -> list[EvalResult]:
     if last.get("best_global_step") not in (None, last["global_step"]):
         # the adapter may be that of the best or of the last step, and no file records which
         return []
-    return evaluation_results(last["log_history"], last["global_step"], read_json(adapter).get("task_type"))
+    step = final_step(last["global_step"], run.selection)
+    return evaluation_results(last["log_history"], step, read_json(adapter).get("task_type"))
+
+
+def final_step(step: int, selection: Selection | None) -> int:
+    """The step of the weights that a training ended with: `stop_when_target_rises` restores those of an earlier step.
+
+    Args:
+        step (`int`): the last step.
+        selection (`Selection`, *optional*): what the model was trained on.
+    """
+    if selection is None or not selection.config.stop_when_target_rises:
+        return step
+    return selection.manifest.get(MANIFEST_KEY, {}).get("final_step", step)

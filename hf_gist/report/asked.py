@@ -8,6 +8,7 @@ import torch
 from hf_gist.config.gast import GASTConfig
 from hf_gist.config.gist import UNSCORED, GISTConfig
 from hf_gist.costs.ledger import COSTS, CostLedger, in_units
+from hf_gist.data.leaks import TARGET_SET
 from hf_gist.data.preparation.findings import cut_sentences
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.scorers.table import scorer_of
@@ -215,7 +216,7 @@ def _leak_sentences(selection: Selection, found: dict[str, Any], sets: dict[str,
         text.append("None of them was selected: `drop_target_duplicates` excludes them.")
     elif leaked:
         text.append(f"`drop_target_duplicates` is off: {count(selected)} of them were selected.")
-    if "eval_dataset" not in sets:
+    if not sets.keys() - {TARGET_SET}:
         text.append("No evaluation rows were given, so the pool was not searched for them.")
     elif found.get("targets_in_evaluation"):
         text.append(

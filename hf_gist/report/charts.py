@@ -14,6 +14,7 @@ from hf_gist.functional.subspace import captured_variance
 from hf_gist.functional.target_losses import MANIFEST_KEY
 from hf_gist.gist.artifacts import SCORES
 from hf_gist.gist.history import ENTRY, HISTORY
+from hf_gist.gist.scorers.table import scorer_of
 from hf_gist.gist.selection import Selection
 from hf_gist.report.draw import Bars, Curve, Histogram, Spectrum
 from hf_gist.report.parts import NoPlot, Plot, Section, Table
@@ -121,13 +122,28 @@ def energy(selection: Selection) -> Plot | NoPlot:
         f"The share of a row's squared gradient norm that is inside the subspace has a median of "
         f"{percent(float(kept.median()))} for the selected rows and {percent(float(pool.median()))} for the pool."
     )
-    text = [
-        "A score inside the subspace measures how well the projection of a row's gradient aligns with the targets, not "
-        "how much of the gradient is inside the subspace. The energy fraction is that share: where it is small, most "
-        "of the row's gradient is outside the subspace, and the score ignores that part."
-    ]
+    text = [_energy_text(selection)]
     drawing = _histogram(pool, kept, "share inside the subspace", limits=(0, 1))
     return Plot(title, sentence, drawing, _histogram_table(title, drawing), text=text)
+
+
+def _energy_text(selection: Selection) -> str:
+    """What the energy fraction means for the score that rows were chosen by."""
+    scorer = scorer_of(selection.config)
+    where = "The energy fraction is the share of a row's squared gradient norm inside the subspace of the targets."
+    if scorer.forward_only:
+        return "The energy fraction is the share of a row's squared norm inside the space that the targets span."
+    if selection.config.score == "grad_norm":
+        return f"{where} The score, the norm of the whole gradient, does not depend on it."
+    if scorer.in_subspace and selection.config.score == "subspace_cosine" and selection.rank > 1:
+        return (
+            f"{where} The score measures how well the projection of a row's gradient aligns with the targets: where the "
+            "fraction is small, most of the gradient is outside the subspace, and the score ignores that part."
+        )
+    return (
+        f"{where} The score compares whole gradients: where the fraction is small, most of the gradient has nothing in common "
+        "with the targets, and the score is low."
+    )
 
 
 def _histogram(

@@ -112,7 +112,8 @@ def _draw(sections: Sequence[Section], folder: Path) -> dict[str, Markup]:
     """
     figures = {}
     plots = _plots(sections)
-    _remove_others(plots, folder)
+    if any(section.key in FIGURES for section in sections):
+        _remove_others(plots, folder)
     for key, plot in plots.items():
         with drawn(plot) as figure:
             save_png(figure, folder / f"{key}.png")

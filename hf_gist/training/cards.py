@@ -15,7 +15,7 @@ from hf_gist.gast.table import RUN_FILE, SelectionTable
 from hf_gist.gist.selection import Selection
 from hf_gist.hub.card_metrics import evaluation_results
 from hf_gist.hub.model_card import write_card
-from hf_gist.hub.run import GAST_MANIFEST, Run
+from hf_gist.hub.run import GAST_MANIFEST, Run, final_step
 from hf_gist.report import withhold_text
 from hf_gist.training.parts import output_folder
 from hf_gist.utils.disk import write_json
@@ -60,7 +60,10 @@ def _run_of(trainer: Trainer) -> Run | None:
         return None
     state = trainer.state
     folder = output_folder(trainer.args)
-    best = trainer.args.load_best_model_at_end and not trainer.is_in_train and state.best_global_step
+    step = state.global_step
+    if not trainer.is_in_train:
+        best = state.best_global_step if trainer.args.load_best_model_at_end else None
+        step = best or final_step(step, selection)
     manifest = _gast_manifest(trainer)
     return Run(
         folder=folder,
@@ -71,7 +74,7 @@ def _run_of(trainer: Trainer) -> Run | None:
         gast_manifest=manifest if gast is not None else {},
         results=evaluation_results(
             state.log_history,
-            best or state.global_step,
+            step,
             manifest["model"]["class"],
             getattr(trainer, "eval_dataset", None),
         ),
@@ -100,7 +103,8 @@ class CardCallback(TrainerCallback):
     def on_push_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Complete the card."""
+        """Complete the card, and remove text of the dataset, which a run without a push may have left in the folder."""
+        withhold_rows(self.trainer)
         complete_card(self.trainer)
 
 

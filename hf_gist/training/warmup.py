@@ -122,6 +122,8 @@ def warmup_arguments(config: GISTConfig, settings: WarmupSettings, folder: Path,
         report_to=[],
         seed=config.seed,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Apple's GPU lacks the 64-bit numbers that scores are computed with
+        use_cpu=torch.backends.mps.is_available(),
     )
 
 

@@ -50,7 +50,7 @@ def test_the_dataset_is_pushed_with_its_card(hub, tmp_path):
     assert main(["card", str(folder), "--dataset", "--repo_id", "jane/subset", "--push", "--license", "mit"]) == 0
     files = hub.files("datasets/jane/subset")
     assert {"README.md", "selected.parquet", "scores.parquet", "gist_config.json"} <= set(files)
-    chosen = Dataset.from_parquet(str(folder / "dataset" / "selected.parquet"))
+    chosen = Dataset.from_parquet(str(folder / "_dataset" / "selected.parquet"))
     assert chosen["gist_row"] == Selection.load(folder).indices
     assert not (folder / "README.md").exists(), "the card of the model is another one"
 
@@ -62,7 +62,7 @@ def test_the_dataset_of_a_training_needs_its_pool(tmp_path, capsys):
     assert "give the pool with `--train_file`" in capsys.readouterr().err
     pool().to_json(tmp_path / "pool.jsonl")
     assert main(["card", str(tmp_path / "out"), "--dataset", "--train_file", str(tmp_path / "pool.jsonl")]) == 0
-    chosen = Dataset.from_parquet(str(tmp_path / "out" / "dataset" / "selected.parquet"))
+    chosen = Dataset.from_parquet(str(tmp_path / "out" / "_dataset" / "selected.parquet"))
     assert chosen["source"] == [f"s{i % 2}" for i in made.indices]
 
 
@@ -122,6 +122,22 @@ def test_a_run_is_repeated_from_its_card(hub, files):
     assert str(files) not in json.dumps(manifest) + text
 
 
+def test_neither_an_export_nor_local_paths_are_pushed_with_a_model(hub, files):
+    run = files / "run"
+    flags = ["--model_name_or_path", str(files / "model"), "--train_file", str(files / "pool.jsonl"), "--budget", "8"]
+    flags += ["--target_file", str(files / "targets.jsonl"), "--lora_target_modules", "q_proj", "--warmup_steps", "2"]
+    flags += ["--per_device_train_batch_size", "4", "--output_dir", str(run)]
+    assert main(["select", *flags]) == 0
+    assert main(["card", str(run), "--dataset"]) == 0
+    (run / "_dataset" / "mine.png").write_bytes(b"x")
+    (run / "mine.png").write_bytes(b"x")
+    assert main(["card", str(run), "--repo_id", "jane/model", "--push"]) == 0
+    pushed = hub.files("models/jane/model")
+    assert not [name for name in pushed if name.startswith("_dataset") or name == "mine.png"]
+    assert "warmup_adapter/adapter_config.json" in pushed
+    assert str(files).encode() not in b"".join(content for name, content in pushed.items() if name.endswith("json"))
+
+
 def test_rows_that_a_run_left_out_are_left_out_of_its_dataset(files):
     broken = (files / "pool.jsonl").read_text().splitlines()
     broken[3] = '{"messages": '
@@ -134,7 +150,7 @@ def test_rows_that_a_run_left_out_are_left_out_of_its_dataset(files):
     written = (files / "run" / "selected.jsonl").read_text().splitlines()
     (files / "run" / "selected.jsonl").unlink()
     assert main(["card", run, "--dataset", "--train_file", str(pool)]) == 0
-    chosen = Dataset.from_parquet(str(files / "run" / "dataset" / "selected.parquet"))
+    chosen = Dataset.from_parquet(str(files / "run" / "_dataset" / "selected.parquet"))
     assert chosen["messages"][:] == [json.loads(line)["messages"] for line in written]
 
 

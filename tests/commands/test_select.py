@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from hf_gist import GISTConfig, Selection
 from hf_gist.commands import warmed
-from hf_gist.commands.main import COMMANDS, main
+from hf_gist.commands.main import COMMANDS, _finite, main
 from hf_gist.commands.select import scoring
 from hf_gist.commands.select.earlier import say_replaced
 from hf_gist.costs.ledger import CostLedger
@@ -288,6 +288,9 @@ def test_choosing_again_is_said_to_have_no_effect_where_nothing_is_trained(files
     with pytest.warns(NoEffectWarning, match="no effect in a selection from a stream"):
         streamed = (*trained[:2], "--budget", "4", "--streaming", "--reselect_every", "1")
         assert main(flags(files, tmp_path / "stream", *streamed)) == 0
+    # the report would show rows of an earlier stream
+    assert main(flags(files, tmp_path / "stream", *streamed[:-2], "--output_format", "parquet")) == 0
+    assert {path.name for path in (tmp_path / "stream").glob("selected.*")} == {"selected.parquet"}
 
 
 def test_settings_of_a_warm_up_have_no_effect_on_a_trained_adapter(files, run, tmp_path, capsys):
@@ -297,6 +300,12 @@ def test_settings_of_a_warm_up_have_no_effect_on_a_trained_adapter(files, run, t
         assert main(flags(files, tmp_path, *trained, "--lora_r", "2")) == 0
     assert main(flags(files, tmp_path / "o", "--from_scores", str(run), "--streaming")) == 2
     assert "`--streaming` scores a pool; give one of them" in capsys.readouterr().err
+
+
+def test_json_has_no_numbers_that_are_none():
+    nan, infinite = float("nan"), float("inf")
+    found = _finite({"runs": [{"loss": nan, "rows": 3}, (infinite, 1.5, "a", None, True)]})
+    assert found == {"runs": [{"loss": None, "rows": 3}, [None, 1.5, "a", None, True]]}
 
 
 def test_json_on_stdout_is_nothing_but_the_result(files, run, tmp_path, capsys):

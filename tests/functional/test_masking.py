@@ -90,6 +90,19 @@ def test_kept_count():
     assert [masking.kept_count(k, 16) for k in (8, 20, 0.5, 1.0, 0.01)] == [8, 16, 8, 16, 1]
 
 
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_batch_that_says_nothing_is_not_counted(broken):
+    masks = torch.tensor([[True, True, False, False]])
+    uniform = masking.log_probabilities(torch.zeros(4), VALID, 1.0)[None]
+    one, other = (mask_statistics.MaskStatistics() for _ in range(2))
+    nobody = torch.zeros(4, dtype=torch.bool)
+    for statistics in (one, other):
+        statistics.add(torch.full((1, 4), 0.25), masks, uniform, VALID)
+    other.add(torch.full((1, 4), broken), masks, uniform, VALID)
+    other.add(torch.zeros(1, 4), masks, torch.full((1, 4), float("-inf")), nobody)
+    assert one.means(one.sums) == other.means(other.sums)
+
+
 def test_statistics():
     masks = torch.tensor([[True, True, False, False], [True, False, True, False]])
     assert float(mask_statistics.layer_agreement(masks)) == pytest.approx(0.5)

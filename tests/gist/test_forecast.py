@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from hf_gist import GISTConfig, select
+from hf_gist.costs.flops import ModelWork
 from hf_gist.costs.ledger import in_units
 from hf_gist.functional.sketch import CountSketch
-from hf_gist.gist.forecast import MemoryPlan, free_memory, plan_memory
+from hf_gist.gist.forecast import MemoryPlan, activation_bytes, free_memory, plan_memory
 from hf_gist.gist.scorers.sketched import SketchedVectors
 from hf_gist.gradients.vectors import GradientVectors
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, token_rows
@@ -92,3 +93,22 @@ def test_a_basis_on_the_host_gives_the_same_scores(monkeypatch):
         found = select(lora_model().cuda(), pool, targets, GISTConfig(budget=3), data_collator=PaddingCollator())
         scores.append(found.scores)
     torch.testing.assert_close(*scores, rtol=0, atol=1e-5)
+
+
+def test_what_pytorch_keeps_and_does_not_use_is_free(monkeypatch):
+    for name, size in (("mem_get_info", (3, 24)), ("memory_reserved", 20), ("memory_allocated", 5)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert free_memory(torch.device("cuda"))[0] == 3 + 20 - 5
+
+
+def test_a_model_of_text_and_pictures_has_the_sizes_of_its_text():
+    model = lora_model()
+    plain = activation_bytes(model, 100), ModelWork.of(model)
+
+    class Composite:
+        def get_text_config(self):
+            return text
+
+    text = model.get_base_model().config
+    model.get_base_model().config = Composite()
+    assert (activation_bytes(model, 100), ModelWork.of(model)) == plain and plain[0] > 0 and plain[1].layers == 2

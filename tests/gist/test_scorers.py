@@ -273,8 +273,12 @@ def test_combinations_without_a_meaning_are_refused(values, message):
 # ---- Cheaper scorings ----
 
 
-def test_score_layers_scores_by_the_last_blocks_and_stops_there():
+@pytest.mark.parametrize("inputs", [False, True], ids=["", "inputs require gradients"])
+def test_score_layers_scores_by_the_last_blocks_and_stops_there(inputs):
     model, pool, targets = lora_model(), token_rows(24, seed=1), token_rows(5, seed=2)
+    if inputs:
+        # as with activation checkpointing, the default of SFTTrainer
+        model.enable_input_require_grads()
     blocks = model.get_base_model().model.layers
     reached = []
     blocks[1].register_forward_pre_hook(lambda _, args: reached.append(args[0].requires_grad))

@@ -2,12 +2,14 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from hf_gist import GISTConfig, Selection, per_sample_gradients_reference, select
 from hf_gist.errors import LeakWarning, UnscorableRowsWarning
+from hf_gist.gradients.models import check_device, check_dtype
 from tests.helpers.tiny import PaddingCollator, as_dataset, lora_model, patterned_rows, token_rows
 
 
@@ -325,3 +327,35 @@ def test_the_same_input_gives_the_same_selection():
         for _ in range(2)
     ]
     assert runs[0].indices == runs[1].indices and torch.equal(runs[0].scores, runs[1].scores)
+
+
+def test_the_trial_of_the_longest_rows_computes_as_scoring_does():
+    model = lora_model()
+    seen = []
+    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    config = GISTConfig(budget=2, scoring_dtype="bfloat16")
+    select(model, token_rows(9), token_rows(3, seed=5), config, data_collator=COLLATOR)
+    assert seen and all(seen)
+
+
+@pytest.mark.parametrize(
+    ("devices", "message"),
+    [
+        (["cuda:0", "cuda:1"], r"spread over cuda:0, cuda:1 \(`device_map`\): load it on one device"),
+        (["mps:0"], "Apple's GPU .* set `use_cpu=True`"),
+    ],
+)
+def test_devices_that_rows_cannot_be_scored_on_are_refused(devices, message):
+    model = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=device) for device in devices])
+    with pytest.raises(ValueError, match=message):
+        check_device(model)
+
+
+def test_float32_is_refused_for_quantised_layers_of_another_dtype():
+    model = lora_model()
+    model.get_base_model().model.layers[0].mlp.compute_dtype = torch.bfloat16
+    with pytest.raises(
+        ValueError, match="quantised layers compute in bfloat16. .*`bnb_4bit_compute_dtype=torch.float32`"
+    ):
+        check_dtype(model, "float32")
+    check_dtype(model, "auto")

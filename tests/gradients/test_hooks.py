@@ -120,3 +120,12 @@ def test_a_module_that_does_not_see_the_samples_is_named():
     with pytest.raises(ValueError, match="proj.* gets 4 rows for a batch of 3 samples"), scoring_mode(model):
         with hooks.summing(find_tracked(model), torch.ones(3)):
             model(**batch).loss.backward()
+
+
+def test_a_trained_head_whose_module_is_not_called_is_named():
+    """TRL's fused head multiplies with the weights of `lm_head` itself."""
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.zeros(2)
+    name = "base_model.model.lm_head.modules_to_save.default.weight"
+    text = hooks.unreached({name: weight})
+    assert "weights of base_model.model.lm_head without calling" in text and "`outside_blocks='unmasked'`" in text

@@ -1,7 +1,9 @@
 """Model cards: the section, the metadata, and what is kept of an existing card."""
 
+import dataclasses
 import html
 import json
+import os
 import re
 
 import pytest
@@ -12,7 +14,7 @@ from hf_gist import GASTConfig, GISTConfig
 from hf_gist.costs.ledger import CostLedger, PhaseCost
 from hf_gist.hub.card_metrics import evaluation_results
 from hf_gist.hub.model_card import BEGIN, END, write_card
-from hf_gist.hub.run import Run, find_run
+from hf_gist.hub.run import Run, final_step, find_run
 from hf_gist.utils.disk import write_json
 from tests.helpers.hub_runs import MANIFEST, select_folder, selection
 from tests.hub.test_markdown import HOSTILE
@@ -133,6 +135,9 @@ def test_local_paths_are_not_on_the_card(tmp_path):
     write_card(trained(tmp_path))
     text = (tmp_path / "README.md").read_text()
     assert "home" not in text and "base_model:adapter:a/b" in text and "base_model: meta/small" in text
+    write_card(trained(tmp_path, gast=GASTConfig(support=f"{home}/mine/s.safetensors")))
+    published = (tmp_path / "README.md").read_text() + (tmp_path / "gast_config.json").read_text()
+    assert "home" not in published and published.count("s.safetensors") == 2
 
 
 def test_costs_are_on_the_card_if_there_is_a_ledger(tmp_path):
@@ -184,6 +189,36 @@ def test_metrics_are_those_of_the_weights_that_are_pushed(tmp_path):
     after = [*logs, {"step": 10, "eval_loss": 1.75}]
     assert [r.metric_value for r in evaluation_results(after, 5, "LlamaForCausalLM")] == [1.75]
     assert evaluation_results(logs, 7, "LlamaForCausalLM") == [] == evaluation_results(logs, 10, "Strange")
+
+
+def test_metrics_are_those_of_the_adapter_that_was_restored():
+    made = selection()
+    made = dataclasses.replace(made, manifest=made.manifest | {"target_loss": {"final_step": 4}})
+    assert final_step(9, made) == final_step(9, None) == 9
+    stops = dataclasses.replace(made.config, stop_when_target_rises=True)
+    assert final_step(9, dataclasses.replace(made, config=stops)) == 4
+
+
+def test_metrics_of_a_training_that_went_on_replace_those_of_the_card(tmp_path):
+    selection().save(tmp_path / "gist")
+    (tmp_path / "adapter_config.json").write_text('{"task_type": "CAUSAL_LM"}')
+    for step in (4, 8):
+        logs = [{"step": step, "eval_loss": step / 2}]
+        write_json(tmp_path / "trainer_state.json", {"global_step": step, "log_history": logs})
+        os.utime(tmp_path / "trainer_state.json", (step, step) if step == 4 else None)
+        write_card(find_run(tmp_path))
+        if step == 4:
+            os.utime(tmp_path / "README.md", (5, 5))
+        assert [r.metric_value for r in find_run(tmp_path).results] == [step / 2]
+
+
+def test_every_evaluation_set_is_on_the_card(tmp_path):
+    leaks = {"target_dataset": {"rows": [], "exact": 0}, "eval_dataset['a|b']": {"rows": [1, 2], "exact": 1}}
+    made = selection()
+    made = dataclasses.replace(made, manifest=made.manifest | {"leaks": leaks})
+    text = write_card(Run(tmp_path, made, tmp_path / "gist")).read_text(encoding="utf-8")
+    assert "no evaluation set was given" not in text and "no row of the pool is in the target set" in text
+    assert "2 rows of the pool are also in the evaluation set `eval_dataset['a\\|b']` (1 with the same tokens)" in text
 
 
 def test_several_evaluation_sets_have_separate_results():

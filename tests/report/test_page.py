@@ -22,7 +22,7 @@ from hf_gist.report import (
     write_report,
 )
 from hf_gist.report.draw import Spectrum
-from hf_gist.report.parts import NoPlot, Plot, Table
+from hf_gist.report.parts import NoPlot, Plot, Section, Table
 from hf_gist.report.wording import percent, seconds, short, visible
 from tests.helpers.reports import HOSTILE, STORABLE, Page, selection_of
 
@@ -145,6 +145,30 @@ def test_the_leak_section_states_whether_leaked_rows_were_selected(tmp_path, dro
     found = written(tmp_path, selection)
     assert "also in target_dataset or eval_dataset: 2." in found.text and words in found.text
     assert "target_dataset 2 1 1 3, 4" in found.text and "eval_dataset 0 0 0 none" in found.text
+
+
+def test_several_evaluation_sets_are_evaluation_rows(tmp_path):
+    leaks = {"target_dataset": LEAKS["target_dataset"], "eval_dataset['test']": LEAKS["target_dataset"]}
+    text = page_without_figures(tmp_path, selection_of(leaked=[3, 4], manifest={"leaks": leaks})).text
+    assert "No evaluation rows were given" not in text and "eval_dataset['test'] 2 1 1" in text.replace("&#39;", "'")
+    leaks = {"target_dataset": LEAKS["target_dataset"]}
+    text = page_without_figures(tmp_path, selection_of(manifest={"leaks": leaks})).text
+    assert "No evaluation rows were given" in text
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, "the score ignores that part"),
+        ({"score": "cosine"}, "The score compares whole gradients"),
+        ({"score": "grad_norm"}, "does not depend on it"),
+        ({"scorer": "rds_plus"}, "inside the space that the targets span"),
+    ],
+)
+def test_the_energy_section_is_of_the_score_that_was_used(tmp_path, settings, words):
+    text = page_without_figures(tmp_path, selection_of(**settings)).text
+    others = {"the score ignores that part", "The score compares whole gradients"} - {words}
+    assert words in text and not any(other in text for other in others)
 
 
 def test_manifests_of_other_versions_are_read(tmp_path):
@@ -343,3 +367,7 @@ def test_figures_of_an_earlier_selection_do_not_stay(tmp_path):
     (tmp_path / "overlap.png").write_bytes(b"earlier")
     save_selection_figures(selection, tmp_path)
     assert not (tmp_path / "overlap.png").exists()
+    # a page without a selection has none to replace
+    (tmp_path / "overlap.png").write_bytes(b"mine")
+    page._draw([Section("gast", "GAST")], tmp_path)
+    assert (tmp_path / "overlap.png").read_bytes() == b"mine"

@@ -147,3 +147,14 @@ def test_a_card_written_by_hand_of_the_trainer_has_it_once(tmp_path):
     assert text.count(BEGIN) == 1 and "### Evaluation" not in text
     manifest = json.loads((tmp_path / "out" / "gist" / "manifest.json").read_text())
     assert manifest["train_dataset"]["fingerprint"]
+
+
+def test_text_that_a_run_without_a_push_has_left_is_removed_before_a_push(tmp_path):
+    settings = SETTINGS | {"push_to_hub": False, "save_strategy": "no", "eval_strategy": "no"}
+    callback = GISTDataSelectorCallback(GIST, as_dataset(patterned_rows(4)))
+    trainer = plain(tmp_path, Trainer, [callback], settings)
+    trainer.train()
+    examples = tmp_path / "out" / "gist" / "examples.json"
+    assert json.loads(examples.read_text())["rows"]
+    trainer.callback_handler.on_push_begin(trainer.args, trainer.state, trainer.control)
+    assert not json.loads(examples.read_text())["rows"]

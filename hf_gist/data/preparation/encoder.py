@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase
 
-from hf_gist.data.preparation.labels import LabelCheck
+from hf_gist.data.preparation.labels import LabelCheck, shortened
 from hf_gist.data.preparation.messages import RowError
 from hf_gist.data.preparation.requests import CHAT, COMPLETION, PLAIN, TEXT, Request, RequestReader
 from hf_gist.data.preparation.templates import Template, as_parts
@@ -36,7 +36,7 @@ def _reason(error: Exception, kind: str) -> str:
         return str(error)
     what = "chat template" if kind in (CHAT, COMPLETION) else "tokenizer"
     text = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-    return f"the {what} refuses it: {text}"
+    return f"the {what} refuses it: {shortened(text)}"
 
 
 @dataclass

@@ -68,7 +68,7 @@ def text_of(content: Any, what: str) -> Any:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise RowError(f"{what} has {content!r} as its content, which is not text")
+        raise RowError(f"{what} has a {type(content).__name__} as its content, not a text")
     return "".join(_text_of_part(part, what) for part in content)
 
 
@@ -98,7 +98,8 @@ def _content(message: dict[str, Any], what: str) -> Any:
 def _message(message: Any, number: int, template: str) -> dict[str, Any]:
     """One message, checked."""
     if not isinstance(message, dict):
-        raise RowError(f"message {number} is {message!r}, not a role with a content")
+        # without the value: reasons are in manifests, which are published
+        raise RowError(f"message {number} is a {type(message).__name__}, not a role with a content")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RowError(f"message {number} has no role")

@@ -119,7 +119,7 @@ class RequestReader:
             raise RowError(f"it has no `{name}`")
         if not isinstance(value, str):
             raise RowError(
-                f"it has {value!r} in `{name}`, which is not text: numbers in a CSV or JSON file are read as numbers; "
+                f"it has a {type(value).__name__} in `{name}`, not a text: numbers in a CSV or JSON file are read as numbers; "
                 "write the file as JSON with quoted values"
             )
         return value
