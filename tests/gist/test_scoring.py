@@ -332,7 +332,8 @@ def test_the_same_input_gives_the_same_selection():
 def test_the_trial_of_the_longest_rows_computes_as_scoring_does():
     model = lora_model()
     seen = []
-    model.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    embeddings = model.get_base_model().model.embed_tokens
+    embeddings.register_forward_pre_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
     config = GISTConfig(budget=2, scoring_dtype="bfloat16")
     select(model, token_rows(9), token_rows(3, seed=5), config, data_collator=COLLATOR)
     assert seen and all(seen)

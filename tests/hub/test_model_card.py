@@ -216,9 +216,11 @@ def test_every_evaluation_set_is_on_the_card(tmp_path):
     leaks = {"target_dataset": {"rows": [], "exact": 0}, "eval_dataset['a|b']": {"rows": [1, 2], "exact": 1}}
     made = selection()
     made = dataclasses.replace(made, manifest=made.manifest | {"leaks": leaks})
+    made.save(tmp_path / "gist")
     text = write_card(Run(tmp_path, made, tmp_path / "gist")).read_text(encoding="utf-8")
     assert "no evaluation set was given" not in text and "no row of the pool is in the target set" in text
-    assert "2 rows of the pool are also in the evaluation set `eval_dataset['a\\|b']` (1 with the same tokens)" in text
+    plain = re.sub("</?code>|`", "", html.unescape(text)).replace("\\|", "|")
+    assert "2 rows of the pool are also in the evaluation set eval_dataset['a|b'] (1 with the same tokens)" in plain
 
 
 def test_several_evaluation_sets_have_separate_results():
