@@ -373,7 +373,7 @@ def test_a_run_that_is_stopped_within_a_pass_is_saved_and_evaluated_as_any_other
 def test_resuming_in_another_output_folder_names_both(tmp_path):
     config = GISTConfig(budget=20, warmup_steps=5)
     train(tmp_path / "one", config, save_strategy="steps", save_steps=8)
-    message = "`resume_from_checkpoint` names a checkpoint of step 8.*`output_dir=.*two` has no checkpoint-8 with"
+    message = "`resume_from_checkpoint` names a checkpoint of step 8.*`output_dir=.*two` has no selection"
     with pytest.raises(ValueError, match=message):
         train(tmp_path / "two", config, resume=str(tmp_path / "one" / "checkpoint-8"))
     shutil.copytree(tmp_path / "one", tmp_path / "three")

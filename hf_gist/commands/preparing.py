@@ -32,6 +32,7 @@ class Preparer:
         chat_template (`str`, *optional*): Jinja text instead of the tokenizer's template.
         skip_bad_rows (`bool`): leave out rows that cannot be tokenised.
         max_mislabelled (`float`): largest accepted share of rows whose labels are not their answers.
+        cuts_tokens (`bool`): cut rows that are tokenised already too; not to a length that nobody has asked for.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -39,6 +40,7 @@ class Preparer:
     chat_template: str | None = None
     skip_bad_rows: bool = False
     max_mislabelled: float = MISLABELLED_SHARE
+    cuts_tokens: bool = True
     cuts: dict[str, Cuts] = field(default_factory=dict)
     mislabelled: dict[str, Mislabelled] = field(default_factory=dict)
     bad: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
@@ -75,10 +77,11 @@ class Preparer:
     def _prepared(
         self, rows: Dataset, argument: str, where: Where | None, quiet: bool, numbered: str = ""
     ) -> Prepared:
+        whole = "input_ids" in rows.column_names and not self.cuts_tokens
         prepared = prepare(
             rows,
             self.tokenizer,
-            self.max_length,
+            None if whole else self.max_length,
             argument,
             chat_template=self.chat_template,
             where=where,
@@ -147,4 +150,5 @@ def new_preparer(arguments: Any, base: PreTrainedModel) -> Preparer:
         read_template(arguments.chat_template),
         getattr(arguments, "skip_bad_rows", False),
         arguments.max_mislabelled,
+        arguments.max_length is not None,
     )

@@ -100,7 +100,7 @@ def device_problem(model: nn.Module) -> str | None:
             "(`device_map={'': local_rank}`), or use FSDP2"
         )
     if devices and devices[0].startswith("mps"):
-        return "Apple's GPU (mps) has no 64-bit numbers: set `use_cpu=True` in the training arguments"
+        return "Apple's GPU (mps) has no 64-bit numbers: set `use_cpu=True` in the training arguments, or move the model to the CPU"
     return None
 
 

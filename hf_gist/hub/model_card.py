@@ -29,6 +29,7 @@ from hf_gist.hub.markdown import Verbatim
 from hf_gist.hub.run import GAST_MANIFEST, README, WARMUP_ADAPTER, Run
 from hf_gist.hub.templating import citations, kept_samples, pictures, render
 from hf_gist.report import save_selection_figures
+from hf_gist.report.charts import FIGURES
 from hf_gist.utils.disk import write, write_json
 from hf_gist.version import __version__
 
@@ -143,7 +144,7 @@ def selection_values(selection: Selection, artifacts: Path, folder: Path) -> dic
 
 def _selection_figures(selection: Selection, artifacts: Path) -> list[Path]:
     """The PNG files of a selection, written unless those in the folder are newer than its manifest."""
-    paths = sorted(artifacts.glob("*.png"))
+    paths = sorted(path for path in artifacts.glob("*.png") if path.stem in FIGURES)
     written = (artifacts / MANIFEST).stat().st_mtime
     if paths and all(path.stat().st_mtime >= written for path in paths):
         return paths

@@ -1,6 +1,8 @@
 """Uploads to the Hub: a folder, or a run with its model card."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from huggingface_hub import HfApi
@@ -96,12 +98,19 @@ def push_folder(
     return str(url)
 
 
-def _without_local_base(path: Path) -> None:
-    """Replace the path of a local base model in the configuration of the warm-up's adapter, which peft writes, by its name."""
+@contextmanager
+def _without_local_base(path: Path) -> Iterator[None]:
+    """Only the name of a local base model, not its path, in the configuration of an adapter, as long as it is uploaded."""
     values = read_json(path) if path.is_file() else {}
     base = values.get("base_model_name_or_path")
-    if base and public_name(base) != base:
+    local = bool(base) and public_name(base) != base
+    if local:
         write_json(path, values | {"base_model_name_or_path": public_name(base)})
+    try:
+        yield
+    finally:
+        if local:
+            write_json(path, values)
 
 
 def push_to_hub(
@@ -142,14 +151,13 @@ def push_to_hub(
     """
     run = find_run(folder, repo_id)
     write_card(run)
-    if not run.trained:
-        _without_local_base(Path(folder) / WARMUP_ADAPTER / ADAPTER_CONFIG)
-    return push_folder(
-        folder,
-        repo_id,
-        private=private,
-        token=token,
-        revision=revision,
-        allow_patterns=None if run.trained else SELECTION_ALLOW_PATTERNS,
-        ignore_patterns=TRAINING_IGNORE_PATTERNS if run.trained else None,
-    )
+    with nullcontext() if run.trained else _without_local_base(Path(folder) / WARMUP_ADAPTER / ADAPTER_CONFIG):
+        return push_folder(
+            folder,
+            repo_id,
+            private=private,
+            token=token,
+            revision=revision,
+            allow_patterns=None if run.trained else SELECTION_ALLOW_PATTERNS,
+            ignore_patterns=TRAINING_IGNORE_PATTERNS if run.trained else None,
+        )

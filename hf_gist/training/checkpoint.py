@@ -144,10 +144,10 @@ def load_selection(output_dir: Path, step: int, config: GISTConfig, pool: Any) -
     """
     folder = checkpoint_folder(output_dir, step)
     artifacts = selection_folder(output_dir, step, config)
-    if not folder.parent.is_dir() or not (artifacts / MANIFEST).exists():
+    if not (artifacts / MANIFEST).exists():
         raise ValueError(
             f"`resume_from_checkpoint` names a checkpoint of step {step}, after the selection, and `output_dir={output_dir}` "
-            f"has no {folder.parent.name} with a selection in {artifacts}. A run is resumed in its own `output_dir`: give the "
+            f"has no selection (`{artifacts / MANIFEST}`). A run is resumed in its own `output_dir`: give the "
             "one of the interrupted run, or copy it as a whole."
         )
     selection = Selection.load(artifacts)

@@ -384,9 +384,7 @@ def test_mistakes_are_named(files, tmp_path, capsys, more, message):
 
 def test_settings_that_each_method_has_of_its_own_are_said_to_have_no_effect(files, compared):
     more = ("--seeds", "0", "--methods", "random", "--strategy", "mean", "--sample_from_top", "3")
-    with pytest.warns(
-        NoEffectWarning, match="`--strategy mean`, `--sample_from_top 3.0` has no effect in `hf-gist comp"
-    ):
+    with pytest.warns(NoEffectWarning, match="`--strategy mean`, `--sample_from_top 3.0`: no effect in `hf-gist comp"):
         assert main(flags(files, compared, *more)) == 0
 
 

@@ -262,3 +262,9 @@ def test_the_cuts_of_a_file_are_its_own(capsys):
         preparer.usable(rows, "test_file")
         assert "test_file: 4 of 4 rows were cut to 7 tokens" in capsys.readouterr().out
     assert preparer.facts()["cut_rows"]["test_file"]["rows"] == 8
+
+
+def test_tokenised_rows_are_cut_only_to_a_length_that_was_asked_for():
+    rows = Dataset.from_list([{"input_ids": [5] * 9, "labels": [5] * 9}])
+    assert len(Preparer(tokenizer(SPACED), 7).usable(rows, "test_file")[0]["input_ids"]) == 7
+    assert len(Preparer(tokenizer(SPACED), 7, cuts_tokens=False).usable(rows, "test_file")[0]["input_ids"]) == 9

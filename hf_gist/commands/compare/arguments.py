@@ -112,8 +112,8 @@ def shared_settings(config: GISTConfig) -> GISTConfig:
     given = [f"--{name} {getattr(config, name)}" for name, default in own.items() if getattr(config, name) != default]
     if given:
         warnings.warn(
-            f"{', '.join(f'`{one}`' for one in given)} has no effect in `hf-gist compare`, where each method has its own; "
-            "choose them by `--methods`.",
+            f"{', '.join(f'`{one}`' for one in given)}: no effect in `hf-gist compare`, where each method has its own; choose "
+            "by `--methods`.",
             NoEffectWarning,
             stacklevel=2,
         )

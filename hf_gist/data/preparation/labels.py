@@ -18,6 +18,8 @@ HEADER = re.compile("system|(?<!to=)user|human|cuttingknowledge|todaydate", re.I
 REASONING = ("reasoning_content", "reasoning", "thinking")
 """Fields of an answer that templates write before its content."""
 
+ASSISTANT = re.compile("assistant", re.IGNORECASE)
+
 MARKUP = re.compile("<[^<>]{1,40}>")
 
 
@@ -103,6 +105,7 @@ class LabelCheck:
         rest: list[str] = []
         at = 0
         for message in answers:
+            reasoned = False
             # a reasoning often has the words of the answer that follows it; templates leave out those of earlier turns
             for words in (
                 squeezed(text) for name, text in message.items() if name in REASONING and isinstance(text, str)
@@ -111,10 +114,12 @@ class LabelCheck:
                 if found >= 0 and self._find(shown, message, found + len(words)) is not None:
                     rest.append(shown[at:found])
                     at = found + len(words)
+                    reasoned = True
             span = self._find(shown, message, at)
             if span is None:
                 return message["content"], rest
-            rest.append(shown[at : span[0]])
+            # a template may begin the content with a header of its own, behind the reasoning
+            rest.append(ASSISTANT.sub("", shown[at : span[0]]) if reasoned else shown[at : span[0]])
             at = span[1]
         return None, [*rest, shown[at:]]
 
@@ -149,7 +154,7 @@ class LabelCheck:
             return False
         if HEADER.search(MARKUP.sub("", around) if self.marked else around):
             return True
-        if not self.marked and any("assistant" in part.lower() for part in cleaned):
+        if not self.marked and any(ASSISTANT.search(part) for part in cleaned):
             return True
         said = [squeezed(message["content"]) for message in others if isinstance(message.get("content"), str)]
         if any(len(text) >= SHORTEST and text in around for text in said):

@@ -1,6 +1,7 @@
 """Conversations of raw rows: parsed, checked, and without what a table format adds to them."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -24,6 +25,24 @@ TEXT_PARTS = {None, "text", "input_text", "output_text"}
 
 class RowError(ValueError):
     """A row that cannot be prepared; the message is the reason, without a full stop."""
+
+
+def without_nulls(value: Any, feature: Any) -> Any:
+    """A value without the null keys that a table format adds to give all structs of a column the same keys.
+
+    Args:
+        value: as `datasets` returns it.
+        feature: its type in `Dataset.features`. Values of type `Json` are as they were written, and are kept.
+    """
+    if isinstance(feature, list):
+        inner = feature[0]
+    else:
+        inner = getattr(feature, "feature", None)
+    if isinstance(value, list) and inner is not None:
+        return [without_nulls(item, inner) for item in value]
+    if isinstance(value, dict) and isinstance(feature, Mapping):
+        return {key: without_nulls(item, feature.get(key)) for key, item in value.items() if item is not None}
+    return value
 
 
 def from_json(text: str, column: str) -> Any:
@@ -68,7 +87,7 @@ def text_of(content: Any, what: str) -> Any:
     if isinstance(content, str):
         return content
     if not isinstance(content, list):
-        raise RowError(f"{what} has a {type(content).__name__} as its content, not a text")
+        raise RowError(f"{what} has a value of the type {type(content).__name__!r} as its content, not a text")
     return "".join(_text_of_part(part, what) for part in content)
 
 
@@ -99,7 +118,7 @@ def _message(message: Any, number: int, template: str) -> dict[str, Any]:
     """One message, checked."""
     if not isinstance(message, dict):
         # without the value: reasons are in manifests, which are published
-        raise RowError(f"message {number} is a {type(message).__name__}, not a role with a content")
+        raise RowError(f"message {number} is of the type {type(message).__name__!r}, not a role with a content")
     role = message.get("role")
     if not isinstance(role, str) or not role:
         raise RowError(f"message {number} has no role")

@@ -15,9 +15,9 @@ from hf_gist.data.preparation.messages import (
     parsed,
     tools_of,
     with_known_roles,
+    without_nulls,
 )
 from hf_gist.data.preparation.templates import Template
-from hf_gist.data.reading.nulls import without_nulls
 
 
 COLUMNS = ("prompt", "completion", "messages", "conversations", "text", "tools", "chat_template_kwargs")
@@ -119,7 +119,7 @@ class RequestReader:
             raise RowError(f"it has no `{name}`")
         if not isinstance(value, str):
             raise RowError(
-                f"it has a {type(value).__name__} in `{name}`, not a text: numbers in a CSV or JSON file are read as numbers; "
+                f"it has a value of the type {type(value).__name__!r} in `{name}`, not a text: numbers in a CSV or JSON file are read as numbers; "
                 "write the file as JSON with quoted values"
             )
         return value

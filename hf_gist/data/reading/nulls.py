@@ -4,35 +4,17 @@ Arrow gives all objects of a column the same keys, with null where an object has
 `weather(city, ticker=null)` if another row calls `quote(ticker)`, and the model would be scored on that.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset, Features, List
 
+from hf_gist.data.preparation.messages import without_nulls
 from hf_gist.data.reading.table import with_column
 
 
 CHATS = ("messages", "prompt", "completion", "conversations")
 CALLS = "tool_calls"
 TOOLS = "tools"
-
-
-def without_nulls(value: Any, feature: Any) -> Any:
-    """A value without the null keys that a table format adds to give all structs of a column the same keys.
-
-    Args:
-        value: as `datasets` returns it.
-        feature: its type in `Dataset.features`. Values of type `Json` are as they were written, and are kept.
-    """
-    if isinstance(feature, list):
-        inner = feature[0]
-    else:
-        inner = getattr(feature, "feature", None)
-    if isinstance(value, list) and inner is not None:
-        return [without_nulls(item, inner) for item in value]
-    if isinstance(value, dict) and isinstance(feature, Mapping):
-        return {key: without_nulls(item, feature.get(key)) for key, item in value.items() if item is not None}
-    return value
 
 
 def _pruned(value: Any, feature: Any) -> Any:

@@ -19,11 +19,14 @@ ANSWER = {"role": "assistant", "content": "w2"}
         ('{"role": "user"}', "`messages` must be a list, and is dict"),
         (7, "`messages` must be a list, and is int"),
         ([], "a conversation without a message"),
-        ([USER, "w2"], "message 2 is a str, not a role with a content"),
+        ([USER, "w2"], "message 2 is of the type 'str', not a role with a content"),
         ([USER, {"content": "w2"}], "message 2 has no role"),
         ([USER, {"role": "asistant", "content": "w2"}], "message 2 has the role 'asistant', which the chat template"),
         ([USER, {"role": "assistant", "content": None}], r"message 2 \(assistant\) has no content"),
-        ([{"role": "user", "content": 7}, ANSWER], r"message 1 \(user\) has a int as its content, not a text"),
+        (
+            [{"role": "user", "content": 7}, ANSWER],
+            r"message 1 \(user\) has a value of the type 'int' as its content, not a text",
+        ),
         ([{"role": "user", "content": [{"type": "image"}]}, ANSWER], "has a part of the type 'image'"),
     ],
 )
@@ -126,7 +129,10 @@ def test_bad_rows_that_are_left_out_keep_their_place_without_a_label(mixed):
     ("rows", "reason"),
     [
         ([{"text": "w1"}, {"text": None}], "pool, row 2: it has no `text`"),
-        ([{"prompt": "w1", "completion": 7}], "pool, row 1: it has a int in `completion`, not a text"),
+        (
+            [{"prompt": "w1", "completion": 7}],
+            "pool, row 1: it has a value of the type 'int' in `completion`, not a text",
+        ),
         ([{"prompt": "w1", "completion": None}], "pool, row 1: it has no `completion`"),
         ([{"prompt": [USER], "completion": "w1"}], "`prompt` is messages and `completion` is text; both must be"),
     ],

@@ -96,3 +96,13 @@ def test_a_header_among_the_labels_is_still_found():
     leaking = WRITTEN_FIRST.replace("{% generation %}", "{% generation %}user says: ")
     turn = answer("4", reasoning_content="It is 4.")
     assert labelled(leaking, user("What is it?"), turn)[1] == 1
+
+
+def test_a_header_between_a_reasoning_and_its_answer_belongs_to_the_answer():
+    """As in the format of gpt-oss, whose turns with a reasoning have two headers."""
+    check = LabelCheck(chat_tokenizer(), False)
+    turn = answer("4", reasoning_content="It is even.")
+    ids = chat_tokenizer()("It is even.<|end|><|start|>assistant<|channel|>final<|message|>4<|return|>")["input_ids"]
+    assert check.problems([ids], [[turn]], [[user("What is it?")]]) == [None]
+    ids = chat_tokenizer()("<|start|>assistant<|message|>It is even. 4<|return|>")["input_ids"]
+    assert check.problems([ids], [[turn]], [[user("What is it?")]]) != [None]
