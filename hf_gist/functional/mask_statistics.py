@@ -9,9 +9,8 @@ from torch import Tensor
 def normalised_entropy(log_p: Tensor) -> Tensor:
     """Entropy of the softmax, divided by its maximum: 1 for a uniform draw, 0 for a deterministic one."""
     p = log_p.exp()
-    entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
-    count = (p > 0).sum(-1).clamp(min=2)
-    return entropy / count.float().log()
+    count = (p > 0).sum(-1, dtype=torch.float32).clamp(min=2)
+    return torch.special.entr(p).sum(-1) / count.log()
 
 
 def layer_agreement(masks: Tensor) -> Tensor:
@@ -68,8 +67,8 @@ class MaskStatistics:
             ]
         )
         # a batch without a sample that has a loss, or whose gradients overflow, does not count
-        usable = valid.any() & row.isfinite().all()
-        row = torch.where(usable, row, torch.zeros_like(row))
+        not_finite = row.sum() * 0 != 0
+        row = row.masked_fill(not_finite, 0)
         self.sums = row if self.sums is None else self.sums + row
 
     def means(self, sums: Tensor) -> dict[str, float]:

@@ -99,7 +99,7 @@ def test_a_batch_that_says_nothing_is_not_counted(broken):
     for statistics in (one, other):
         statistics.add(torch.full((1, 4), 0.25), masks, uniform, VALID)
     other.add(torch.full((1, 4), broken), masks, uniform, VALID)
-    other.add(torch.zeros(1, 4), masks, torch.full((1, 4), float("-inf")), nobody)
+    other.add(torch.zeros(1, 4), masks, masking.log_probabilities(torch.zeros(4), nobody, 1.0)[None], nobody)
     assert one.means(one.sums) == other.means(other.sums)
 
 
