@@ -32,7 +32,7 @@ class Preparer:
         chat_template (`str`, *optional*): Jinja text instead of the tokenizer's template.
         skip_bad_rows (`bool`): leave out rows that cannot be tokenised.
         max_mislabelled (`float`): largest accepted share of rows whose labels are not their answers.
-        cuts_tokens (`bool`): cut rows that are tokenised already too; not to a length that nobody has asked for.
+        cuts_tokens (`bool`): also cut rows that are tokenised already; `new_preparer` does so only with `--max_length`.
     """
 
     tokenizer: PreTrainedTokenizerBase

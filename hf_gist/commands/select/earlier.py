@@ -46,6 +46,19 @@ def remove_others(folder: Path, written: Path | None) -> list[str]:
     """
     for name in (STREAM_FILE, HISTORY):
         (folder / name).unlink(missing_ok=True)
+    return remove_other_rows(folder, written)
+
+
+def remove_other_rows(folder: Path, written: Path | None) -> list[str]:
+    """Remove the selected rows of an earlier selection, in each format.
+
+    Args:
+        folder (`Path`): the output folder.
+        written (`Path`, *optional*): the selected rows that stay; `None` if none were written.
+
+    Returns:
+        `list[str]`: names of the removed files.
+    """
     others = [folder / name for name in SELECTED_FILES if folder / name != written and (folder / name).is_file()]
     for path in others:
         path.unlink()

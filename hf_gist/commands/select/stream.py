@@ -7,7 +7,7 @@ from typing import Any
 from datasets import Dataset
 
 from hf_gist.commands.flags import SelectArguments
-from hf_gist.commands.select.earlier import say_replaced
+from hf_gist.commands.select.earlier import remove_other_rows, say_replaced
 from hf_gist.commands.select.rows import rows_file, write_lines
 from hf_gist.commands.select.scoring import evaluation_rows
 from hf_gist.commands.workspace import open_targets, say_skipped
@@ -18,7 +18,7 @@ from hf_gist.data.reading.stream import RowStream, chunk_of, text_of
 from hf_gist.gist.artifacts import MANIFEST
 from hf_gist.gist.stream import StreamSelection, check_stream_config, select_stream
 from hf_gist.report import report_at_end
-from hf_gist.report.runs.stream import SELECTED_FILES, STREAM_FILE
+from hf_gist.report.runs.stream import STREAM_FILE
 from hf_gist.training.loading import padding_collator
 from hf_gist.utils.disk import write, write_json
 from hf_gist.utils.terminal import named, named_path, say, say_wrapped
@@ -61,10 +61,8 @@ def select_from_stream(arguments: SelectArguments, config: GISTConfig) -> dict[s
         write(path, chunk_of(selection.rows).to_parquet)
     else:
         write_lines(map(text_of, selection.rows), path)
-    # of an earlier stream: the report would show its rows
-    for name in SELECTED_FILES:
-        if folder / name != path:
-            (folder / name).unlink(missing_ok=True)
+    # the report would show those of an earlier stream
+    remove_other_rows(folder, path)
     content: dict[str, Any] = {"indices": selection.indices, "scores": selection.scores, **_counts(selection)}
     if stream.skipped:
         content["skipped_rows"] = stream.skipped

@@ -7,6 +7,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from hf_gist.data.preparation.messages import REASONING
+
 
 SHORTEST = 4
 """Characters of the shortest text of others that is looked for among the labels."""
@@ -14,9 +16,6 @@ SHORTEST = 4
 SHOWN_CHARACTERS = 160
 HEADER = re.compile("system|(?<!to=)user|human|cuttingknowledge|todaydate", re.IGNORECASE)
 """What role headers and default system prompts have and answers' markup has not."""
-
-REASONING = ("reasoning_content", "reasoning", "thinking")
-"""Fields of an answer that templates write before its content."""
 
 ASSISTANT = re.compile("assistant", re.IGNORECASE)
 

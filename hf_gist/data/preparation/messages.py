@@ -57,7 +57,10 @@ def from_json(text: str, column: str) -> Any:
         raise RowError(f"`{column}` is text that is no JSON ({error})") from error
 
 
-INSTEAD_OF_TEXT = ("tool_calls", "reasoning_content", "thinking", "reasoning")
+REASONING = ("reasoning_content", "thinking", "reasoning")
+"""Fields of an answer that templates write before its content."""
+
+INSTEAD_OF_TEXT = ("tool_calls", *REASONING)
 """Fields of an assistant's turn that may take the place of its content."""
 
 

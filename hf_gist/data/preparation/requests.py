@@ -119,8 +119,8 @@ class RequestReader:
             raise RowError(f"it has no `{name}`")
         if not isinstance(value, str):
             raise RowError(
-                f"it has a value of the type {type(value).__name__!r} in `{name}`, not a text: numbers in a CSV or JSON file are read as numbers; "
-                "write the file as JSON with quoted values"
+                f"it has a value of the type {type(value).__name__!r} in `{name}`, not a text: numbers in a CSV or JSON file "
+                "are read as numbers; write the file as JSON with quoted values"
             )
         return value
 
